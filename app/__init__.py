@@ -1,0 +1,1 @@
+"""The Streamlit explorer: it chooses and shows, it never computes. It has no page yet."""

@@ -1,0 +1,117 @@
+"""Everything that can go wrong with a stated reason.
+
+    ForensicsError
+    ├── UnknownRun, RunExists, UnknownLayout, NewerWorkspace
+    ├── StepOutOfRange, MissingCheckpoint, MissingState, UnknownInstance, UnknownDocument
+    ├── MissingFile
+    ├── CorruptFile
+    │   └── UnsafeFile           the file would run code, or lies about its size
+    ├── OrderMismatch            the data are not proved to be the run's data
+    ├── UnsupportedRecipe        a setting that defines the step differently
+    ├── InvalidEdit, InvalidRange
+    ├── RefusedQuery, FailedQuery
+    ├── Busy, DiskFull, OutOfMemory, NotDeterministic
+    └── MixedInstallation        our packages come from more than one place
+
+Each class is also the builtin it resembles, so that callers may catch either. A message says what was asked, what is
+there, and what to do.
+"""
+
+
+class ForensicsError(Exception):
+    """Base of every error the toolkit states on purpose."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else type(self).__name__
+
+
+class UnknownRun(ForensicsError, LookupError):
+    """No run or fork of that name in the workspace."""
+
+
+class RunExists(ForensicsError, FileExistsError):
+    """A run of that name is already registered."""
+
+
+class UnknownLayout(ForensicsError, ValueError):
+    """The folder is in no published layout that the toolkit reads."""
+
+
+class NewerWorkspace(ForensicsError, RuntimeError):
+    """The workspace was written by a later version of the toolkit."""
+
+
+class StepOutOfRange(ForensicsError, LookupError):
+    """The run did not take that step."""
+
+
+class MissingCheckpoint(ForensicsError, LookupError):
+    """No checkpoint at that step."""
+
+
+class MissingState(ForensicsError, LookupError):
+    """The checkpoint lacks a state that the question needs."""
+
+
+class UnknownInstance(ForensicsError, LookupError):
+    """The run has no such instance."""
+
+
+class UnknownDocument(ForensicsError, LookupError):
+    """The run has no such document."""
+
+
+class MissingFile(ForensicsError, FileNotFoundError):
+    """A file that the run names is not there."""
+
+
+class CorruptFile(ForensicsError, ValueError):
+    """A file is truncated, changed, or not what its name says."""
+
+
+class UnsafeFile(CorruptFile):
+    """A file that would run code, reach outside its folder, or claim an absurd size."""
+
+
+class OrderMismatch(ForensicsError, ValueError):
+    """The data or their order contradict the trainer's own record."""
+
+
+class UnsupportedRecipe(ForensicsError, NotImplementedError):
+    """A setting of the trainer defines the step differently and is not supported."""
+
+
+class InvalidEdit(ForensicsError, ValueError):
+    """An edit that cannot be read, or that hits nothing."""
+
+
+class InvalidRange(ForensicsError, ValueError):
+    """A range of steps that cannot be read."""
+
+
+class RefusedQuery(ForensicsError, PermissionError):
+    """SQL that is more than one read-only statement."""
+
+
+class FailedQuery(ForensicsError, ValueError):
+    """SQL that DuckDB could not answer."""
+
+
+class Busy(ForensicsError, BlockingIOError):
+    """Another process is writing the same thing."""
+
+
+class DiskFull(ForensicsError, OSError):
+    """Not enough free disk; nothing was written."""
+
+
+class OutOfMemory(ForensicsError, MemoryError):
+    """The device cannot hold the step."""
+
+
+class NotDeterministic(ForensicsError, RuntimeError):
+    """An operation has no deterministic kernel on this device."""
+
+
+class MixedInstallation(ForensicsError, ImportError):
+    """One of the toolkit's packages is shadowed by something else of the same name."""

@@ -1,0 +1,229 @@
+"""The only writer: files and folders appear whole or not at all.
+
+Everything is written under a temporary name beside its target, flushed, fsynced and renamed; then the folder is
+fsynced. A reader therefore sees the old file or the new one, also after kill -9. Temporary names start with ".tmp-";
+`remove_leftovers` deletes those of dead writers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_index.errors import Busy, CorruptFile, DiskFull, MissingFile
+
+BLOCK_BYTES = 4 * 2**20
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def temporary_sibling(path: Path) -> Path:
+    """A name beside `path` that no reader looks at."""
+    return path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}"
+
+
+def fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn "no space left" of any library into DiskFull; the message says what is still whole."""
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if full or "No space left" in str(error) or "File too large" in str(error):
+            raise DiskFull(
+                f"no space to write {target}: what was there before is unchanged; free some disk and run the same "
+                "command again"
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write; on success it becomes `path`, on any error nothing changes.
+
+    Raises:
+        DiskFull: the disk has no room.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_sibling(path)
+    try:
+        with disk_errors(path):
+            yield temporary
+            fsync_file(temporary)
+            os.replace(temporary, path)
+            fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder to fill; on success it becomes `path`, which must not exist yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_sibling(path)
+    try:
+        with disk_errors(path):
+            temporary.mkdir()
+            yield temporary
+            for folder, _, names in os.walk(temporary, topdown=False):
+                for name in names:
+                    fsync_file(Path(folder, name))
+                fsync_folder(Path(folder))
+            os.rename(temporary, path)
+            fsync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files of writers that died. Call it only while holding the folder's lock."""
+    for path in folder.rglob(f"{TEMPORARY_PREFIX}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder so that it vanishes at once: rename first, then delete the renamed one."""
+    doomed = temporary_sibling(folder)
+    os.rename(folder, doomed)
+    fsync_folder(folder.parent)
+    shutil.rmtree(doomed)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=True) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file of ours.
+
+    Raises:
+        MissingFile, CorruptFile
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise MissingFile(f"{path} is not there") from error
+    except ValueError as error:
+        raise CorruptFile(f"{path} is not JSON ({error})") from error
+
+
+def write_toml(path: Path, value: Mapping[str, Any]) -> None:
+    import tomli_w
+
+    write_bytes(path, tomli_w.dumps(value).encode())
+
+
+def write_npy(path: Path, array: Any) -> None:
+    import numpy as np
+
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def write_parquet(path: Path, table: Any) -> None:
+    """Write an Arrow table."""
+    import pyarrow.parquet
+
+    with atomic_file(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary, compression="zstd")
+
+
+def write_hashed_parquet(folder: Path, table: Any) -> Path:
+    """Write an Arrow table under a name made from its content; returns the path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_sibling(folder / "table.parquet")
+    try:
+        write_parquet(temporary, table)
+        path = folder / f"{sha256_of_file(temporary)[:16]}.parquet"
+        os.replace(temporary, path)
+        fsync_folder(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def canonical_json(value: Any) -> bytes:
+    """One byte string per value: sorted keys, no spaces. Hash this, never a file's formatting."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def sha256_of_file(path: Path) -> str:
+    with open_existing(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_blocks(path: Path) -> list[str]:
+    """sha256 of every 4 MiB block, in order; the last one may be shorter."""
+    with open_existing(path) as file:
+        return [hashlib.sha256(block).hexdigest() for block in iter(lambda: file.read(BLOCK_BYTES), b"")]
+
+
+def open_existing(path: Path) -> Any:
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise MissingFile(f"{path} is not there") from error
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, doing: str) -> Iterator[None]:
+    """Hold an flock for the duration; the kernel releases it when the process dies, however it dies.
+
+    Raises:
+        Busy: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy(f"another process is already {doing} (it holds {path}); wait for it, or stop it") from error
+        yield
+
+
+def require_free_space(folder: Path, num_bytes: int, purpose: str) -> None:
+    """Raise DiskFull before starting what would not fit."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise DiskFull(
+            f"{purpose} needs {num_bytes / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are free: free some "
+            "disk, or choose another place with --workspace; nothing was written"
+        )
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,77 @@
+"""`add`: read a run's folder, prove its order, build its index, and put it in the workspace in one rename."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from data_index.errors import RunExists
+from data_index.files import TEMPORARY_PREFIX, atomic_folder, exclusive_lock, write_bytes
+from data_index.index import build_index
+from data_index.run import Run, write_run
+from data_index.sources import layout_module, recognise
+from data_index.sources.trainer_record import read_record
+from data_index.witness import hash_token_files, prove_consumed
+from data_index.workspace import Workspace, learn, valid_name
+
+
+def add(
+    source: Path | str,
+    *,
+    name: str | None = None,
+    data: Path | None = None,
+    metrics: Path | None = None,
+    layout: str | None = None,
+    workspace: Workspace | None = None,
+    progress: Callable[[str], None] = lambda message: None,
+) -> Run:
+    """Register and index a run.
+
+    Args:
+        source: the run's folder, in a published layout.
+        name: what to call it; default: what the folder says.
+        data: where its token files are, when not where the run says.
+        metrics: a trainer's record (JSON lines) that does not lie in the folder.
+    Raises:
+        MissingFile, UnknownLayout, RunExists, CorruptFile, OrderMismatch, UnsupportedRecipe, DiskFull
+    """
+    import pyarrow
+
+    workspace = workspace or Workspace()
+    folder = Path(source).absolute()
+    progress(f"reading {folder}")
+    imported = layout_module(layout or recognise(folder)).read(folder, name, data)
+    run, tables = imported.run, dict(imported.tables)
+    if metrics is not None:
+        tables |= read_record(metrics)
+    workspace.create()
+    home = workspace.folder / "runs" / valid_name(run.name)
+    with exclusive_lock(workspace.folder / "runs" / f".{run.name}.lock", f"adding {run.name}"):
+        if home.exists() or (workspace.folder / "forks" / run.name).exists():
+            raise RunExists(
+                f"{run.name} is registered already: give this one another name with --name, or take the other away "
+                f"with forensics remove {run.name}"
+            )
+        remove_leftovers_of(home)
+        progress("hashing token files")
+        blocks = hash_token_files(run)
+        progress("checking the trainer's record of batches")
+        run = prove_consumed(run, tables["consumed"].to_pylist()) if "consumed" in tables else run
+        with atomic_folder(home) as building:
+            for file, content in imported.verbatim.items():
+                write_bytes(building / file, content)
+            build_index(run, building / "index.duckdb", progress)
+            for kind, table in tables.items():
+                learn(building, kind, table)
+            if blocks:
+                learn(building, "block_hashes", pyarrow.Table.from_pylist(blocks))
+            write_run(replace(run, source=run.source.absolute()), building)
+    return run
+
+
+def remove_leftovers_of(home: Path) -> None:
+    """Delete temporary folders of an `add` of the same run that died; the caller holds its lock."""
+    for path in home.parent.glob(f"{TEMPORARY_PREFIX}*-{home.name}"):
+        shutil.rmtree(path, ignore_errors=True)

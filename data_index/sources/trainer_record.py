@@ -1,0 +1,119 @@
+"""A trainer's own record as JSON lines: metrics, batches as consumed, hashes of the weights.
+
+Each line is an object with `step` and `kind`:
+
+    metrics   any numbers; floats in `hex` (float.hex) win over their decimal form
+    batch     `index`: instances in batch order; `input_ids_i64_sha256` of the token ids as int64
+    params    `sha256` over the weights, names sorted: name bytes, then fp32 bytes, for each parameter
+
+A line without `kind` is read as metrics. Lines of one step add up; a name that comes again for the same step is the
+next attempt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_index.errors import CorruptFile, MissingFile
+
+CANONICAL_NAMES = {
+    "train/CE loss": "loss",
+    "train/Z loss": "z_loss",
+    "optim/total grad norm": "grad_norm",
+    "optim/LR (group 0)": "learning_rate",
+    "optim/step skipped": "skipped",
+    "throughput/total tokens": "tokens",
+}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record into Arrow tables by kind: metrics, consumed, parameter_hashes.
+
+    Raises:
+        MissingFile, CorruptFile
+    """
+    metrics: list[dict[str, Any]] = []
+    consumed: list[dict[str, Any]] = []
+    hashes: list[dict[str, Any]] = []
+    attempts: Counter[tuple[Any, ...]] = Counter()
+    for number, line in _lines(path):
+        try:
+            step, kind = int(line["step"]), line.get("kind", "metrics")
+            if kind == "metrics":
+                for name, value in _numbers(line):
+                    attempts[step, name] += 1
+                    metrics.append(_metric(step, attempts[step, name], name, value))
+            elif kind == "batch":
+                attempts[step, "batch"] += 1
+                consumed.append(
+                    {
+                        "step": step,
+                        "attempt": attempts[step, "batch"],
+                        "instances": [int(i) for i in line["index"]],
+                        "input_ids_sha256": line.get("input_ids_i64_sha256"),
+                    }
+                )
+            elif kind == "params":
+                attempts[step, "params"] += 1
+                hashes.append({"step": step, "attempt": attempts[step, "params"], "sha256": line["sha256"]})
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptFile(f"{path} line {number} cannot be read: {error!r}") from error
+    return _tables(metrics, consumed, hashes)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with path.open() as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    value = json.loads(line)
+                    if not isinstance(value, dict):
+                        raise CorruptFile(f"{path} line {number} is not an object")
+                    yield number, value
+    except FileNotFoundError as error:
+        raise MissingFile(f"{path} is not there") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptFile(f"{path} is not JSON lines: {error}") from error
+
+
+def _numbers(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    exact = line.get("hex") or {}
+    for name, value in line.items():
+        if name not in ("step", "kind", "hex") and isinstance(value, int | float):
+            yield name, float.fromhex(exact[name]) if name in exact else float(value)
+
+
+def _metric(step: int, attempt: int, name: str, value: float) -> dict[str, Any]:
+    canonical = CANONICAL_NAMES.get(name, name)
+    return {"step": step, "attempt": attempt, "name": canonical, "value": value, "original_name": name}
+
+
+def _tables(metrics: list[Any], consumed: list[Any], hashes: list[Any]) -> dict[str, Any]:
+    import pyarrow
+
+    schemas = {"metrics": METRICS_COLUMNS, "consumed": CONSUMED_COLUMNS, "parameter_hashes": HASH_COLUMNS}
+    rows = {"metrics": metrics, "consumed": consumed, "parameter_hashes": hashes}
+    return {
+        kind: pyarrow.Table.from_pylist(rows[kind], schema=arrow_schema(columns))
+        for kind, columns in schemas.items()
+        if rows[kind]
+    }
+
+
+METRICS_COLUMNS = {"step": "int64", "attempt": "int32", "name": "string", "value": "float64", "original_name": "string"}
+CONSUMED_COLUMNS = {"step": "int64", "attempt": "int32", "instances": "list<int64>", "input_ids_sha256": "string"}
+HASH_COLUMNS = {"step": "int64", "attempt": "int32", "sha256": "string"}
+
+
+def arrow_schema(columns: dict[str, str]) -> Any:
+    """An Arrow schema from names of types; `list<X>` nests."""
+    import pyarrow
+
+    def of(name: str) -> Any:
+        return pyarrow.list_(of(name[5:-1])) if name.startswith("list<") else pyarrow.type_for_alias(name)
+
+    return pyarrow.schema([(column, of(name)) for column, name in columns.items()])

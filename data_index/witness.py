@@ -1,0 +1,94 @@
+"""Is this the data the run read? Compare plan and token files with the trainer's own record."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from data_index.errors import CorruptFile, OrderMismatch, StepOutOfRange
+from data_index.files import sha256_of_blocks, sha256_of_file
+from data_index.orders import epoch_order
+from data_index.run import OrderTrust, Run
+from data_index.tokens import TokenReader
+
+# Hashing everything at `add` is worth it below this size; above, blocks are hashed when first read.
+HASH_AT_ADD_BYTES = 10 * 10**9
+
+
+def prove_consumed(run: Run, records: Iterable[Mapping[str, Any]]) -> Run:
+    """Check every batch that the trainer recorded: instances and token ids. Returns the run with its trust.
+
+    Raises:
+        OrderMismatch: a recorded batch is not what order and token files give; the message says which of the two.
+    """
+    reader = TokenReader(run, block_hashes=None)
+    orders: dict[int, np.ndarray] = {}
+    proved, with_tokens = set(), set()
+    for record in records:
+        step = record["step"]
+        try:
+            segment = run.segment_of_step(step)
+        except StepOutOfRange:
+            continue
+        if record["attempt"] != segment.attempt:
+            continue
+        if segment.epoch not in orders:
+            orders[segment.epoch] = epoch_order(run, segment.epoch)
+        instances = orders[segment.epoch][segment.positions_of_step(step)]
+        if list(record["instances"]) != instances.tolist():
+            raise OrderMismatch(
+                f"step {step} of {run.name} read instances {list(record['instances'])[:4]}… by the trainer's record, "
+                f"{instances[:4].tolist()}… by the order rule {run.order.rule}: the order is wrong"
+            )
+        proved.add(step)
+        if record["input_ids_sha256"]:
+            if sha256_of_ids(reader.rows(instances)) != record["input_ids_sha256"]:
+                raise OrderMismatch(
+                    f"step {step} of {run.name}: the instances are those of the trainer's record, but their token ids "
+                    "are not: the token files are wrong"
+                )
+            with_tokens.add(step)
+    return replace(run, trust=_trust(run, proved, with_tokens))
+
+
+def sha256_of_ids(token_ids: np.ndarray) -> str:
+    """sha256 of token ids as int64 in C order: what the native format and the fixtures record."""
+    return hashlib.sha256(np.ascontiguousarray(token_ids, dtype="<i8").tobytes()).hexdigest()
+
+
+def _trust(run: Run, proved: set[int], with_tokens: set[int]) -> OrderTrust:
+    if not proved:
+        return run.trust
+    steps = f"steps {min(proved)}..{max(proved)} ({len(proved)} batches)"
+    if proved == with_tokens:
+        return OrderTrust(level="exact", witness=f"the trainer's record of instances and token ids, {steps}")
+    return OrderTrust(
+        level="derived",
+        witness=f"the trainer's record of instances, {steps}",
+        missing="a record of the token ids that were consumed",
+    )
+
+
+def hash_token_files(run: Run) -> list[dict[str, Any]]:
+    """Block hashes of all token files, or of none when they are too large to read at `add`.
+
+    Raises:
+        CorruptFile: a file is not the one whose hash run.toml states.
+    """
+    files = (*run.files, *run.heldout)
+    if sum(file.num_bytes for file in files) > HASH_AT_ADD_BYTES:
+        return []
+    rows = []
+    for file in files:
+        if file.sha256 is not None and (actual := sha256_of_file(file.path)) != file.sha256:
+            raise CorruptFile(
+                f"{file.path} is not the token file that run.toml of {run.name} names (sha256 {actual[:12]}… instead "
+                f"of {file.sha256[:12]}…): restore the file"
+            )
+        hashes = sha256_of_blocks(file.path)
+        rows += [{"file": file.name, "block": n, "sha256": h, "seen": "add"} for n, h in enumerate(hashes)]
+    return rows

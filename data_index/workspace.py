@@ -1,0 +1,167 @@
+"""The workspace: one folder with all registered runs, forks and findings.
+
+    workspace.json                  version of this layout
+    runs/<run>/                     run.toml, index.duckdb, config.*, current.json, <kind>/<hash>.parquet
+    forks/<id>/                     a native run folder that also holds index.duckdb and current.json
+    replays/<id>/                   a replay in progress, and the report of the last finished one
+    trained/<run>/                  native run folders that this toolkit trained (the sample run)
+    findings/                       answers with their evidence
+
+The folder of a run or fork is its *home*. current.json names the learned files in force; it is replaced by rename.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data_index.errors import CorruptFile, MissingCheckpoint, MissingFile, NewerWorkspace, UnknownRun
+from data_index.files import read_json, write_hashed_parquet, write_json
+from data_index.run import Checkpoint, Run, read_run
+from data_index.sources import list_checkpoints, native
+
+WORKSPACE_VERSION = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+
+# Kinds of learned tables, with the columns of the view over them (run comes first everywhere).
+KINDS: Mapping[str, str] = {
+    "documents": 'document_id BIGINT, file VARCHAR, start BIGINT, "end" BIGINT, source VARCHAR, tags VARCHAR[]',
+    "masks": "step BIGINT, attempt INTEGER, position BIGINT, instance BIGINT, start BIGINT, stop BIGINT, "
+    "reason VARCHAR",
+    "metrics": "step BIGINT, attempt INTEGER, name VARCHAR, value DOUBLE, original_name VARCHAR",
+    "consumed": "step BIGINT, attempt INTEGER, instances BIGINT[], input_ids_sha256 VARCHAR",
+    "parameter_hashes": "step BIGINT, attempt INTEGER, sha256 VARCHAR",
+    "block_hashes": "file VARCHAR, block BIGINT, sha256 VARCHAR, seen VARCHAR",
+}
+
+
+def default_folder() -> Path:
+    chosen = os.environ.get("FORENSICS_WORKSPACE")
+    return Path(chosen) if chosen else Path.home() / ".local" / "share" / "forensics"
+
+
+def valid_name(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        UnknownRun: it could not be the name of a run (it would escape its folder, or not fit SQL).
+    """
+    if not _NAME.match(name):
+        raise UnknownRun(f"{name!r} cannot name a run: letters, digits, '.', '_' and '-', at most 100")
+    return name
+
+
+class Workspace:
+    """The places inside one workspace folder; it holds no open file."""
+
+    def __init__(self, folder: Path | str | None = None) -> None:
+        """
+        Raises:
+            NewerWorkspace: a later toolkit wrote it.
+        """
+        self.folder = (Path(folder) if folder else default_folder()).absolute()
+        marker = self.folder / "workspace.json"
+        if marker.exists():
+            version = read_json(marker).get("version")
+            if not isinstance(version, int):
+                raise CorruptFile(f"{marker} states no version")
+            if version > WORKSPACE_VERSION:
+                raise NewerWorkspace(
+                    f"{self.folder} is a workspace of version {version}, this toolkit knows {WORKSPACE_VERSION}: "
+                    "update the toolkit, or choose another folder with --workspace"
+                )
+
+    def create(self) -> None:
+        """Make the folder a workspace; does nothing where it is one."""
+        if not (self.folder / "workspace.json").exists():
+            write_json(self.folder / "workspace.json", {"version": WORKSPACE_VERSION})
+
+    def run_names(self) -> list[str]:
+        return sorted(path.parent.name for path in self.folder.glob("runs/*/run.toml") if path.parent.name[0] != ".")
+
+    def fork_ids(self) -> list[str]:
+        return sorted(path.parent.name for path in self.folder.glob("forks/*/run.toml") if path.parent.name[0] != ".")
+
+    def home(self, name: str) -> Path:
+        """The folder of a run or fork.
+
+        Raises:
+            UnknownRun: with the nearest names there are.
+        """
+        valid_name(name)
+        for kind in ("runs", "forks"):
+            if (self.folder / kind / name / "run.toml").is_file():
+                return self.folder / kind / name
+        names = self.run_names() + self.fork_ids()
+        near = difflib.get_close_matches(name, names, n=3) or names[:5]
+        there = f"there are: {', '.join(near)}" if near else "there is none yet: forensics demo makes one, add SOURCE"
+        raise UnknownRun(f"no run or fork is called {name!r} in {self.folder}; {there} (list all: forensics runs)")
+
+    def run(self, name: str) -> Run:
+        home = self.home(name)
+        run = read_run(home)
+        return replace(run, source=home) if home.parent.name == "forks" else run
+
+    def checkpoints(self, run: Run) -> list[Checkpoint]:
+        """All checkpoints of a run, in step order; a fork starts at one of its parent's."""
+        own = list_checkpoints(run)
+        if run.parent is None:
+            return own
+        parent, step = run.parent
+        start = [
+            c for c in self.checkpoints(self.run(parent)) if c.step == step and c.step not in {o.step for o in own}
+        ]
+        return start + own
+
+    def checkpoint(self, run: Run, step: int) -> Checkpoint:
+        """One checkpoint.
+
+        Raises:
+            MissingCheckpoint: with the nearest ones.
+        """
+        there = self.checkpoints(run)
+        for checkpoint in there:
+            if checkpoint.step == step:
+                return checkpoint
+        before = [c.step for c in there if c.step < step][-1:]
+        after = [c.step for c in there if c.step > step][:1]
+        near = " and ".join(map(str, before + after))
+        said = f"the nearest {'are' if before and after else 'is'} {near}" if near else "it saved none"
+        raise MissingCheckpoint(
+            f"{run.name} has no checkpoint at step {step}; {said} (list all: forensics checkpoints {run.name})"
+        )
+
+    def learned_files(self, home: Path, kind: str) -> list[Path]:
+        """The Parquet files in force for a kind: those that current.json names, then the pieces a fork committed."""
+        named = [home / path for path in read_current(home).get(kind, [])]
+        for path in named:
+            if not path.exists():
+                raise MissingFile(f"{path}, named by {home}/current.json, is not there: register the run again")
+        return named + (native.committed_pieces(home, kind) if home.parent.name == "forks" else [])
+
+    def learned(self, home: Path, kind: str) -> list[dict[str, Any]]:
+        """All rows of a kind; small kinds only."""
+        rows: list[dict[str, Any]] = []
+        for path in self.learned_files(home, kind):
+            table = native.read_table(path)
+            rows += table.to_pylist() if table is not None else []
+        return rows
+
+
+def read_current(home: Path) -> dict[str, list[str]]:
+    path = home / "current.json"
+    return read_json(path) if path.exists() else {}
+
+
+def learn(home: Path, kind: str, table: Any, *, replace_kind: bool = True) -> None:
+    """Write a table beside a run and put it in force; readers see the old files or the new ones."""
+    path = write_hashed_parquet(home / kind, table)
+    current = read_current(home)
+    relative = path.relative_to(home).as_posix()
+    kept = [] if replace_kind else [name for name in current.get(kind, []) if name != relative]
+    write_json(home / "current.json", current | {kind: [*kept, relative]})

@@ -1,0 +1,31 @@
+"""Questions about a run, answered with data_index, replay and probes.
+
+The names here equal the command line's verbs; each is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "Workspace": "data_index.workspace",
+    "add": "data_index.registration",
+    "connect": "data_index.store",
+    "audit": "forensics.soundness",
+    "at": "forensics.lookup",
+    "batch": "forensics.lookup",
+    "batches": "forensics.lookup",
+    "where": "forensics.lookup",
+    "replay": "forensics.reproduction",
+    "fork": "forensics.forking",
+    "compare": "forensics.divergence",
+    "demo": "forensics.walkthrough",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'forensics' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

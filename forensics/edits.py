@@ -1,0 +1,283 @@
+"""From an edit as written to an intervention: the index says which instances and spans a selector means."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_index.batch import Plan
+from data_index.errors import CorruptFile, FailedQuery, InvalidEdit, MissingFile
+from data_index.run import Run
+from data_index.store import locked_connection, query_locked, require_one_select
+from data_index.workspace import Workspace
+from replay.intervention import (
+    Edit,
+    Insert,
+    Intervention,
+    Row,
+    RowEdit,
+    Shuffle,
+    SwapSteps,
+    option_flag,
+    option_number,
+    rows_of,
+)
+
+Spans = dict[int, list[tuple[int, int]]]
+
+# What a where: condition can speak of: one row for each piece of a document in each row of each step.
+WHERE_ROWS = """
+    SELECT b.step, b.epoch, b.position, b.instance, b.file, b."offset", s.document_id, d.source, d.tags,
+           coalesce(s.start, 0) AS start, coalesce(s.stop, b.num_tokens) AS stop
+    FROM batches b LEFT JOIN spans s ON s.instance = b.instance LEFT JOIN documents d ON d.document_id = s.document_id
+"""
+
+
+@dataclass(slots=True, kw_only=True)
+class Inserted:
+    """Rows that come from files; they become instances after the run's own."""
+
+    first_instance: int
+    rows: list[np.ndarray] = field(default_factory=list)
+    masks: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+
+    def add(self, token_ids: np.ndarray, num_padding: int) -> Row:
+        instance = self.first_instance + len(self.rows)
+        self.rows.append(token_ids)
+        length = len(token_ids)
+        return Row(instance, ((length - num_padding, length),) if num_padding else ())
+
+
+@dataclass(slots=True, kw_only=True)
+class Resolver:
+    """Resolves the edits of one fork, against its parent's index and plan.
+
+    Attributes:
+        plan: the parent's plan over the fork's steps.
+        described: what each edit hits, in a sentence, for the fork's record and its user.
+    """
+
+    workspace: Workspace
+    run: Run
+    plan: Plan
+    inserted: Inserted
+    described: list[str] = field(default_factory=list)
+
+    def resolve(self, edit: Edit) -> Intervention:
+        """
+        Raises:
+            InvalidEdit: it reaches outside the fork's steps, or hits nothing.
+        """
+        steps = self._steps(edit)
+        length = self.run.sequence_length
+        if edit.operation == "shuffle":
+            self.described.append(f"shuffle all rows of steps {steps.start}..{steps.stop - 1}")
+            return Shuffle(length=length, steps=steps, seed=option_number(edit, "seed", 0))
+        if edit.operation == "swap" and edit.selector is None:
+            return self._swap_steps(edit, steps)
+        if edit.operation == "insert":
+            rows = self._given_rows(edit)
+            self.described.append(f"insert {len(rows)} rows into each of steps {steps.start}..{steps.stop - 1}")
+            return Insert(length=length, steps=steps, rows=rows)
+        return self._row_edit(edit, steps, self._selected(edit, steps))
+
+    def _steps(self, edit: Edit) -> range:
+        whole = self.plan.steps
+        if edit.steps is None:
+            return whole
+        steps = range(edit.steps[0] + 1, edit.steps[1] + 1)
+        if steps.start < whole.start or steps.stop > whole.stop:
+            raise InvalidEdit(
+                f"{edit.operation} @{edit.steps[0]}:{edit.steps[1]} reaches outside the fork, which takes steps "
+                f"{whole.start}..{whole.stop - 1}"
+            )
+        return steps
+
+    def _swap_steps(self, edit: Edit, steps: range) -> SwapSteps:
+        second = option_number(edit, "with", 0)
+        if len(steps) != 1 or second not in self.plan.steps or second == steps.start:
+            raise InvalidEdit(
+                f"swap takes two different steps of the fork (steps {self.plan.steps.start}.."
+                f"{self.plan.steps.stop - 1}), such as swap @{self.plan.steps.start} with={self.plan.steps.stop - 1}"
+            )
+        self.described.append(f"swap the batches of steps {steps.start} and {second}")
+        return SwapSteps(length=self.run.sequence_length, first=steps.start, second=second)
+
+    def _row_edit(self, edit: Edit, steps: range, spans: Spans) -> RowEdit:
+        instances = list(spans)
+        rescale = option_flag(edit, "rescale", True)
+        change: dict[int, tuple[Row, ...]] = {}
+        hide: dict[int, tuple[tuple[int, int], ...]] = {}
+        if edit.operation == "drop":
+            change = {instance: () for instance in instances}
+        elif edit.operation == "mask":
+            hide = {instance: tuple(pieces) for instance, pieces in spans.items()}
+        elif edit.operation == "repeat":
+            times = option_number(edit, "times", 2)
+            change = {instance: (Row(instance),) * times for instance in instances}
+        elif edit.operation == "swap":
+            if len(instances) != 2:
+                raise InvalidEdit(
+                    f"swap takes two instances, such as swap instance:12,40; this selects {len(instances)}"
+                )
+            change = {a: (Row(b),) for a, b in zip(instances, reversed(instances), strict=True)}
+        else:
+            given = self._given_rows(edit)
+            if len(given) not in (1, len(instances)):
+                raise InvalidEdit(
+                    f"replace has {len(given)} rows for {len(instances)} instances: give one, or one each"
+                )
+            change = {a: (given[n % len(given)],) for n, a in enumerate(instances)}
+        self._describe(edit, steps, spans, rescale)
+        return RowEdit(
+            length=self.run.sequence_length,
+            steps=steps,
+            kind=edit.operation,  # type: ignore[arg-type]
+            change=change,
+            hide=hide,
+            rescale=rescale,
+        )
+
+    def _describe(self, edit: Edit, steps: range, spans: Spans, rescale: bool) -> None:
+        hit = [(step, sum(row.instance in spans for row in rows_of(self.plan[step]))) for step in steps]
+        touched = [step for step, count in hit if count]
+        rows = sum(count for _, count in hit)
+        text = f"{edit.operation} {rows} rows in {len(touched)} steps ({touched[0]}..{touched[-1]})"
+        if edit.operation in ("drop", "mask"):
+            text += (
+                "; the loss is divided by the targets that remain"
+                if rescale
+                else "; the loss is divided by as many targets as before"
+            )
+        self.described.append(text)
+
+    # --- selectors ---------------------------------------------------------------------------------------------
+
+    def _selected(self, edit: Edit, steps: range) -> Spans:
+        """Instances that the steps read and the selector means, each with its spans, in reading order."""
+        assert edit.selector is not None
+        kind, value = edit.selector
+        there = [row.instance for step in steps for row in rows_of(self.plan[step])]
+        spans = {
+            "instance": self._instances,
+            "span": self._span,
+            "document": self._documents,
+            "tag": self._tag,
+            "where": lambda text: self._where(text, steps),
+        }[kind](value)
+        hit = {instance: spans[instance] for instance in dict.fromkeys(there) if instance in spans}
+        missing = [instance for instance in spans if instance not in hit]
+        if not hit or (kind in ("instance", "span") and missing):
+            wanted = f"instance {missing[0]}" if missing and kind in ("instance", "span") else f"{kind}:{value}"
+            raise InvalidEdit(
+                f"{edit.operation}: no row of steps {steps.start}..{steps.stop - 1} of {self.run.name} is {wanted} "
+                f"(who read it: forensics where {self.run.name} --{kind if kind == 'document' else 'instance'} …)"
+            )
+        return hit
+
+    def _whole(self, instances: Sequence[int]) -> Spans:
+        return {instance: [(0, self.run.sequence_length)] for instance in instances}
+
+    def _instances(self, text: str) -> Spans:
+        return self._whole(_numbers(text, "instance"))
+
+    def _span(self, text: str) -> Spans:
+        match = re.fullmatch(r"(\d+):(\d+)-(\d+)", text)
+        if not match or not int(match[2]) < int(match[3]) <= self.run.sequence_length:
+            raise InvalidEdit(
+                f"span:{text} is not I:START-STOP with 0 <= START < STOP <= {self.run.sequence_length} (tokens)"
+            )
+        return {int(match[1]): [(int(match[2]), int(match[3]))]}
+
+    def _documents(self, text: str) -> Spans:
+        return self._query(f"document_id IN ({', '.join(map(str, _numbers(text, 'document')))})")
+
+    def _tag(self, text: str) -> Spans:
+        return self._query("list_contains(tags, '{}')".format(text.replace("'", "''")))
+
+    def _where(self, text: str, steps: range) -> Spans:
+        return self._query(f"(step >= {steps.start} AND step < {steps.stop}) AND ({text})")
+
+    def _query(self, condition: str) -> Spans:
+        query = f"SELECT DISTINCT instance, start, stop FROM ({WHERE_ROWS}) WHERE {condition} ORDER BY ALL"
+        try:
+            require_one_select(query)
+            table = query_locked(locked_connection(self.workspace, [self.run.name]), query, seconds=60)
+        except FailedQuery as error:
+            raise InvalidEdit(f"where: {condition!r} cannot be answered: {error}") from error
+        spans: Spans = {}
+        for row in table.to_pylist():
+            spans.setdefault(row["instance"], []).append((row["start"], row["stop"]))
+        return spans
+
+    # --- rows that are given -----------------------------------------------------------------------------------
+
+    def _given_rows(self, edit: Edit) -> tuple[Row, ...]:
+        """Rows of `with=`: instances of the run, or a file of new ones; for insert also its selector."""
+        value = edit.options.get("with")
+        if value is None or value.startswith("instance:"):
+            kind, text = edit.selector if value is None and edit.selector else ("instance", (value or "")[9:])
+            if kind != "instance":
+                raise InvalidEdit(f"{edit.operation} takes rows as instance:I,… or with=rows.jsonl, not {kind}:")
+            rows = tuple(Row(instance) for instance in _numbers(text, "instance"))
+            wrong = [row.instance for row in rows if row.instance >= self.run.num_instances]
+            if wrong:
+                raise InvalidEdit(f"{self.run.name} has instances 0..{self.run.num_instances - 1}, not {wrong[0]}")
+            return rows
+        return tuple(
+            self.inserted.add(*token_row(line, number, Path(value), self.run))
+            for number, line in enumerate(_json_lines(Path(value)), 1)
+        )
+
+
+def _numbers(text: str, what: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise InvalidEdit(f"{what}:{text} is not a list of numbers such as {what}:12,40")
+    return [int(number) for number in text.split(",")]
+
+
+def _json_lines(path: Path) -> list[Any]:
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except FileNotFoundError as error:
+        raise MissingFile(f"{path}, named by with=, is not there") from error
+    except ValueError as error:
+        raise CorruptFile(f"{path} is not JSON lines: {error}") from error
+
+
+def token_row(line: Any, number: int, path: Path, run: Run) -> tuple[np.ndarray, int]:
+    """One row from a line {"token_ids": […]} or {"text": "…"}; shorter ones are padded with the end token.
+
+    Returns:
+        token ids, int64 of shape [sequence_length], and how many of them are padding (kept out of the loss).
+    Raises:
+        InvalidEdit: it does not fit one row.
+    """
+    if isinstance(line, dict) and isinstance(line.get("text"), str):
+        from data_index.text import encode
+
+        ids = encode(run, line["text"])
+    elif isinstance(line, dict) and isinstance(line.get("token_ids"), list):
+        ids = [int(token) for token in line["token_ids"]]
+    else:
+        raise InvalidEdit(f'{path} line {number} is neither {{"text": …}} nor {{"token_ids": […]}}')
+    length = run.sequence_length
+    if not 2 <= len(ids) <= length:
+        raise InvalidEdit(
+            f"{path} line {number} has {len(ids)} tokens; a row of {run.name} takes 2 to {length}: split it"
+        )
+    vocabulary = np.iinfo(run.files[0].dtype).max
+    if min(ids) < 0 or max(ids) > vocabulary:
+        raise InvalidEdit(f"{path} line {number}: token ids must lie in 0..{vocabulary}")
+    padding = length - len(ids)
+    if padding and run.eos_token_id is None:
+        raise InvalidEdit(
+            f"{path} line {number} is short of a row by {padding} tokens, and {run.name} has no end token"
+        )
+    return np.array(ids + [run.eos_token_id] * padding, dtype=np.int64), padding

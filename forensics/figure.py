@@ -1,0 +1,127 @@
+"""One description of a picture, drawn as PNG (matplotlib) or as HTML (plotly), so that all outputs show the same.
+
+No point is ever left out. Colours are Okabe and Ito's, which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data_index.files import atomic_file
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """Values over steps; None where there is none (drawn as a gap)."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    style: Literal["line", "points"] = "line"
+    colour: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One pair of axes. `marks` are labelled vertical lines."""
+
+    title: str
+    y_label: str
+    series: Sequence[Series]
+    log_y: bool = False
+    zero_line: bool = False
+    marks: Sequence[tuple[float, str]] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """Panels above each other over one x axis."""
+
+    title: str
+    x_label: str
+    panels: Sequence[Panel]
+    note: str = ""
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    height = 1.2 + 2.3 * len(figure.panels)
+    canvas, axes = pyplot.subplots(
+        len(figure.panels), 1, figsize=(9, height), sharex=True, squeeze=False, layout="constrained"
+    )
+    try:
+        canvas.suptitle(figure.title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        for axis, panel in zip(axes[:, 0], figure.panels, strict=True):
+            _draw_panel(axis, panel)
+        axes[-1, 0].set_xlabel(figure.x_label)
+        if figure.note:
+            canvas.supxlabel(figure.note, x=0.01, ha="left", fontsize=8, color="#555555")
+        with atomic_file(path) as temporary:
+            canvas.savefig(temporary, format="png", dpi=150)
+    finally:
+        pyplot.close(canvas)
+
+
+def _draw_panel(axis: Any, panel: Panel) -> None:
+    for series in panel.series:
+        values = [float("nan") if value is None else value for value in series.y]
+        colour = COLOURS[series.colour % len(COLOURS)]
+        marker = "o" if series.style == "points" or len(values) < 3 else None
+        line = "-" if series.style == "line" else ""
+        axis.plot(series.x, values, line, marker=marker, markersize=4, color=colour, linewidth=1.3, label=series.name)
+    if panel.zero_line:
+        axis.axhline(0, color="#888888", linewidth=0.8, zorder=0)
+    for x, label in panel.marks:
+        axis.axvline(x, color="#888888", linewidth=0.8, linestyle=":")
+        axis.annotate(label, (x, 1), xycoords=("data", "axes fraction"), fontsize=8, va="bottom", ha="center")
+    if panel.log_y:
+        axis.set_yscale("log")
+    axis.set_title(panel.title, loc="left", fontsize=10, pad=14 if panel.marks else 6)
+    axis.set_ylabel(panel.y_label, fontsize=9)
+    axis.grid(alpha=0.25, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    if len(panel.series) > 1:
+        columns = 1 if len(panel.series) <= 4 else 2
+        axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), ncol=columns)
+
+
+def write_html(figure: Figure, path: Path) -> None:
+    """A page that needs no network: plotly's script is inside."""
+    from plotly.graph_objects import Figure as Canvas
+    from plotly.graph_objects import Scatter
+    from plotly.subplots import make_subplots
+
+    titles = [panel.title for panel in figure.panels]
+    canvas: Canvas = make_subplots(rows=len(titles), cols=1, shared_xaxes=True, subplot_titles=titles)
+    for row, panel in enumerate(figure.panels, 1):
+        for series in panel.series:
+            mode = "markers" if series.style == "points" else "lines" if len(series.y) > 2 else "lines+markers"
+            colour = COLOURS[series.colour % len(COLOURS)]
+            trace = Scatter(x=list(series.x), y=list(series.y), mode=mode, name=series.name, line={"color": colour})
+            canvas.add_trace(trace, row=row, col=1)
+        canvas.update_yaxes(title_text=panel.y_label, type="log" if panel.log_y else "linear", row=row, col=1)
+        if panel.zero_line:
+            canvas.add_hline(y=0, line_width=1, line_color="#888888", row=row, col=1)
+        for x, label in panel.marks:
+            canvas.add_vline(x=x, line_width=1, line_dash="dot", annotation_text=label, row=row, col=1)
+    canvas.update_xaxes(title_text=figure.x_label, row=len(titles), col=1)
+    canvas.update_layout(title_text=figure.title, height=150 + 260 * len(titles), template="plotly_white")
+    with atomic_file(path) as temporary:
+        temporary.write_text(canvas.to_html(include_plotlyjs=True, full_html=True))
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """PNG or HTML, by the file's ending."""
+    if path.suffix == ".html":
+        write_html(figure, path)
+    else:
+        write_png(figure, path)

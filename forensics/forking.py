@@ -1,0 +1,389 @@
+"""Fork a run: take its steps again from a checkpoint with altered data or recipe, as a run of its own.
+
+A fork is a native run folder: its plan is written down (order, segments, masks, inserted rows) and indexed before the
+first step is taken, so that it is asked, replayed and forked again like any run. Its id comes from what it is, not from
+where it ran; the same call finds it, or goes on with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_index.batch import Plan, StepPlan
+from data_index.errors import InvalidEdit, InvalidRange
+from data_index.files import (
+    atomic_folder,
+    canonical_json,
+    exclusive_lock,
+    remove_leftovers,
+    sha256_of_file,
+    write_json,
+    write_npy,
+    write_parquet,
+    write_toml,
+)
+from data_index.index import build_index
+from data_index.run import Order, OrderTrust, Run, Segment, TokenFile, parse_steps, read_run, write_run
+from data_index.sources.native import saved_steps
+from data_index.sources.trainer_record import arrow_schema
+from data_index.store import plan_of, reader_of
+from data_index.workspace import KINDS, Workspace
+from forensics.edits import Inserted, Resolver
+from forensics.reproduction import Progress, fingerprint_of, metrics_by_step, prepare, saved_checkpoint
+from forensics.tracing import NormTrace, ParentComparison, layers_of_model
+from replay.determinism import deterministic, environment
+from replay.intervention import Edit, parse_edit
+from replay.recipe import apply_overrides, recipe_of_run
+from replay.recording import Recording, SavePolicy, advance
+from replay.train_state import TrainState, load_state
+from replay.weights import read_weights
+
+# Held-out tokens looked at for a fork's held-out loss; all of them where there are fewer.
+HELDOUT_TOKENS = 32_768
+MASK_COLUMNS = {
+    "step": "int64",
+    "attempt": "int32",
+    "position": "int64",
+    "instance": "int64",
+    "start": "int64",
+    "stop": "int64",
+    "reason": "string",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkResult:
+    """A finished fork. `edits` says what each edit hit; `steps` has a row of metrics for each step."""
+
+    id: str
+    parent: str
+    from_step: int
+    folder: Path
+    edits: tuple[str, ...]
+    steps: tuple[Mapping[str, Any], ...]
+
+
+def fork(
+    run: str,
+    *,
+    from_step: int,
+    num_steps: int,
+    edits: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    save_every: int | None = None,
+    workspace: Workspace | None = None,
+    device: str = "auto",
+    precision: str = "recipe",
+    enforce_determinism: bool = True,
+    progress: Progress = lambda result, last: None,
+    say: Callable[[str], None] = lambda message: None,
+) -> ForkResult:
+    """Replay `num_steps` steps from a checkpoint with edits to the data or the recipe.
+
+    Args:
+        edits: in the grammar of replay/intervention.py, applied in order; none: the fork equals its parent.
+        overrides: recipe fields by dotted name, such as {"recipe.learning_rate": 1e-3}.
+        save_every: keep every K-th state; default: the last one only.
+    Raises:
+        InvalidEdit, InvalidRange, UnknownRun, MissingCheckpoint, MissingState, UnsupportedRecipe, CorruptFile, Busy,
+        DiskFull, OutOfMemory
+    """
+    workspace = workspace or Workspace()
+    parent = workspace.run(run)
+    if num_steps < 1:
+        raise InvalidRange(f"--num-steps {num_steps}: a fork takes at least one step")
+    first, last = parse_steps(f"{from_step}:{from_step + num_steps}", parent)
+    overrides = dict(overrides or {}) | ({"precision": "fp32"} if precision == "fp32" else {})
+    apply_overrides(recipe_of_run(parent), overrides)
+    parsed = [parse_edit(edit) for edit in edits]
+    table = fork_table(parent, first, num_steps, parsed, overrides)
+    folder = workspace.folder / "forks" / fork_id(table)
+    workspace.create()
+    with exclusive_lock(folder.with_name(f".{folder.name}.lock"), f"running fork {folder.name}"):
+        if not (folder / "run.toml").exists():
+            workspace.checkpoint(parent, first)
+            create_fork(workspace, parent, first, last, parsed, overrides, table, folder)
+        for line in described(folder):
+            say(line)
+        child = workspace.run(folder.name)
+        _run_fork(workspace, child, device, enforce_determinism, save_every, progress)
+    return result_of(workspace, folder.name)
+
+
+def fork_table(
+    parent: Run, first: int, num_steps: int, edits: Sequence[Edit], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """fork.toml: what makes a fork this one. Files named by edits count by content."""
+    tables = [edit.to_table() for edit in edits]
+    for edit, table in zip(edits, tables, strict=True):
+        given = edit.options.get("with", "")
+        if given and not given.startswith("instance:") and not given.isdigit():
+            table["file_sha256"] = sha256_of_file(Path(given))
+    return {
+        "parent": parent.name,
+        "from_step": first,
+        "num_steps": num_steps,
+        "edits": tables,
+        "recipe": dict(overrides),
+    }
+
+
+def fork_id(table: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(table)).hexdigest()[:12]
+
+
+def described(folder: Path) -> list[str]:
+    said: list[str] = tomllib.loads((folder / "fork.toml").read_text()).get("described", [])
+    return said
+
+
+def result_of(workspace: Workspace, fork_name: str) -> ForkResult:
+    """What a fork has done so far."""
+    child = workspace.run(fork_name)
+    if child.parent is None:
+        raise InvalidEdit(f"{fork_name} is a run, not a fork")
+    metrics = metrics_by_step(child.source)
+    return ForkResult(
+        id=child.name,
+        parent=child.parent[0],
+        from_step=child.parent[1],
+        folder=child.source,
+        edits=tuple(described(child.source)),
+        steps=tuple({"step": step} | values for step, values in sorted(metrics.items())),
+    )
+
+
+# --- creating ------------------------------------------------------------------------------------------------------
+
+
+def create_fork(
+    workspace: Workspace,
+    parent: Run,
+    first: int,
+    last: int,
+    edits: Sequence[Edit],
+    overrides: Mapping[str, Any],
+    table: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Resolve the edits, write the plan down as a native run folder, and index it; all in one rename."""
+    base: Plan = plan_of(workspace, parent, first, last)
+    resolver = Resolver(
+        workspace=workspace, run=parent, plan=base, inserted=Inserted(first_instance=parent.num_instances)
+    )
+    plan = base
+    for edit in edits:
+        resolver.plan = plan
+        plan = resolver.resolve(edit)(plan)
+    steps = [plan[step] for step in plan.steps]
+    for leftover in folder.parent.glob(f".tmp-*-{folder.name}"):
+        remove_leftovers(leftover)
+    with atomic_folder(folder) as building:
+        write_toml(building / "fork.toml", dict(table) | {"described": resolver.described})
+        inserted = _write_inserted(building, parent, resolver.inserted)
+        child = _child_run(workspace, parent, first, overrides, table, building, steps, inserted)
+        write_run(child, building)
+        at_home = [replace(f, path=folder / f.path.relative_to(building)) if f in inserted else f for f in child.files]
+        build_index(replace(child, files=tuple(at_home)), building / "index.duckdb")
+        current = _shared_tables(workspace, parent, building, inserted)
+        if masks := _mask_rows(steps):
+            import pyarrow
+
+            write_parquet(building / "masks.parquet", pyarrow.Table.from_pylist(masks, arrow_schema(MASK_COLUMNS)))
+            current["masks"] = ["masks.parquet"]
+        write_json(building / "current.json", current)
+
+
+def _write_inserted(building: Path, parent: Run, inserted: Inserted) -> tuple[TokenFile, ...]:
+    if not inserted.rows:
+        return ()
+    path = building / "tokens" / "inserted.bin"
+    path.parent.mkdir()
+    dtype = np.dtype(parent.files[0].dtype).newbyteorder("<")
+    path.write_bytes(np.stack(inserted.rows).astype(dtype).tobytes())
+    return (
+        TokenFile(
+            name="inserted.bin",
+            path=path,
+            dtype=parent.files[0].dtype,
+            num_bytes=path.stat().st_size,
+            first_instance=inserted.first_instance,
+            num_instances=len(inserted.rows),
+            sha256=sha256_of_file(path),
+        ),
+    )
+
+
+def _child_run(
+    workspace: Workspace,
+    parent: Run,
+    first: int,
+    overrides: Mapping[str, Any],
+    table: Mapping[str, Any],
+    building: Path,
+    steps: Sequence[StepPlan],
+    inserted: tuple[TokenFile, ...],
+) -> Run:
+    child = replace(
+        parent,
+        name=fork_id(table),
+        layout="native",
+        source=building,
+        files=(*parent.files, *inserted),
+        order=_write_orders(building, steps),
+        segments=segments_of(steps),
+        trust=OrderTrust(level="exact", witness="the plan that the fork was run from"),
+        recipe_overrides=dict(parent.recipe_overrides) | {k.removeprefix("recipe."): v for k, v in overrides.items()},
+        parent=(parent.name, first),
+        facts={"tokens_before": str(parent.tokens_after(first))},
+    )
+    setup = prepare(workspace, child, "cpu", "recipe")
+    made_with = environment() | {"num_threads": setup.recipe.num_threads, "fingerprint": fingerprint_of(setup)}
+    return replace(child, environment=made_with)
+
+
+def _write_orders(building: Path, steps: Sequence[StepPlan]) -> Order:
+    parameters = {}
+    for epoch in sorted({plan.epoch for plan in steps}):
+        path = building / "order" / f"epoch-{epoch}.npy"
+        instances = np.concatenate([plan.instances for plan in steps if plan.epoch == epoch])
+        write_npy(path, instances.astype(np.uint64))
+        parameters[f"epoch_{epoch}"] = {"path": f"order/epoch-{epoch}.npy", "sha256": sha256_of_file(path)}
+    return Order(rule="file", parameters=parameters)
+
+
+def segments_of(steps: Sequence[StepPlan]) -> tuple[Segment, ...]:
+    """Segments for steps laid end to end in their epochs' order files; like steps share one."""
+    segments: list[Segment] = []
+    for plan in steps:
+        rows, last = len(plan.instances), segments[-1] if segments else None
+        alike = last and (last.epoch, last.instances_per_batch, last.loss_denominator)
+        if last and alike == (plan.epoch, rows, plan.loss_denominator):
+            segments[-1] = replace(last, num_steps=last.num_steps + 1)
+            continue
+        position = last.first_position + last.num_steps * last.instances_per_batch if last else 0
+        segments.append(
+            Segment(
+                first_step=plan.step,
+                num_steps=1,
+                epoch=plan.epoch,
+                first_position=position if last and last.epoch == plan.epoch else 0,
+                instances_per_batch=rows,
+                loss_denominator=plan.loss_denominator,
+            )
+        )
+    return tuple(segments)
+
+
+def _mask_rows(steps: Sequence[StepPlan]) -> list[dict[str, Any]]:
+    rows = []
+    for plan, segment in ((p, s) for s in segments_of(steps) for p in steps if s.first_step <= p.step <= s.last_step):
+        start = segment.positions_of_step(plan.step).start
+        rows += [
+            {
+                "step": plan.step,
+                "attempt": 1,
+                "position": start + row,
+                "instance": int(plan.instances[row]),
+                "start": begin,
+                "stop": stop,
+                "reason": "edit",
+            }
+            for row, begin, stop in plan.masks
+        ]
+    return rows
+
+
+def _shared_tables(
+    workspace: Workspace, parent: Run, building: Path, inserted: tuple[TokenFile, ...]
+) -> dict[str, list[str]]:
+    """Documents and block hashes are the parent's: named where they are, not copied."""
+    home = workspace.home(parent.name)
+    current = {}
+    for kind in ("documents", "block_hashes"):
+        assert kind in KINDS
+        current[kind] = [os.path.relpath(path, building) for path in workspace.learned_files(home, kind)]
+    return {kind: paths for kind, paths in current.items() if paths}
+
+
+# --- running -------------------------------------------------------------------------------------------------------
+
+
+def _run_fork(
+    workspace: Workspace, child: Run, device: str, enforce: bool, save_every: int | None, progress: Progress
+) -> None:
+    setup = prepare(workspace, child, device, "recipe", enforce)
+    assert child.parent is not None
+    start = workspace.checkpoint(workspace.run(child.parent[0]), child.parent[1])
+    observers: list[Any] = []
+
+    def begin(saved: int | None) -> TrainState:
+        tokens = child.tokens_after(saved or start.step)
+        place = start if saved is None else saved_checkpoint(child.source, child.name, saved, tokens)
+        state = load_state(place, setup.recipe, device=setup.device)
+        layers = layers_of_model(state.model)
+        parents = {c.step: c for c in workspace.checkpoints(workspace.run(start.run)) if c.step > start.step}
+        observers.append(NormTrace(layers=layers))
+        observers.append(
+            ParentComparison(
+                checkpoints=parents,
+                layers=layers,
+                start=read_weights(start),
+                heldout=heldout_rows(workspace, child),
+                last_step=child.last_step,
+            )
+        )
+        return state
+
+    with deterministic(setup.recipe.num_threads, enforce=enforce):
+        results = advance(
+            Recording(folder=child.source, policy=SavePolicy(every=save_every)),
+            start=begin,
+            plan=plan_of(workspace, child, child.first_step - 1, child.last_step),
+            reader=reader_of(workspace, child),
+            recipe=setup.recipe,
+            observers=observers,
+        )
+        for result in results:
+            progress(result, child.last_step)
+
+
+def heldout_rows(workspace: Workspace, run: Run) -> np.ndarray | None:
+    """The first held-out rows of a run, int64 of shape [rows, sequence_length]; None where it has none."""
+    reader, length = reader_of(workspace, run), run.sequence_length
+    rows: list[np.ndarray] = []
+    for file in run.heldout:
+        wanted = HELDOUT_TOKENS // length - len(rows)
+        tokens = reader.read(file, 0, min(file.num_bytes // np.dtype(file.dtype).itemsize, wanted * length))
+        rows += list(tokens[: len(tokens) // length * length].reshape(-1, length).astype(np.int64))
+    return np.stack(rows) if rows else None
+
+
+def forks_of(workspace: Workspace, run: str | None = None) -> list[dict[str, Any]]:
+    """All forks, or those of one run: id, parent, steps, how far each has come, edits."""
+    rows = []
+    for name in workspace.fork_ids():
+        child = read_run(workspace.home(name))
+        if child.parent is None or (run is not None and child.parent[0] != run):
+            continue
+        saved = saved_steps(workspace.home(name))
+        rows.append(
+            {
+                "id": name,
+                "parent": child.parent[0],
+                "from_step": child.parent[1],
+                "num_steps": child.last_step - child.parent[1],
+                "done": (saved[-1] - child.parent[1]) if saved else 0,
+                "edits": "; ".join(described(workspace.home(name))) or "none",
+                "recipe": ", ".join(f"{k}={v}" for k, v in child.recipe_overrides.items()) or "as the parent's",
+            }
+        )
+    return rows

@@ -1,0 +1,154 @@
+"""Plain questions under the key (run, step): what a step read, who read a thing, everything about a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from data_index.batch import Batch, read_batches
+from data_index.errors import ForensicsError, InvalidRange, UnknownDocument, UnknownInstance
+from data_index.run import Run, parse_steps
+from data_index.store import (
+    GROUPS,
+    batch_groups,
+    batch_rows,
+    instances_of_document,
+    metrics_of_step,
+    plan_of,
+    reader_of,
+    readings_of_instances,
+)
+from data_index.text import find_text, find_token
+from data_index.workspace import Workspace
+
+
+def batch(
+    run: str,
+    steps: str | int,
+    *,
+    instance: int | None = None,
+    tokens: bool = False,
+    by: str | None = None,
+    verify: bool = True,
+    workspace: Workspace | None = None,
+) -> Any:
+    """What a step, or a stretch A:B, read, as an Arrow table.
+
+    Args:
+        instance: only this instance's rows.
+        tokens: add `token_ids`.
+        by: count by document, tag, file or source instead, against the whole run's average.
+    Raises:
+        UnknownRun, StepOutOfRange, InvalidRange, UnknownInstance, CorruptFile
+    """
+    import pyarrow
+
+    workspace = workspace or Workspace()
+    record = workspace.run(run)
+    first, last = parse_steps(str(steps), record)
+    if by is not None:
+        if by not in GROUPS:
+            raise InvalidRange(f"--by takes {', '.join(sorted(GROUPS))}, not {by!r}")
+        return batch_groups(workspace, record, first, last, by)
+    table = batch_rows(workspace, record, first, last, instance)
+    if instance is not None and table.num_rows == 0:
+        raise UnknownInstance(
+            f"steps {first + 1}..{last} of {run} did not read instance {instance} "
+            f"(who did: forensics where {run} --instance {instance})"
+        )
+    if tokens:
+        rows = reader_of(workspace, record, verify=verify).rows(table.column("instance").to_numpy())
+        table = table.append_column("token_ids", pyarrow.array(list(rows), pyarrow.list_(pyarrow.int64())))
+    return table
+
+
+def batches(run: str, first: int, last: int, *, workspace: Workspace | None = None) -> Iterator[Batch]:
+    """Every batch from checkpoint `first` to checkpoint `last`, one after another, tokens included."""
+    workspace = workspace or Workspace()
+    record = workspace.run(run)
+    first, last = parse_steps(f"{first}:{last}", record)
+    yield from read_batches(plan_of(workspace, record, first, last), reader_of(workspace, record))
+
+
+def where(
+    run: str,
+    *,
+    text: str | None = None,
+    document: int | None = None,
+    instance: int | None = None,
+    token: int | None = None,
+    workspace: Workspace | None = None,
+) -> Any:
+    """Every reading of an instance, of the instances that hold a document, a text or a token; an Arrow table.
+
+    Raises:
+        InvalidRange: not exactly one of them is given.
+        UnknownRun, UnknownInstance, UnknownDocument, CorruptFile
+    """
+    workspace = workspace or Workspace()
+    record = workspace.run(run)
+    if sum(given is not None for given in (text, document, instance, token)) != 1:
+        raise InvalidRange("where takes exactly one of --text, --document, --instance and --token")
+    if document is not None:
+        instances = instances_of_document(workspace, record, document)
+    elif instance is not None:
+        instances = [instance]
+    elif text is not None:
+        instances = list(find_text(record, reader_of(workspace, record), text))
+    else:
+        assert token is not None
+        if token < 0 or token > np.iinfo(record.files[0].dtype).max:
+            raise UnknownDocument(f"{token} cannot be a token id of {run}")
+        instances = list(find_token(record, reader_of(workspace, record), token))
+    return readings_of_instances(workspace, record, instances)
+
+
+def at(run: str, step: int, *, workspace: Workspace | None = None) -> dict[str, Any]:
+    """Everything under the key (run, step).
+
+    Raises:
+        UnknownRun, StepOutOfRange
+    """
+    workspace = workspace or Workspace()
+    record = workspace.run(run)
+    segment = record.segment_of_step(step)
+    there = [c.step for c in workspace.checkpoints(record)]
+    before, after = [s for s in there if s < step], [s for s in there if s >= step]
+    plan = plan_of(workspace, record, step - 1, step)[step]
+    return {
+        "run": run,
+        "step": step,
+        "epoch": segment.epoch,
+        "attempt": segment.attempt,
+        "order_trust": str(record.trust),
+        "instances": plan.instances.tolist(),
+        "num_tokens": len(plan.instances) * record.sequence_length,
+        "masked_spans": len(plan.masks),
+        "loss_denominator": plan.loss_denominator,
+        "tokens_after": record.tokens_after(step),
+        "checkpoint_before": max(before, default=None),
+        "checkpoint_after": min(after, default=None),
+        "metrics": metrics_of_step(workspace, record, step),
+        "read_by_tag": _groups(workspace, record, step, "tag"),
+        "read_by_file": _groups(workspace, record, step, "file"),
+        "forks": _forks_through(workspace, run, step),
+    }
+
+
+def _groups(workspace: Workspace, run: Run, step: int, by: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = batch_groups(workspace, run, step - 1, step, by).to_pylist()
+    return rows
+
+
+def _forks_through(workspace: Workspace, run: str, step: int) -> list[str]:
+    found = []
+    for name in workspace.fork_ids():
+        try:
+            child = workspace.run(name)
+        except ForensicsError:
+            continue
+        if child.parent and child.parent[0] == run and child.first_step <= step <= child.last_step:
+            found.append(name)
+    return found

@@ -1,0 +1,33 @@
+"""L2 norms of groups of tensors, and distances between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+
+def group_norm(tensors: Iterable[torch.Tensor]) -> float:
+    """L2 norm of all elements of all tensors together, accumulated in fp64."""
+    return float(torch.stack([t.detach().double().square().sum() for t in tensors]).sum().sqrt())
+
+
+def norms_by_group(tensors: Mapping[str, torch.Tensor], groups: Mapping[str, list[str]]) -> list[float]:
+    """L2 norm of each group of named tensors, in the groups' order."""
+    return [group_norm(tensors[name] for name in names) for names in groups.values()]
+
+
+def travel_distance(
+    one: Mapping[str, torch.Tensor],
+    other: Mapping[str, torch.Tensor],
+    start: Mapping[str, torch.Tensor],
+    names: Iterable[str],
+) -> float:
+    """How far apart two states are, in units of how far `other` has moved: |one - other| / |other - start|.
+
+    1 means: as far from each other as `other` is from the common start. NaN where `other` did not move.
+    """
+    names = list(names)
+    apart = group_norm(one[name].cpu() - other[name].cpu() for name in names)
+    moved = group_norm(other[name].cpu() - start[name].cpu() for name in names)
+    return apart / moved if moved else float("nan")

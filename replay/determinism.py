@@ -1,0 +1,124 @@
+"""What makes bits equal: threads, deterministic kernels, and a fingerprint of the arithmetic at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from data_index.errors import NotDeterministic, OutOfMemory
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes a GPU where there is one.
+
+    Raises:
+        NotDeterministic: cuda was asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise NotDeterministic(
+            "--device cuda: this machine has no GPU that torch can use; --device cpu works everywhere"
+        )
+    return torch.device(name)
+
+
+@contextmanager
+def deterministic(num_threads: int, *, enforce: bool = True) -> Iterator[None]:
+    """Set threads and deterministic kernels for the duration; errors of the device become ours.
+
+    Raises:
+        NotDeterministic: an operation has no deterministic kernel.
+        OutOfMemory: the device cannot hold the step.
+    """
+    # Read by cuBLAS when its first handle is made; harmless elsewhere.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(enforce)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"the GPU ran out of memory ({str(error).splitlines()[0]}): take fewer rows at once with --set "
+            "recipe.instances_per_microbatch=1 (the sum is the same up to rounding), or a larger GPU"
+        ) from error
+    except RuntimeError as error:
+        if "deterministic" in str(error):
+            raise NotDeterministic(
+                f"{str(error).splitlines()[0]} To go on without bit-equality, add --no-deterministic"
+            ) from error
+        raise
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides its inputs; stored beside it."""
+    import transformers
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": gpu,
+    }
+
+
+def arithmetic_fingerprint(model: Mapping[str, Any], rows: int, length: int, device: torch.device | None = None) -> str:
+    """sha256 over a fixed battery of operations at a model's shapes.
+
+    Matmuls, attention forward and backward, RMSNorm, log-softmax and one AdamW step, fp32, inputs from a portable
+    generator. Kernels chosen inside MKL, oneDNN and torch change it, where version numbers and CPU flags do not tell.
+
+    Args:
+        model: a transformers config as a dict.
+        rows, length: instances per micro-batch and tokens per instance.
+    """
+    device = device or torch.device("cpu")
+    hidden, inner, heads = model["hidden_size"], model["intermediate_size"], model["num_attention_heads"]
+    rows, length = min(rows, 8), min(length, 512)
+    generator = np.random.Generator(np.random.PCG64(seed=20))
+
+    def normal(*shape: int) -> torch.Tensor:
+        values = generator.standard_normal(shape, dtype=np.float32)
+        return torch.from_numpy(values).to(device)
+
+    digest = hashlib.sha256()
+
+    def record(*tensors: torch.Tensor) -> None:
+        for tensor in tensors:
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+
+    x = normal(rows * length, hidden)
+    record(x @ normal(hidden, hidden), x @ normal(hidden, inner), x @ normal(hidden, min(model["vocab_size"], 8192)))
+    q, k, v = (normal(rows, heads, length, hidden // heads).requires_grad_() for _ in range(3))
+    # The backend that a causal mask gets by default, named so that the battery does not drift with heuristics.
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    attended.backward(normal(*attended.shape))
+    record(attended, *(t.grad for t in (q, k, v) if t.grad is not None))
+    normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+    record(normed, F.log_softmax(normed, dim=-1), F.silu(x), normed.cos())
+    weight = torch.nn.Parameter(normal(hidden, hidden))
+    weight.grad = normal(hidden, hidden)
+    torch.optim.AdamW([weight], lr=1e-3).step()
+    record(weight)
+    return digest.hexdigest()

@@ -1,0 +1,199 @@
+"""A run folder being written: pieces and checkpoints, resumable after any interruption.
+
+At each save, in this order: trace/<first>-<last>.h5 (arrays), metrics/ and consumed/<first>-<last>.parquet (rows),
+then checkpoints/step<last>/. Each appears by rename; the checkpoint is the commit point. Pieces after the last
+checkpoint are dropped on resume. progress.jsonl is for people watching and never evidence.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from data_index.batch import Batch, Plan, read_batch
+from data_index.errors import CorruptFile
+from data_index.files import atomic_file, remove_folder, remove_leftovers, require_free_space, write_parquet
+from data_index.sources.native import all_pieces, checkpoint_folder, saved_steps
+from data_index.sources.trainer_record import CONSUMED_COLUMNS, METRICS_COLUMNS, arrow_schema
+from data_index.tokens import TokenReader
+from data_index.witness import sha256_of_ids
+from replay.recipe import Recipe
+from replay.train_state import TrainState, save_state
+from replay.train_step import Observer, StepResult, train_step
+
+PIECE_KINDS = ("trace", "metrics", "consumed")
+SECONDS_BETWEEN_SAVES = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavePolicy:
+    """When to save, and which saved states to keep.
+
+    Attributes:
+        every: save and keep every K-th step; None: save every half minute and keep only the last state.
+        record_batches: also write what the model was handed (instances, sha256 of token ids).
+    """
+
+    every: int | None = None
+    record_batches: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
+class Recording:
+    """Writes the results of consecutive steps into a run folder."""
+
+    folder: Path
+    policy: SavePolicy
+    pending: list[tuple[StepResult, dict[str, Any]]] = field(default_factory=list)
+    last_save: float = field(default_factory=time.monotonic)
+
+    def resume(self) -> int | None:
+        """Drop what a dead writer left unfinished; returns the last saved step, if any. Call it under the lock."""
+        remove_leftovers(self.folder)
+        steps = saved_steps(self.folder)
+        last = steps[-1] if steps else None
+        for kind in PIECE_KINDS:
+            for (_, stop), path in all_pieces(self.folder, kind):
+                if last is None or stop > last:
+                    path.unlink()
+        self._drop_superseded()
+        return last
+
+    def record(self, result: StepResult, batch: Batch) -> None:
+        row = {"step": batch.step, "attempt": 1, "instances": batch.instances.tolist()}
+        if self.policy.record_batches:
+            row["input_ids_sha256"] = sha256_of_ids(batch.token_ids)
+        self.pending.append((result, row))
+        self._report(result)
+
+    def is_due(self, step: int, last_step: int) -> bool:
+        if step == last_step:
+            return True
+        if self.policy.every is not None:
+            return step % self.policy.every == 0
+        return time.monotonic() - self.last_save > SECONDS_BETWEEN_SAVES
+
+    def save(self, state: TrainState) -> None:
+        """Write the pending pieces, then the checkpoint that commits them.
+
+        Raises:
+            DiskFull: nothing that was committed is lost.
+        """
+        size = 3 * sum(p.numel() * p.element_size() for p in state.model.parameters())
+        require_free_space(self.folder, size + 2**20, f"saving step {state.step}")
+        if self.pending:
+            self._write_pieces()
+        save_state(state, checkpoint_folder(self.folder, state.step))
+        self.pending.clear()
+        self._drop_superseded()
+        self.last_save = time.monotonic()
+
+    def _write_pieces(self) -> None:
+        import pyarrow
+
+        results = [result for result, _ in self.pending]
+        name = f"{results[0].step:06d}-{results[-1].step:06d}"
+        if results[0].arrays:
+            write_trace(self.folder / "trace" / f"{name}.h5", results)
+        rows = [row for result in results for row in metric_rows(result)]
+        metrics = pyarrow.Table.from_pylist(rows, schema=arrow_schema(METRICS_COLUMNS))
+        write_parquet(self.folder / "metrics" / f"{name}.parquet", metrics)
+        if self.policy.record_batches:
+            consumed = [row for _, row in self.pending]
+            table = pyarrow.Table.from_pylist(consumed, schema=arrow_schema(CONSUMED_COLUMNS))
+            write_parquet(self.folder / "consumed" / f"{name}.parquet", table)
+
+    def _drop_superseded(self) -> None:
+        if self.policy.every is None:
+            for step in saved_steps(self.folder)[:-1]:
+                remove_folder(checkpoint_folder(self.folder, step))
+
+    def _report(self, result: StepResult) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        line = {"step": result.step, "loss": result.loss, "grad_norm": result.grad_norm, "time": time.time()}
+        with (self.folder / "progress.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def metric_rows(result: StepResult) -> Iterator[dict[str, Any]]:
+    """One row a number, in the columns of `metrics`."""
+    numbers = {
+        "loss": result.loss,
+        "z_loss": result.z_loss,
+        "grad_norm": result.grad_norm,
+        "learning_rate": result.learning_rate,
+        "tokens": float(result.tokens),
+        "num_targets": float(result.num_targets),
+        **result.scalars,
+    }
+    for name, value in numbers.items():
+        yield {"step": result.step, "attempt": 1, "name": name, "value": value, "original_name": name}
+
+
+def write_trace(path: Path, results: Sequence[StepResult]) -> None:
+    """Arrays of consecutive steps, stacked along a first axis of steps."""
+    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
+        file["step"] = np.array([result.step for result in results], dtype=np.int64)
+        for name in results[0].arrays:
+            file[name] = np.stack([result.arrays[name] for result in results])
+
+
+def read_trace(folder: Path) -> dict[str, np.ndarray]:
+    """All committed trace pieces of a run folder, joined along steps.
+
+    Raises:
+        CorruptFile: a piece is damaged, or holds links instead of data.
+    """
+    last = max(saved_steps(folder), default=-1)
+    pieces: dict[str, list[np.ndarray]] = {}
+    for (_, stop), path in all_pieces(folder, "trace"):
+        if stop > last:
+            continue
+        try:
+            with h5py.File(path, "r") as file:
+                for name in file:
+                    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or file[name].external:
+                        raise CorruptFile(f"{path}: {name} is a link out of the file")
+                    pieces.setdefault(name, []).append(file[name][...])
+        except (OSError, AttributeError) as error:
+            raise CorruptFile(f"{path} is not a whole trace: {error}") from error
+    return {name: np.concatenate(arrays) for name, arrays in pieces.items()}
+
+
+def advance(
+    recording: Recording,
+    *,
+    start: Callable[[int | None], TrainState],
+    plan: Plan,
+    reader: TokenReader,
+    recipe: Recipe,
+    observers: Sequence[Observer] = (),
+    save_start: bool = False,
+) -> Iterator[StepResult]:
+    """Take the steps of a plan from where the folder stands; save on the way; yield each result.
+
+    Args:
+        start: gives the state at a saved step of this folder, or, for None, the state before the plan's first step.
+        save_start: save the starting state too (checkpoint 0 of a run).
+    """
+    saved = recording.resume()
+    last_step = plan.steps.stop - 1
+    if saved is not None and saved >= last_step:
+        return
+    state = start(saved)
+    if saved is None and save_start:
+        recording.save(state)
+    for step in range(state.step + 1, last_step + 1):
+        batch = read_batch(plan[step], reader)
+        result = train_step(state, batch, recipe, observers)
+        recording.record(result, batch)
+        if recording.is_due(step, last_step):
+            recording.save(state)
+        yield result
