@@ -241,7 +241,11 @@ def _check_opcodes(content: bytes, source: str) -> None:
     """Refuse memo indices beyond the number of bytes: unpicklers allocate up to the index before noticing."""
     try:
         for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > len(content):
+            if (
+                opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+                and isinstance(argument, int)
+                and argument > len(content)
+            ):
                 raise UnsafeFile(f"{source} claims a memo of {argument} entries")
             if opcode.name.startswith("EXT") or opcode.name in ("INST", "OBJ"):
                 raise UnsafeFile(f"{source} uses the pickle opcode {opcode.name}")

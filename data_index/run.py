@@ -7,7 +7,7 @@ is steps A+1 .. B. A position is the 0-based place of an instance in the consump
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -174,7 +174,7 @@ def parse_steps(text: str, run: Run) -> tuple[int, int]:
     return first, last
 
 
-def place_files(files: list[tuple[str, Path, int, str | None]], dtype: str, rows_of: Any) -> tuple[TokenFile, ...]:
+def place_files(files: Sequence[tuple[str, Path, int, str | None]], dtype: str, rows_of: Any) -> tuple[TokenFile, ...]:
     """Number the instances of files laid end to end.
 
     Args:

@@ -197,6 +197,16 @@ def query_locked(connection: duckdb.DuckDBPyConnection, query: str, seconds: flo
         timer.cancel()
 
 
+def view_columns(workspace: Workspace) -> list[str]:
+    """Each view with its columns, then the macros, as lines to read."""
+    rows = connect(workspace).execute(
+        "SELECT table_name, string_agg(column_name || ' ' || data_type, ', ' ORDER BY column_index) "
+        "FROM duckdb_columns() WHERE schema_name = 'main' AND database_name = 'memory' GROUP BY 1 ORDER BY 1"
+    )
+    lines = [f"{view}({columns})" for view, columns in rows.fetchall()]
+    return [*lines, "macros: batch(run, step), steps_of_instance(run, instance); for example: from batch('demo', 137)"]
+
+
 # --- the verbs' questions --------------------------------------------------------------------------------------------
 
 

@@ -30,7 +30,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 
 # Kinds of learned tables, with the columns of the view over them (run comes first everywhere).
 KINDS: Mapping[str, str] = {
-    "documents": 'document_id BIGINT, file VARCHAR, start BIGINT, "end" BIGINT, source VARCHAR, tags VARCHAR[]',
+    "documents": 'document_id BIGINT, file VARCHAR, start BIGINT, "end" BIGINT, source VARCHAR, '
+    "source_start BIGINT, source_end BIGINT, tags VARCHAR[]",
     "masks": "step BIGINT, attempt INTEGER, position BIGINT, instance BIGINT, start BIGINT, stop BIGINT, "
     "reason VARCHAR",
     "metrics": "step BIGINT, attempt INTEGER, name VARCHAR, value DOUBLE, original_name VARCHAR",

@@ -10,7 +10,7 @@ from data_index.errors import InvalidEdit
 from data_index.run import Run
 from data_index.store import logged_metrics
 from data_index.workspace import Workspace
-from forensics.figure import Figure, Panel, Series
+from forensics.figure import BLACK, Figure, Panel, Series
 from forensics.reproduction import metrics_by_step
 
 NO_NULLS = "no nulls, no claim: without null forks nothing says how much of this any change would have caused"
@@ -56,7 +56,11 @@ def compare(*forks: str, workspace: Workspace | None = None) -> Comparison:
             f"{parent} has no checkpoint inside these forks' steps, so weights and held-out loss are not compared"
         )
     return Comparison(
-        forks=tuple(forks), parent=parent, rows=tuple(rows), figure=_figure(parent, runs, rows), notes=tuple(notes)
+        forks=tuple(forks),
+        parent=parent,
+        rows=tuple(rows),
+        figure=_figure(workspace, workspace.run(parent), runs, rows),
+        notes=tuple(notes),
     )
 
 
@@ -91,28 +95,46 @@ def _rows(workspace: Workspace, run: Run, parent: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _figure(parent: str, runs: Sequence[Run], rows: Sequence[dict[str, Any]]) -> Figure:
-    marks = [(run.parent[1], f"fork at {run.parent[1]}") for run in runs if run.parent]
+def _figure(workspace: Workspace, parent: Run, runs: Sequence[Run], rows: Sequence[dict[str, Any]]) -> Figure:
+    starts = {run.parent[1] for run in runs if run.parent}
+    marks = tuple((step, f"fork at {step}") for step in sorted(starts))
     panels = [
-        _panel(runs, rows, "loss", "Loss difference at each step's own batch", "nats per token", dict.fromkeys(marks)),
-        _panel(runs, rows, "heldout_loss", "Held-out loss difference", "nats per token", ()),
+        _losses(workspace, parent, runs, marks),
+        _panel(runs, rows, "loss", "Loss, fork minus parent, each step on its own batch", "nats per token"),
+        _panel(runs, rows, "heldout_loss", "Held-out loss, fork minus parent", "nats per token"),
     ]
     layers = list(dict.fromkeys(row["metric"] for row in rows if row["metric"].startswith("distance/")))
     for run in runs:
-        series = [
-            Series(name=layer.removeprefix("distance/"), **_points(rows, run.name, layer), colour=n)
-            for n, layer in enumerate(layers)
-        ]
-        title = f"Distance of the weights from {parent}" + (f", fork {run.name}" if len(runs) > 1 else "")
+        series = [_layer_series(rows, run.name, layer, number) for number, layer in enumerate(layers)]
+        title = f"Distance of the weights from {parent.name}" + (f", fork {run.name}" if len(runs) > 1 else "")
         panels.append(Panel(title=title, y_label="1 = as far as it moved", series=series))
     kept = [panel for panel in panels if any(len(series.x) for series in panel.series)]
     names = ", ".join(run.name for run in runs)
-    return Figure(title=f"Fork {names} against {parent}", x_label="step", panels=kept, note=NO_NULLS)
+    return Figure(title=f"Fork {names} against {parent.name}", x_label="step", panels=kept, note=NO_NULLS)
 
 
-def _panel(runs: Sequence[Run], rows: Sequence[Any], metric: str, title: str, unit: str, marks: Any) -> Panel:
-    series = [Series(name=run.name, **_points(rows, run.name, metric), colour=n) for n, run in enumerate(runs)]
-    return Panel(title=title, y_label=unit, series=series, zero_line=True, marks=tuple(marks))
+def _losses(workspace: Workspace, parent: Run, runs: Sequence[Run], marks: Sequence[tuple[float, str]]) -> Panel:
+    first = min(run.first_step for run in runs) - 1
+    logged = logged_metrics(workspace, parent, first, max(run.last_step for run in runs))
+    theirs = {step: metrics["loss"] for step, metrics in sorted(logged.items()) if "loss" in metrics}
+    series = [Series(name=f"{parent.name}, logged", x=list(theirs), y=list(theirs.values()), colour=BLACK)]
+    for number, run in enumerate(runs):
+        own = {step: metrics["loss"] for step, metrics in sorted(metrics_by_step(run.source).items())}
+        name = f"fork {run.name}"
+        series.append(Series(name=name, x=list(own), y=list(own.values()), style="dashed", colour=number))
+    return Panel(title="Loss", y_label="nats per token", series=series, marks=marks)
+
+
+def _layer_series(rows: Sequence[dict[str, Any]], fork: str, layer: str, number: int) -> Series:
+    name = layer.removeprefix("distance/")
+    whole = name == "all"
+    points = _points(rows, fork, layer)
+    return Series(name=name, style="dashed" if whole else "line", colour=BLACK if whole else number, **points)
+
+
+def _panel(runs: Sequence[Run], rows: Sequence[Any], metric: str, title: str, unit: str) -> Panel:
+    series = [Series(name=run.name, colour=n, **_points(rows, run.name, metric)) for n, run in enumerate(runs)]
+    return Panel(title=title, y_label=unit, series=series, zero_line=True)
 
 
 def _points(rows: Sequence[dict[str, Any]], fork: str, metric: str) -> dict[str, Any]:

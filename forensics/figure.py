@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from data_index.files import atomic_file
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442", "#000000")
+BLACK = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,7 @@ class Series:
     name: str
     x: Sequence[float]
     y: Sequence[float | None]
-    style: Literal["line", "points"] = "line"
+    style: Literal["line", "dashed", "points"] = "line"
     colour: int = 0
 
 
@@ -63,6 +64,7 @@ def write_png(figure: Figure, path: Path) -> None:
         for axis, panel in zip(axes[:, 0], figure.panels, strict=True):
             _draw_panel(axis, panel)
         axes[-1, 0].set_xlabel(figure.x_label)
+        axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
         if figure.note:
             canvas.supxlabel(figure.note, x=0.01, ha="left", fontsize=8, color="#555555")
         with atomic_file(path) as temporary:
@@ -76,7 +78,7 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
         values = [float("nan") if value is None else value for value in series.y]
         colour = COLOURS[series.colour % len(COLOURS)]
         marker = "o" if series.style == "points" or len(values) < 3 else None
-        line = "-" if series.style == "line" else ""
+        line = {"line": "-", "dashed": "--", "points": ""}[series.style]
         axis.plot(series.x, values, line, marker=marker, markersize=4, color=colour, linewidth=1.3, label=series.name)
     if panel.zero_line:
         axis.axhline(0, color="#888888", linewidth=0.8, zorder=0)
@@ -106,7 +108,8 @@ def write_html(figure: Figure, path: Path) -> None:
         for series in panel.series:
             mode = "markers" if series.style == "points" else "lines" if len(series.y) > 2 else "lines+markers"
             colour = COLOURS[series.colour % len(COLOURS)]
-            trace = Scatter(x=list(series.x), y=list(series.y), mode=mode, name=series.name, line={"color": colour})
+            line = {"color": colour, "dash": "dash" if series.style == "dashed" else "solid"}
+            trace = Scatter(x=list(series.x), y=list(series.y), mode=mode, name=series.name, line=line)
             canvas.add_trace(trace, row=row, col=1)
         canvas.update_yaxes(title_text=panel.y_label, type="log" if panel.log_y else "linear", row=row, col=1)
         if panel.zero_line:

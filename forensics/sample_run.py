@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,18 @@ class SampleSpec:
         return (self.steps_per_epoch - 1) * self.instances_per_batch - self.binary_rows - self.duplicate_rows
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedDocument:
+    """A document as tokens, the end token last. `ends[n]` is the source character after token n."""
+
+    document: SourceDocument
+    token_ids: Sequence[int]
+    ends: Sequence[int]
+
+    def first(self, num_tokens: int) -> EncodedDocument:
+        return replace(self, token_ids=self.token_ids[:num_tokens], ends=self.ends[:num_tokens])
+
+
 @dataclass(slots=True, kw_only=True)
 class TokenStream:
     """Documents laid end to end in one file, whole rows at a time."""
@@ -85,30 +97,31 @@ class TokenStream:
     tokens: list[int] = field(default_factory=list)
     documents: list[dict[str, Any]] = field(default_factory=list)
 
-    def append(self, documents: Iterable[tuple[SourceDocument, Sequence[int]]], rows: int) -> range:
-        """Add documents until `rows` whole rows are full; the last one is cut. Returns the rows of this file."""
+    def append(self, documents: Sequence[EncodedDocument], rows: int) -> range:
+        """Fill `rows` whole rows, or as many as the documents give; the last one is cut. Returns those rows."""
         first = len(self.tokens) // self.length
+        rows = min(rows, sum(len(document.token_ids) for document in documents) // self.length)
         limit = (first + rows) * self.length
-        for document, ids in documents:
-            start, end = len(self.tokens), min(len(self.tokens) + len(ids), limit)
-            self.tokens += ids[: end - start]
-            self.documents.append(self._document(document, start, end))
-            if end == limit:
+        for document in documents:
+            if len(self.tokens) == limit:
                 break
-        whole = len(self.tokens) // self.length
-        del self.tokens[whole * self.length :]
-        self.documents = [d | {"end": min(d["end"], len(self.tokens))} for d in self.documents]
-        self.documents = [d for d in self.documents if d["start"] < d["end"]]
-        return range(first, whole)
+            self._append_one(document.first(limit - len(self.tokens)))
+        return range(first, first + rows)
 
-    def _document(self, document: SourceDocument, start: int, end: int) -> dict[str, Any]:
-        return {
-            "file": self.name,
-            "start": start,
-            "end": end,
-            "source": f"{document.source}[{document.start}:{document.end}]",
-            "tags": list(document.tags),
-        }
+    def _append_one(self, encoded: EncodedDocument) -> None:
+        start, document = len(self.tokens), encoded.document
+        self.tokens += encoded.token_ids
+        self.documents.append(
+            {
+                "file": self.name,
+                "start": start,
+                "end": len(self.tokens),
+                "source": document.source,
+                "source_start": document.start,
+                "source_end": document.start + encoded.ends[-1],
+                "tags": list(document.tags),
+            }
+        )
 
 
 def train_sample_run(
@@ -181,13 +194,13 @@ def _prepare(folder: Path, spec: SampleSpec) -> None:
     documents += corpus.take(corpus.documentation_topics(), characters // 4)
     documents += corpus.take(corpus.licence_texts(), characters // 20)
     heldout = [document for document in documents if corpus.is_held_out(document)]
-    ordinary = [document for document in documents if not corpus.is_held_out(document)]
+    ordinary = corpus.by_hash(document for document in documents if not corpus.is_held_out(document))
     tokenizer = _train_tokenizer([d.text for d in documents], spec)
     write_bytes(folder / "tokenizer.json", tokenizer.to_str().encode())
     end = tokenizer.token_to_id(END_TOKEN)
 
-    def encoded(texts: Iterable[SourceDocument]) -> list[tuple[SourceDocument, list[int]]]:
-        return [(d, [*tokenizer.encode(d.text, add_special_tokens=False).ids, end]) for d in texts]
+    def encoded(texts: Iterable[SourceDocument]) -> list[EncodedDocument]:
+        return [encode_document(document, tokenizer, end) for document in texts]
 
     streams, places = _lay_out(spec, encoded(ordinary), encoded)
     held = TokenStream(name="heldout.bin", length=spec.sequence_length)
@@ -201,6 +214,12 @@ def _prepare(folder: Path, spec: SampleSpec) -> None:
 
 
 DOCUMENT_ROWS = 1000  # more rows than any document fills
+
+
+def encode_document(document: SourceDocument, tokenizer: Any, end: int) -> EncodedDocument:
+    found = tokenizer.encode(document.text, add_special_tokens=False)
+    ends = [stop for _, stop in found.offsets]
+    return EncodedDocument(document=document, token_ids=[*found.ids, end], ends=[*ends, len(document.text)])
 
 
 def _train_tokenizer(texts: list[str], spec: SampleSpec) -> Any:
@@ -220,21 +239,22 @@ def _train_tokenizer(texts: list[str], spec: SampleSpec) -> Any:
 
 
 def _lay_out(
-    spec: SampleSpec, ordinary: list[tuple[SourceDocument, list[int]]], encoded: Any
+    spec: SampleSpec,
+    ordinary: list[EncodedDocument],
+    encoded: Callable[[Iterable[SourceDocument]], list[EncodedDocument]],
 ) -> tuple[list[TokenStream], dict[str, tuple[str, range]]]:
     """Files of whole rows, and where the accidents' rows are: name -> (file, rows of it).
 
     The accidents lie between ordinary documents, each starting and ending at a row's border.
     """
     length, wanted = spec.sequence_length, spec.ordinary_rows
-    long_enough = [n for n, (_, ids) in enumerate(ordinary) if len(ids) >= spec.duplicate_rows * length]
-    duplicate, ids = ordinary.pop(long_enough[len(long_enough) // 2])
-    exact = [*ids[: spec.duplicate_rows * length - 1], ids[-1]]
+    long_enough = [n for n, d in enumerate(ordinary) if len(d.token_ids) >= spec.duplicate_rows * length]
+    duplicate = ordinary.pop(long_enough[len(long_enough) // 2])
     half = len(ordinary) // 2
     first = TokenStream(name="text-0.bin", length=length)
     second = TokenStream(name="text-1.bin", length=length)
     rows = len(first.append(ordinary[:half], wanted))
-    places = {"duplicate": (second.name, second.append([(duplicate, exact)], spec.duplicate_rows))}
+    places = {"duplicate": (second.name, second.append([duplicate], spec.duplicate_rows))}
     rows += spec.duplicate_rows
     after = ordinary[half:]
     rows += len(second.append(after[: len(after) // 2], max(wanted - rows, 0)))

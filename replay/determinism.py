@@ -85,8 +85,8 @@ def environment() -> dict[str, Any]:
 def arithmetic_fingerprint(model: Mapping[str, Any], rows: int, length: int, device: torch.device | None = None) -> str:
     """sha256 over a fixed battery of operations at a model's shapes.
 
-    Matmuls, attention forward and backward, RMSNorm, log-softmax and one AdamW step, fp32, inputs from a portable
-    generator. Kernels chosen inside MKL, oneDNN and torch change it, where version numbers and CPU flags do not tell.
+    Matmuls, attention forward and backward, RMSNorm, log-softmax, elementary functions and one AdamW step, fp32, inputs
+    from a portable generator. Kernels chosen inside MKL, oneDNN and torch change it, where version numbers and CPU flags do not tell.
 
     Args:
         model: a transformers config as a dict.
@@ -117,7 +117,10 @@ def arithmetic_fingerprint(model: Mapping[str, Any], rows: int, length: int, dev
     record(attended, *(t.grad for t in (q, k, v) if t.grad is not None))
     normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
     record(normed, F.log_softmax(normed, dim=-1), F.silu(x), normed.cos())
-    weight = torch.nn.Parameter(normal(hidden, hidden))
+    # Vector-math libraries round these differently from one processor maker to another.
+    record(x.abs().sqrt(), x.exp(), x.sin(), x.abs().log())
+    # From zero, so that every bit of the update shows.
+    weight = torch.nn.Parameter(torch.zeros(hidden, hidden, device=device))
     weight.grad = normal(hidden, hidden)
     torch.optim.AdamW([weight], lr=1e-3).step()
     record(weight)

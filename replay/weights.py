@@ -98,7 +98,9 @@ def content_hash(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    """The bytes of a tensor in C order, without a copy where it lies so on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return flat.numpy().data
 
 
 def trainer_parameter_hash(tensors: Mapping[str, torch.Tensor], convention: str) -> str:

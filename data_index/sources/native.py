@@ -3,7 +3,8 @@
     run.toml                 name, config, data files, order, segments, environment     (see data_index/run.py)
     tokens/*.bin             raw little-endian token ids                heldout/*.bin   never in an order
     order/epoch-<e>.npy      instances in consumption order, epochs from 1
-    documents.parquet        document_id, file, start, end, source, tags      (token offsets, end exclusive)
+    documents.parquet        document_id, file, start, end, source, source_start, source_end, tags
+                             (start, end: tokens of the file; source_*: characters of the source; ends exclusive)
     masks.parquet            step, attempt, position, instance, start, stop, reason        (only where there are any)
     metrics/*.parquet        step, attempt, name, value, original_name
     consumed/*.parquet       step, attempt, instances, input_ids_sha256    what the trainer handed to the model

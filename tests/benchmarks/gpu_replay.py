@@ -24,7 +24,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -37,7 +37,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, the package is not installed
 
 from data_index.batch import Batch
-from data_index.errors import OutOfMemory
+from data_index.errors import NotDeterministic, OutOfMemory
 from data_index.files import write_json
 from replay.determinism import arithmetic_fingerprint, choose_device, deterministic, environment
 from replay.recipe import Recipe
@@ -76,7 +76,7 @@ class Workload:
     length: int
     num_steps: int
     warmup_steps: int = 0
-    microbatches: tuple[int, ...] = ()
+    microbatches: Sequence[int] = ()
 
     def batch(self, step: int) -> Batch:
         """Random text that can be learned: each token is followed by one of 8 others."""
@@ -131,10 +131,10 @@ def sample_workload(device: torch.device, num_steps: int) -> Workload:
 def large_workload(device: torch.device, scaled_down: bool) -> Workload:
     """A model of OLMo-2-1B's shape in bf16, 8 rows of 4096 tokens a step; or a tiny stand-in."""
     shape = {"length": 4096, "hidden": 2048, "layers": 16, "heads": 16, "vocabulary": 100352}
-    rows, microbatches = 8, (1, 2, 4)
+    rows, microbatches = 8, [1, 2, 4]
     if scaled_down:
         shape = {"length": 64, "hidden": 64, "layers": 2, "heads": 2, "vocabulary": 512}
-        rows, microbatches = 4, (1, 2)
+        rows, microbatches = 4, [1, 2]
     recipe = olmo2(**shape, learning_rate=4e-4, z_loss=1e-5, precision="bf16", no_decay=("model.embed_tokens.weight",))
     counts = {"num_steps": 5, "warmup_steps": 2}
     return Workload(
@@ -252,19 +252,19 @@ def throughput(work: Workload) -> Numbers:
 
 
 def measure(work: Workload, instances_per_microbatch: int, *, enforce: bool = True, fill: bool = True) -> Numbers:
-    """Speed and memory of the workload; running out of memory is an answer, not a failure.
+    """Speed and memory of the workload; that it does not fit, or has no such kernels, is an answer and no failure.
 
     Args:
         enforce: only deterministic kernels.
         fill: overwrite fresh memory with NaN, as torch does in deterministic mode unless told otherwise.
     """
-    work = replace(work, recipe=replace(work.recipe, instances_per_microbatch=instances_per_microbatch))
+    work = in_microbatches(work, instances_per_microbatch)
     label: Numbers = {"instances_per_microbatch": instances_per_microbatch, "deterministic": enforce, "fill": fill}
     report(f"{instances_per_microbatch} rows at once, deterministic={enforce}, fill={fill}")
     try:
         with deterministic(num_threads=1, enforce=enforce), filled_memory(fill):
             numbers = timed_steps(work)
-    except OutOfMemory as error:
+    except (OutOfMemory, NotDeterministic) as error:
         numbers = {"error": str(error)}
     free_memory(work.device)
     return label | numbers
@@ -298,24 +298,32 @@ def timed_steps(work: Workload) -> Numbers:
 
 
 def cost_of_determinism(work: Workload, instances_per_microbatch: int) -> Numbers:
-    """The same steps with and without deterministic kernels, and whether the former repeat their bits."""
+    """The same steps with deterministic kernels, with those but fresh memory left as it is, and without."""
     modes = [(True, True), (True, False), (False, False)]
-    measurements = [measure(work, instances_per_microbatch, enforce=enforce, fill=fill) for enforce, fill in modes]
-    recipe = replace(work.recipe, instances_per_microbatch=instances_per_microbatch)
-    first = hashes_of_two_steps(replace(work, recipe=recipe))
-    second = hashes_of_two_steps(replace(work, recipe=recipe))
     return {
-        "measurements": measurements,
+        "measurements": [measure(work, instances_per_microbatch, enforce=enforce, fill=fill) for enforce, fill in modes]
+    }
+
+
+def large_twice(work: Workload, instances_per_microbatch: int) -> Numbers:
+    """Two deterministic steps from equal states, twice: equal bit for bit?"""
+    work = in_microbatches(work, instances_per_microbatch)
+    first, second = hashes_of_two_steps(work), hashes_of_two_steps(work)
+    return {
+        "instances_per_microbatch": instances_per_microbatch,
         "starts_equal": first["start"] == second["start"],
-        "states_equal_after_2_steps": first["end"] == second["end"],
+        "states_equal": first["end"] == second["end"],
         "states_hashes": [first["end"], second["end"]],
         "hash_seconds": first["hash_seconds"],
     }
 
 
+def in_microbatches(work: Workload, instances: int) -> Workload:
+    return replace(work, recipe=replace(work.recipe, instances_per_microbatch=instances))
+
+
 def hashes_of_two_steps(work: Workload) -> Numbers:
     """Hash of the initial weights, and of weights and moments after two deterministic steps."""
-    report("two deterministic steps, hashed")
     with deterministic(num_threads=1):
         state = initial_state(work.recipe, seed=0, device=work.device)
         start = content_hash(weight_tensors(state))
@@ -404,6 +412,7 @@ def run(device: torch.device, scaled_down: bool, output: Path | None) -> Numbers
         "sample_against_cpu": lambda: sample_against_cpu(sample),
         "throughput": lambda: throughput(large),
         "cost_of_determinism": lambda: cost_of_determinism(large, fastest_microbatch(found["throughput"])),
+        "large_twice": lambda: large_twice(large, fastest_microbatch(found["throughput"])),
     }
     for name, section in sections.items():
         report(name)
@@ -444,7 +453,7 @@ def table(found: Numbers) -> Iterator[str]:
         yield f"\n{name}"
         yield from (f"  {key:36}{text(value)}" for key, value in section.items() if not isinstance(value, list | dict))
         if measurements := section.get("measurements"):
-            yield "".join(f"{heading:>13}" for heading in COLUMNS)
+            yield "".join(f"{heading:>14}" for heading in COLUMNS)
             yield from map(measurement_line, measurements)
 
 
@@ -452,7 +461,7 @@ def measurement_line(measurement: Numbers) -> str:
     """One row under COLUMNS; bytes in GiB."""
     scaled = {k: v / 2**30 if v and k.endswith("bytes") else v for k, v in measurement.items()}
     cells = [text(scaled[key]) for key in COLUMNS.values() if key in scaled]
-    return "".join(f"{cell:>13}" for cell in cells) + f"  {measurement.get('error', '')}".rstrip()
+    return "".join(f"{cell:>14}" for cell in cells) + f"  {measurement.get('error', '')}".rstrip()
 
 
 def text(value: object) -> str:

@@ -1,0 +1,244 @@
+"""Verbs that compute or write: demo, add, replay, fork, compare, remove, prune."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from forensics.cli.options import (
+    DeterministicOption,
+    DeviceOption,
+    FormatOption,
+    PlanOption,
+    PrecisionOption,
+    RunArgument,
+    WorkspaceOption,
+    open_workspace,
+)
+from forensics.cli.output import Format, StepProgress, emit_object, emit_rows, print_table, say
+
+
+def demo(workspace: WorkspaceOption = None, plan: PlanOption = False) -> None:
+    """Train a small run on this machine, index it, and ask it every question there is.
+
+    Example: forensics demo
+    """
+    from forensics.walkthrough import demo as walk
+
+    walk(workspace=open_workspace(workspace), plan=plan, say=say, show=print, progress=StepProgress)
+
+
+def add(
+    source: Annotated[Path, typer.Argument(help="The run's folder, in a published layout.")],
+    name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Where its token files are.")] = None,
+    metrics: Annotated[Path | None, typer.Option(help="A trainer's record as JSON lines.")] = None,
+    layout: Annotated[str | None, typer.Option(help="Force a layout: native, olmo_core.")] = None,
+    workspace: WorkspaceOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Register and index a run; its layout is recognised.
+
+    Example: forensics add runs/olmo-core-main --data data/
+    """
+    from data_index.registration import add as register
+
+    run = register(
+        source,
+        name=name,
+        data=data,
+        metrics=metrics,
+        layout=layout,
+        workspace=open_workspace(workspace),
+        progress=say,
+    )
+    found = {
+        "run": run.name,
+        "layout": run.layout,
+        "steps": f"{run.first_step}..{run.last_step}",
+        "instances": run.num_instances,
+        "order_trust": str(run.trust),
+    }
+    emit_object(found, format, lambda: print_table(list(found), [found]))
+
+
+def replay(
+    run: RunArgument,
+    steps: Annotated[str, typer.Argument(metavar="A:B", help="From checkpoint A to checkpoint B.")],
+    explain: Annotated[bool, typer.Option("--explain", help="Say what the grade rests on.")] = False,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check token files against hashes.")] = True,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "recipe",
+    deterministic: DeterministicOption = True,
+    plan: PlanOption = False,
+    workspace: WorkspaceOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Take steps again from a checkpoint, compare with the log and with checkpoint B, and grade it.
+
+    Example: forensics replay demo 100:160
+    """
+    there = open_workspace(workspace)
+    if plan:
+        _print_plan(there, run, steps, device, precision, format)
+        return
+    from forensics.reproduction import replay as replay_run
+
+    report = replay_run(
+        run,
+        steps,
+        workspace=there,
+        device=device,
+        precision=precision,
+        verify=verify,
+        enforce_determinism=deterministic,
+        progress=StepProgress(f"replaying {run} {steps}"),
+    )
+    emit_object(asdict(report), format, lambda: _print_report(report, explain))
+
+
+def _print_plan(workspace: Any, run: str, steps: str, device: str, precision: str, format: Format) -> None:
+    from data_index.run import parse_steps
+    from forensics.reproduction import estimate, prepare
+
+    record = workspace.run(run)
+    first, last = parse_steps(steps, record)
+    workspace.checkpoint(record, first)
+    setup = prepare(workspace, record, device, precision)
+    tokens = record.tokens_after(last) - record.tokens_after(first)
+    cost = {"run": run, "from": first, "to": last} | asdict(estimate(setup, last - first, tokens)) | {"download": 0}
+    emit_object(cost, format, lambda: print_table(list(cost), [cost]))
+
+
+def _print_report(report: Any, explain: bool) -> None:
+    from forensics.explaining import explain_report, summarize_report
+
+    for line in summarize_report(report):
+        print(line)
+    if explain:
+        print()
+        for line in explain_report(report):
+            print(line)
+
+
+def fork(
+    run: RunArgument,
+    from_step: Annotated[int, typer.Option("--from", help="The checkpoint to start at.")],
+    num_steps: Annotated[int, typer.Option("--num-steps", help="How many steps to take.")],
+    edit: Annotated[
+        list[str] | None,
+        typer.Option("--edit", help="An edit, repeatable, or @edits.toml: OP SELECTOR [@STEPS] [key=value …]."),
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="recipe.field=value, repeatable.")] = None,
+    save_every: Annotated[int | None, typer.Option(help="Keep every K-th state; else the last one.")] = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "recipe",
+    deterministic: DeterministicOption = True,
+    plan: PlanOption = False,
+    workspace: WorkspaceOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Replay from a checkpoint with altered data or recipe; the same command finds or continues it.
+
+    Edits: drop, replace, insert, mask, swap, shuffle, repeat. Selectors: instance:I,…  document:D,…  span:I:START-STOP
+    tag:T  where:"SQL condition". Steps: @137 or @100:160.
+
+    Example: forensics fork demo --from 140 --num-steps 20 --edit "drop instance:12,40 @154"
+    """
+    from forensics.cli.edits import read_edits, read_overrides
+
+    there = open_workspace(workspace)
+    edits, overrides = read_edits(edit or []), read_overrides(set_ or [])
+    if plan:
+        _print_plan(there, run, f"{from_step}:{from_step + num_steps}", device, precision, format)
+        return
+    from forensics.forking import fork as fork_run
+
+    result = fork_run(
+        run,
+        from_step=from_step,
+        num_steps=num_steps,
+        edits=edits,
+        overrides=overrides,
+        save_every=save_every,
+        workspace=there,
+        device=device,
+        precision=precision,
+        enforce_determinism=deterministic,
+        progress=StepProgress(f"forking {run}"),
+        say=say,
+    )
+    emit_object(asdict(result), format, lambda: _print_fork(result))
+
+
+def _print_fork(result: Any) -> None:
+    print(f"fork {result.id} of {result.parent} from step {result.from_step}: {len(result.steps)} steps")
+    for line in result.edits or ("no edit: equals its parent",):
+        print(f"  {line}")
+    last = result.steps[-1]
+    print(f"  step {last['step']}: loss {last['loss']:.3f}, gradient norm {last['grad_norm']:.3f}")
+    print(f"next: forensics compare {result.id}")
+
+
+def compare(
+    forks: Annotated[list[str], typer.Argument(metavar="FORK…", help="Forks of one parent.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to draw it: FILE.png and FILE.html.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Compare forks with their parent: loss per step, held-out loss, distance of the weights per layer.
+
+    Example: forensics compare 3f9c0a1b2d4e
+    """
+    from forensics.divergence import compare as compare_forks
+    from forensics.figure import write_figure
+
+    there = open_workspace(workspace)
+    result = compare_forks(*forks, workspace=there)
+    base = output or there.folder / "findings" / f"compare-{'-'.join(forks)}"
+    for ending in (".png", ".html"):
+        write_figure(result.figure, base.with_suffix(ending))
+        say(f"picture: {base.with_suffix(ending)}")
+    columns = ["fork", "metric", "step", "treatment", "null_low", "null_high", "p_value"]
+    emit_rows(result.rows, format, columns)
+    for note in result.notes:
+        say(note)
+
+
+def remove(
+    name: Annotated[str, typer.Argument(metavar="RUN|FORK", help="What to remove.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this, only show it.")] = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Take a run or fork out of the workspace; shows what would go first. A run's own folder is never touched.
+
+    Example: forensics remove 3f9c0a1b2d4e --yes
+    """
+    from forensics.tidying import remove as remove_run
+
+    for line in remove_run(name, confirmed=yes, workspace=open_workspace(workspace)):
+        print(line)
+
+
+def prune(
+    name: Annotated[str, typer.Argument(metavar="FORK", help="A fork, or a run that the toolkit trained.")],
+    keep_every: Annotated[int, typer.Option("--keep-every", help="Keep every K-th checkpoint, and first and last.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Delete them; without this, only show them.")] = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Thin out saved states; shows which would go first.
+
+    Example: forensics prune demo --keep-every 60
+    """
+    from forensics.tidying import prune as prune_run
+
+    for line in prune_run(name, keep_every=keep_every, confirmed=yes, workspace=open_workspace(workspace)):
+        print(line)
+
+
+COMMANDS = (demo, add, replay, fork, compare, remove, prune)

@@ -1,0 +1,253 @@
+"""Verbs that only look: runs, show, checkpoints, at, batch, where, sql, audit, forks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from forensics.cli.options import FormatOption, RunArgument, WorkspaceOption, open_workspace
+from forensics.cli.output import Format, emit_arrow, emit_object, emit_rows, print_table, say, show_value
+
+
+def runs(workspace: WorkspaceOption = None, format: FormatOption = Format.table) -> None:
+    """List the runs of the workspace.
+
+    Example: forensics runs
+    """
+    from data_index.run import read_run
+
+    there = open_workspace(workspace)
+    rows = []
+    for name in there.run_names():
+        run = read_run(there.home(name))
+        rows.append(
+            {
+                "run": name,
+                "layout": run.layout,
+                "steps": f"{run.first_step}..{run.last_step}",
+                "instances": run.num_instances,
+                "order": run.trust.level,
+                "source": str(run.source),
+            }
+        )
+    if not rows and format is Format.table:
+        say(f"no runs in {there.folder} yet: forensics demo makes one, forensics add SOURCE registers one")
+        return
+    emit_rows(rows, format, ["run", "layout", "steps", "instances", "order", "source"])
+
+
+def show(run: RunArgument, workspace: WorkspaceOption = None, format: FormatOption = Format.table) -> None:
+    """Show what the toolkit knows of a run.
+
+    Example: forensics show demo
+    """
+    there = open_workspace(workspace)
+    record = there.run(run)
+    checkpoints = there.checkpoints(record)
+    facts: dict[str, Any] = {
+        "run": record.name,
+        "layout": record.layout,
+        "source": str(record.source),
+        "parent": f"{record.parent[0]} at step {record.parent[1]}" if record.parent else None,
+        "steps": f"{record.first_step}..{record.last_step}",
+        "epochs": list(record.epochs),
+        "sequence_length": record.sequence_length,
+        "instances": record.num_instances,
+        "token_files": [file.name for file in record.files],
+        "order": record.order.rule,
+        "order_trust": str(record.trust),
+        "checkpoints": [c.step for c in checkpoints],
+        "tokenizer": str(record.tokenizer) if record.tokenizer else None,
+        "config_format": record.config_format,
+        "recipe_overrides": dict(record.recipe_overrides),
+        "environment": dict(record.environment),
+        "facts": dict(record.facts),
+    }
+    emit_object(facts, format, lambda: _print_facts(facts))
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    for key, value in facts.items():
+        if value not in (None, {}, []):
+            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            print(f"{key:18} {', '.join(map(str, shown)) if isinstance(shown, list) else shown}")
+
+
+def checkpoints(run: RunArgument, workspace: WorkspaceOption = None, format: FormatOption = Format.table) -> None:
+    """List a run's checkpoints and the states each holds.
+
+    Example: forensics checkpoints demo
+    """
+    there = open_workspace(workspace)
+    rows = [
+        {
+            "step": c.step,
+            "tokens": c.tokens,
+            "location": str(c.location),
+            "states": list(c.states),
+            "available": c.location.exists(),
+            "issues": list(c.issues),
+        }
+        for c in there.checkpoints(there.run(run))
+    ]
+    emit_rows(rows, format, ["step", "tokens", "location", "states", "available", "issues"])
+
+
+def at(
+    run: RunArgument,
+    step: Annotated[int, typer.Argument(help="A step, 1-based.")],
+    workspace: WorkspaceOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Show everything under the key (run, step).
+
+    Example: forensics at demo 137
+    """
+    from forensics.lookup import at as everything_at
+
+    found = everything_at(run, step, workspace=open_workspace(workspace))
+    emit_object(found, format, lambda: _print_at(found))
+
+
+def _print_at(found: dict[str, Any]) -> None:
+    for key, value in found.items():
+        if key in ("metrics", "read_by_tag", "read_by_file"):
+            continue
+        print(f"{key:18} {show_value(value)}")
+    print("\nlogged")
+    for name, value in found["metrics"].items():
+        print(f"  {name:16} {value:.6g}")
+    for key in ("read_by_tag", "read_by_file"):
+        if found[key]:
+            print()
+            print_table(list(found[key][0]), found[key])
+
+
+def batch(
+    run: RunArgument,
+    steps: Annotated[str, typer.Argument(metavar="STEP|A:B", help="A step, or from checkpoint A to checkpoint B.")],
+    instance: Annotated[int | None, typer.Option(help="Only this instance.")] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Add the token ids (and, in a table, the text).")] = False,
+    by: Annotated[str | None, typer.Option(help="Count by document, tag, file or source instead.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write Parquet instead of printing.")] = None,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check token files against hashes.")] = True,
+    workspace: WorkspaceOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Show what a step, or a stretch between two checkpoints, read.
+
+    Example: forensics batch demo 100:160 --by tag
+    """
+    from forensics.lookup import batch as read_batch_table
+
+    there = open_workspace(workspace)
+    table = read_batch_table(run, steps, instance=instance, tokens=tokens, by=by, verify=verify, workspace=there)
+    record = there.run(run)
+    say(f"order of {run}: {record.trust}")
+    if output is not None:
+        from data_index.files import write_parquet
+
+        write_parquet(output, table)
+        say(f"wrote {table.num_rows} rows to {output}")
+    elif tokens and format is Format.table:
+        _print_text(record, table.to_pylist())
+    else:
+        emit_arrow(table, format)
+
+
+def _print_text(run: Any, rows: list[dict[str, Any]]) -> None:
+    import numpy as np
+
+    from data_index.text import decode
+
+    for row in rows:
+        print(f"--- step {row['step']}, instance {row['instance']} ({row['file']} +{row['offset']})")
+        text = decode(run, np.array(row["token_ids"]))
+        print("".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text))
+
+
+def where(
+    run: RunArgument,
+    text: Annotated[str | None, typer.Option(help="Text, found however it was tokenized.")] = None,
+    document: Annotated[int | None, typer.Option(help="A document id.")] = None,
+    instance: Annotated[int | None, typer.Option(help="An instance.")] = None,
+    token: Annotated[int | None, typer.Option(help="A token id.")] = None,
+    workspace: WorkspaceOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Find every step that read an instance, a document, a text or a token.
+
+    Example: forensics where demo --text "def main"
+    """
+    from forensics.lookup import where as readings
+
+    there = open_workspace(workspace)
+    table = readings(run, text=text, document=document, instance=instance, token=token, workspace=there)
+    emit_arrow(table, format)
+
+
+def sql(
+    query: Annotated[str | None, typer.Argument(help="One SELECT over the views.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the views and their columns.")] = False,
+    seconds: Annotated[float, typer.Option(help="Give up after this long.")] = 60.0,
+    workspace: WorkspaceOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Ask the index in SQL: one read-only statement over the views.
+
+    Example: forensics sql "select step, count(*) from batches where run = 'demo' group by step order by step"
+    """
+    from data_index.store import run_query, view_columns
+
+    there = open_workspace(workspace)
+    if schema:
+        for line in view_columns(there):
+            print(line)
+    elif query is None:
+        raise typer.BadParameter("give a query, or --schema")
+    else:
+        emit_arrow(run_query(there, query, seconds), format)
+
+
+def audit(
+    run: RunArgument,
+    deep: Annotated[bool, typer.Option("--deep", help="Read everything and compare hashes.")] = False,
+    workspace: WorkspaceOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Check a run's files, order and checkpoints; exits with 1 if anything failed.
+
+    Example: forensics audit demo --deep
+    """
+    from forensics.soundness import audit as check
+
+    rows = check(run, deep=deep, workspace=open_workspace(workspace))
+    emit_rows(rows, format, ["artifact", "step", "check", "result", "detail"])
+    failed = [row for row in rows if row["result"] == "failed"]
+    if failed:
+        say(f"{len(failed)} of {len(rows)} checks failed")
+        for row in failed:
+            say(f"  {row['artifact']}: {row['detail']}")
+        raise typer.Exit(1)
+
+
+def forks(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Only forks of this run.")] = None,
+    workspace: WorkspaceOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """List forks and how far each has come.
+
+    Example: forensics forks demo
+    """
+    from forensics.forking import forks_of
+
+    there = open_workspace(workspace)
+    if run is not None:
+        there.home(run)
+    emit_rows(forks_of(there, run), format, ["id", "parent", "from_step", "num_steps", "done", "edits", "recipe"])
+
+
+COMMANDS = (runs, show, checkpoints, at, batch, where, sql, audit, forks)

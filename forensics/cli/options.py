@@ -1,0 +1,28 @@
+"""Options that many verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_index.workspace import Workspace
+from forensics.cli.output import Format
+
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option("--workspace", help="Workspace folder [env: FORENSICS_WORKSPACE; else ~/.local/share/forensics]."),
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="How to print rows.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="recipe, or fp32.")]
+DeterministicOption = Annotated[
+    bool, typer.Option("--deterministic/--no-deterministic", help="Refuse operations without a deterministic kernel.")
+]
+PlanOption = Annotated[bool, typer.Option("--plan", help="Print what it would cost, and stop.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run or a fork.")]
+
+
+def open_workspace(folder: Path | None) -> Workspace:
+    return Workspace(folder)

@@ -1,0 +1,122 @@
+"""Rows on stdout as table, JSON or CSV; progress and messages on stderr."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+MAX_CELL = 60
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+def emit_rows(rows: Sequence[Mapping[str, Any]], format: Format, columns: Sequence[str] | None = None) -> None:
+    """Print rows; `columns` names them where there may be no row."""
+    names = list(columns or (rows[0].keys() if rows else ()))
+    if format is Format.json:
+        print(to_json([{name: row.get(name) for name in names} for row in rows]))
+    elif format is Format.csv:
+        print(to_csv(names, rows), end="")
+    elif not rows:
+        say("no rows")
+    else:
+        print_table(names, rows)
+
+
+def emit_arrow(table: Any, format: Format) -> None:
+    emit_rows(table.to_pylist(), format, table.column_names)
+
+
+def emit_object(value: Mapping[str, Any], format: Format, show: Callable[[], None]) -> None:
+    """Print one object: as JSON, as CSV of its rows (`steps`, or its fields), or by `show`."""
+    if format is Format.json:
+        print(to_json(value))
+    elif format is Format.csv:
+        rows = value.get("steps") or [{"field": key, "value": item} for key, item in value.items()]
+        emit_rows(list(rows), format)
+    else:
+        show()
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN or infinity; they become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+
+
+def to_csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        values = [row.get(name) for name in names]
+        writer.writerow([to_json(v) if isinstance(v, list | tuple | Mapping) else v for v in values])
+    return out.getvalue()
+
+
+def print_table(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """A plain aligned table; text from data is shown as text, control characters escaped."""
+    cells = [[show_value(row.get(name)) for name in names] for row in rows]
+    widths = [max(len(name), *(len(line[n]) for line in cells)) for n, name in enumerate(names)]
+    right = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in names]
+
+    def line(values: Sequence[str]) -> str:
+        padded = [v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True)]
+        return "  ".join(padded).rstrip()
+
+    print(line(names))
+    print("  ".join("-" * width for width in widths))
+    for values in cells:
+        print(line(values))
+
+
+def show_value(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"
+
+
+def say(message: str) -> None:
+    """A message for people, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class StepProgress:
+    """Shows how far a replay is: one moving line on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, doing: str) -> None:
+        self.doing = doing
+        self.moving = sys.stderr.isatty()
+
+    def __call__(self, result: Any, last: int) -> None:
+        text = f"{self.doing}: step {result.step} of {last}  loss {result.loss:.3f}  grad norm {result.grad_norm:.3f}"
+        if self.moving:
+            end = "\n" if result.step == last else ""
+            print(f"\r\033[K{text}", end=end, file=sys.stderr, flush=True)
+        elif result.step == last or result.step % 20 == 0:
+            say(text)
