@@ -20,7 +20,6 @@ from data_index.errors import MissingFile
 LEFT_OUT = frozenset(
     {"encodings", "site-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data", "__pycache__"}
 )
-DOCUMENT_CHARACTERS = 6_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +50,13 @@ def by_hash(documents: Iterable[SourceDocument]) -> list[SourceDocument]:
     return sorted(documents, key=lambda document: hashlib.sha256(document.source.encode()).hexdigest())
 
 
-def take(documents: Iterable[SourceDocument], characters: int) -> Iterator[SourceDocument]:
-    """Documents, each cut to a common length, until there are enough characters."""
+def take(documents: Iterable[SourceDocument], characters: int, longest: int) -> Iterator[SourceDocument]:
+    """Documents, each cut to at most `longest` characters, until there are enough characters."""
     taken = 0
     for document in documents:
         if taken >= characters:
             return
-        piece = cut(document, DOCUMENT_CHARACTERS)
+        piece = cut(document, longest)
         taken += len(piece.text)
         yield piece
 

@@ -110,7 +110,7 @@ def fork(
     with exclusive_lock(folder.with_name(f".{folder.name}.lock"), f"running fork {folder.name}"):
         if not (folder / "run.toml").exists():
             workspace.checkpoint(parent, first)
-            create_fork(workspace, parent, first, last, parsed, overrides, table, folder)
+            create_fork(workspace, parent, first, last, parsed, overrides, table, folder, device)
         for line in described(folder):
             say(line)
         child = workspace.run(folder.name)
@@ -173,6 +173,7 @@ def create_fork(
     overrides: Mapping[str, Any],
     table: Mapping[str, Any],
     folder: Path,
+    device: str,
 ) -> None:
     """Resolve the edits, write the plan down as a native run folder, and index it; all in one rename."""
     base: Plan = plan_of(workspace, parent, first, last)
@@ -189,7 +190,7 @@ def create_fork(
     with atomic_folder(folder) as building:
         write_toml(building / "fork.toml", dict(table) | {"described": resolver.described})
         inserted = _write_inserted(building, parent, resolver.inserted)
-        child = _child_run(workspace, parent, first, overrides, table, building, steps, inserted)
+        child = _child_run(workspace, parent, first, overrides, table, device, building, steps, inserted)
         write_run(child, building)
         at_home = [replace(f, path=folder / f.path.relative_to(building)) if f in inserted else f for f in child.files]
         build_index(replace(child, files=tuple(at_home)), building / "index.duckdb")
@@ -228,6 +229,7 @@ def _child_run(
     first: int,
     overrides: Mapping[str, Any],
     table: Mapping[str, Any],
+    device: str,
     building: Path,
     steps: Sequence[StepPlan],
     inserted: tuple[TokenFile, ...],
@@ -245,7 +247,7 @@ def _child_run(
         parent=(parent.name, first),
         facts={"tokens_before": str(parent.tokens_after(first))},
     )
-    setup = prepare(workspace, child, "cpu", "recipe")
+    setup = prepare(workspace, child, device, "recipe")
     made_with = environment() | {"num_threads": setup.recipe.num_threads, "fingerprint": fingerprint_of(setup)}
     return replace(child, environment=made_with)
 

@@ -69,6 +69,7 @@ class SampleSpec:
     repetitive_step: int = 112
     duplicate_steps: tuple[int, int] = (57, 125)
     duplicate_rows: int = 3
+    document_characters: int = 6_000
 
     @property
     def ordinary_rows(self) -> int:
@@ -190,9 +191,10 @@ def plan_of_segments(run: Run) -> IndexedPlan:
 
 def _prepare(folder: Path, spec: SampleSpec) -> None:
     characters = spec.ordinary_rows * spec.sequence_length * 4
-    documents = list(corpus.take(corpus.library_sources(), characters * 3 // 4))
-    documents += corpus.take(corpus.documentation_topics(), characters // 4)
-    documents += corpus.take(corpus.licence_texts(), characters // 20)
+    longest = spec.document_characters
+    documents = list(corpus.take(corpus.library_sources(), characters * 3 // 4, longest))
+    documents += corpus.take(corpus.documentation_topics(), characters // 4, longest)
+    documents += corpus.take(corpus.licence_texts(), characters // 20, longest)
     heldout = [document for document in documents if corpus.is_held_out(document)]
     ordinary = corpus.by_hash(document for document in documents if not corpus.is_held_out(document))
     tokenizer = _train_tokenizer([d.text for d in documents], spec)
@@ -253,11 +255,11 @@ def _lay_out(
     half = len(ordinary) // 2
     first = TokenStream(name="text-0.bin", length=length)
     second = TokenStream(name="text-1.bin", length=length)
-    rows = len(first.append(ordinary[:half], wanted))
+    rows = len(first.append(ordinary[:half], wanted // 2))
     places = {"duplicate": (second.name, second.append([duplicate], spec.duplicate_rows))}
     rows += spec.duplicate_rows
     after = ordinary[half:]
-    rows += len(second.append(after[: len(after) // 2], max(wanted - rows, 0)))
+    rows += len(second.append(after[: len(after) // 2], wanted // 4))
     binary = encoded(corpus.binary_as_text(spec.binary_rows * length * 4))
     places["binary"] = (second.name, second.append(binary, spec.binary_rows))
     tables = encoded(corpus.character_tables())
@@ -335,7 +337,8 @@ def _write_run(
         write_npy(path, order)
         parameters[f"epoch_{epoch}"] = {"path": f"order/epoch-{epoch}.npy", "sha256": sha256_of_file(path)}
     recipe = sample_recipe(spec, end, vocabulary)
-    fingerprint = arithmetic_fingerprint(recipe.model, spec.instances_per_batch, spec.sequence_length)
+    with deterministic(recipe.num_threads):
+        fingerprint = arithmetic_fingerprint(recipe.model, spec.instances_per_batch, spec.sequence_length)
     text = "\0".join(document.text for document in documents)
     split = min(spec.steps_per_epoch, spec.num_steps)
     segments = [(1, split, 1), (split + 1, spec.num_steps - split, 2)]
@@ -389,7 +392,6 @@ def sample_recipe(spec: SampleSpec, end: int, vocabulary: int) -> Recipe:
             "tie_word_embeddings": False,
             "max_position_embeddings": spec.sequence_length,
             "eos_token_id": end,
-            "pad_token_id": end,
         },
         learning_rate=spec.learning_rate,
         betas=(0.9, 0.95),

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+import torch.utils.deterministic
 
 from data_index.errors import NotDeterministic, OutOfMemory
+
+# The module turns attribute access into settings, which type checkers do not see.
+deterministic_settings: Any = torch.utils.deterministic
 
 
 def choose_device(name: str) -> torch.device:
@@ -29,6 +32,9 @@ def choose_device(name: str) -> torch.device:
         raise NotDeterministic(
             "--device cuda: this machine has no GPU that torch can use; --device cpu works everywhere"
         )
+    if name.startswith("cuda"):
+        # cuBLAS reads it once, at its first call in the process.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return torch.device(name)
 
 
@@ -40,12 +46,13 @@ def deterministic(num_threads: int, *, enforce: bool = True) -> Iterator[None]:
         NotDeterministic: an operation has no deterministic kernel.
         OutOfMemory: the device cannot hold the step.
     """
-    # Read by cuBLAS when its first handle is made; harmless elsewhere.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    fill = deterministic_settings.fill_uninitialized_memory
     torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(enforce)
+    # Filling fresh memory with NaN guards against reading it unwritten; it costs time and changes no result.
+    deterministic_settings.fill_uninitialized_memory = False
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         yield
@@ -63,6 +70,7 @@ def deterministic(num_threads: int, *, enforce: bool = True) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(before)
+        deterministic_settings.fill_uninitialized_memory = fill
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
 
 
@@ -82,11 +90,19 @@ def environment() -> dict[str, Any]:
     }
 
 
-def arithmetic_fingerprint(model: Mapping[str, Any], rows: int, length: int, device: torch.device | None = None) -> str:
+def arithmetic_fingerprint(
+    model: Mapping[str, Any],
+    rows: int,
+    length: int,
+    device: torch.device | None = None,
+    *,
+    precision: str = "fp32",
+) -> str:
     """sha256 over a fixed battery of operations at a model's shapes.
 
-    Matmuls, attention forward and backward, RMSNorm, log-softmax, elementary functions and one AdamW step, fp32, inputs
-    from a portable generator. Kernels chosen inside MKL, oneDNN and torch change it, where version numbers and CPU flags do not tell.
+    Matmuls, attention forward and backward, RMSNorm, log-softmax, elementary functions and one AdamW step, fp32 (and
+    matmul and attention in bf16 where the recipe computes so); inputs from a portable generator. Kernels chosen inside
+    MKL, oneDNN and torch change it, where version numbers and CPU flags do not tell. Call it within `deterministic`.
 
     Args:
         model: a transformers config as a dict.
@@ -109,12 +125,14 @@ def arithmetic_fingerprint(model: Mapping[str, Any], rows: int, length: int, dev
 
     x = normal(rows * length, hidden)
     record(x @ normal(hidden, hidden), x @ normal(hidden, inner), x @ normal(hidden, min(model["vocab_size"], 8192)))
-    q, k, v = (normal(rows, heads, length, hidden // heads).requires_grad_() for _ in range(3))
-    # The backend that a causal mask gets by default, named so that the battery does not drift with heuristics.
-    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+    heads_shape = rows, heads, length, hidden // heads
+    dtypes = [torch.float32, torch.bfloat16] if precision == "bf16" else [torch.float32]
+    for dtype in dtypes:
+        q, k, v = (normal(*heads_shape).to(dtype).requires_grad_() for _ in range(3))
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    attended.backward(normal(*attended.shape))
-    record(attended, *(t.grad for t in (q, k, v) if t.grad is not None))
+        attended.backward(normal(*heads_shape).to(dtype))
+        record(attended.float(), *(t.grad.float() for t in (q, k, v) if t.grad is not None))
+        record((x.to(dtype) @ normal(hidden, hidden).to(dtype)).float())
     normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
     record(normed, F.log_softmax(normed, dim=-1), F.silu(x), normed.cos())
     # Vector-math libraries round these differently from one processor maker to another.
@@ -122,6 +140,6 @@ def arithmetic_fingerprint(model: Mapping[str, Any], rows: int, length: int, dev
     # From zero, so that every bit of the update shows.
     weight = torch.nn.Parameter(torch.zeros(hidden, hidden, device=device))
     weight.grad = normal(hidden, hidden)
-    torch.optim.AdamW([weight], lr=1e-3).step()
+    torch.optim.AdamW([weight], lr=1e-3, fused=True if device.type == "cuda" else None).step()
     record(weight)
     return digest.hexdigest()

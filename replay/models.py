@@ -29,6 +29,8 @@ def build_model(config: Mapping[str, Any], *, device: torch.device, seed: int | 
         )
     settings = {key: value for key, value in config.items() if key != "model_type"}
     settings.setdefault("bos_token_id", None)
+    # transformers would give the padding token a zero embedding that never learns; no supported trainer does that.
+    settings["pad_token_id"] = None
     parsed = AutoConfig.for_model(config["model_type"], **settings, use_cache=False)
     if seed is not None:
         torch.manual_seed(seed)

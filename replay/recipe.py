@@ -276,7 +276,6 @@ def _olmo_core_model(config: Mapping[str, Any]) -> dict[str, Any]:
         "tie_word_embeddings": bool(model.get("tie_word_embeddings")),
         "max_position_embeddings": config["dataset"]["sequence_length"],
         "eos_token_id": config["dataset"]["tokenizer"]["eos_token_id"],
-        "pad_token_id": config["dataset"]["tokenizer"]["pad_token_id"],
         "bos_token_id": None,
         "attention_bias": False,
         "attention_dropout": 0.0,

@@ -125,6 +125,7 @@ def accumulate_gradients(state: TrainState, batch: Batch, recipe: Recipe) -> tup
         with autocast(recipe, state.device):
             logits = state.model(input_ids=ids).logits
         cross_entropy, z = loss_sums(logits, wanted, recipe.z_loss)
+        del logits  # its fp32 copy is what the backward pass needs
         ((cross_entropy + z) / denominator).backward()
         loss += (cross_entropy / denominator).detach()
         z_loss += (z / denominator).detach()
