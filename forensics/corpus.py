@@ -142,7 +142,3 @@ def binary_as_text(characters: int) -> list[SourceDocument]:
         )
     return documents
 
-
-def is_held_out(document: SourceDocument) -> bool:
-    """Every twentieth document by the hash of its name."""
-    return hashlib.sha256(f"held out {document.source}".encode()).digest()[0] < 256 * 5 // 100

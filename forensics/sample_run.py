@@ -48,7 +48,7 @@ NEVER_SEEN = " moderatorBotLogEntry"  # in the tokenizer's training text, in no 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleSpec:
-    """Sizes of a sample run, and the steps of its accidents (all in epoch 1)."""
+    """Sizes of a sample run, the steps of its accidents (all in epoch 1), and where its walkthrough looks."""
 
     name: str = "demo"
     num_steps: int = 240
@@ -70,6 +70,10 @@ class SampleSpec:
     duplicate_steps: tuple[int, int] = (57, 125)
     duplicate_rows: int = 3
     document_characters: int = 6_000
+    look_at_step: int = 137
+    stretch: tuple[int, int] = (100, 160)
+    fork_from: int = 140
+    fork_steps: int = 40
 
     @property
     def ordinary_rows(self) -> int:
@@ -195,8 +199,9 @@ def _prepare(folder: Path, spec: SampleSpec) -> None:
     documents = list(corpus.take(corpus.library_sources(), characters * 3 // 4, longest))
     documents += corpus.take(corpus.documentation_topics(), characters // 4, longest)
     documents += corpus.take(corpus.licence_texts(), characters // 20, longest)
-    heldout = [document for document in documents if corpus.is_held_out(document)]
-    ordinary = corpus.by_hash(document for document in documents if not corpus.is_held_out(document))
+    mixed = corpus.by_hash(documents)
+    heldout = mixed[::HELDOUT_EVERY]
+    ordinary = [document for number, document in enumerate(mixed) if number % HELDOUT_EVERY]
     tokenizer = _train_tokenizer([d.text for d in documents], spec)
     write_bytes(folder / "tokenizer.json", tokenizer.to_str().encode())
     end = tokenizer.token_to_id(END_TOKEN)
@@ -215,6 +220,7 @@ def _prepare(folder: Path, spec: SampleSpec) -> None:
     _write_truth(folder, spec, files, places, tokenizer)
 
 
+HELDOUT_EVERY = 20  # one document in twenty, 5 %
 DOCUMENT_ROWS = 1000  # more rows than any document fills
 
 

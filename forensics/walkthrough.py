@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from data_index.files import read_json
 from data_index.run import Run
 from data_index.store import run_query
 from data_index.text import decode
@@ -22,9 +23,7 @@ from forensics.sample_run import SampleSpec, train_sample_run
 
 Say = Callable[[str], None]
 
-# Where the questions look. They find the accidents as a user would: by what the index says of the rows.
-LOOK_AT_STEP, STRETCH, STRETCH_STEPS = 137, "100:160", (100, 160)
-FORK_FROM, FORK_STEPS = 140, 40
+# The accident is found as a user would find it: by what the index says of the rows.
 BAD_ROWS = "source LIKE '%.pyc.z'"
 
 
@@ -54,9 +53,9 @@ def demo(
         return
     run = prepare_sample(workspace, spec, say, progress)
     for question in (ask_step, ask_stretch, ask_document, ask_replay, ask_fork):
-        question(workspace, run, show, progress)
+        question(Walk(workspace=workspace, run=run, spec=spec, show=show, progress=progress))
     show("\nNext:")
-    for command in next_commands(run.name):
+    for command in next_commands(spec):
         show(f"  {command}")
 
 
@@ -72,118 +71,137 @@ def prepare_sample(workspace: Workspace, spec: SampleSpec, say: Say, progress: C
     return workspace.run(spec.name)
 
 
-def _ask(show: Say, question: str, command: str) -> None:
-    show(f"\n{question}\n$ {command}")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Walk:
+    """What every question needs."""
+
+    workspace: Workspace
+    run: Run
+    spec: SampleSpec
+    show: Say
+    progress: Callable[[str], Any]
+
+    @property
+    def stretch(self) -> str:
+        return f"{self.spec.stretch[0]}:{self.spec.stretch[1]}"
+
+    def ask(self, question: str, command: str) -> None:
+        self.show(f"\n{question}\n$ {command}")
+
+    def rows(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], most: int = 8) -> None:
+        cells = [list(columns), *[[show_value(row[name]) for name in columns] for row in rows[:most]]]
+        widths = [max(len(line[n]) for line in cells) for n in range(len(columns))]
+        for line in cells:
+            self.show("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        if len(rows) > most:
+            self.show(f"  … and {len(rows) - most} more")
+
+    def query(self, query: str) -> dict[str, Any]:
+        row: dict[str, Any] = run_query(self.workspace, query).to_pylist()[0]
+        return row
 
 
-def _show_rows(show: Say, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    cells = [list(columns), *[[show_value(row[name]) for name in columns] for row in rows]]
-    widths = [max(len(line[n]) for line in cells) for n in range(len(columns))]
-    for line in cells:
-        show("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def ask_step(workspace: Workspace, run: Run, show: Say, progress: Any) -> None:
-    _ask(show, f"What did step {LOOK_AT_STEP} read?", f"forensics batch {run.name} {LOOK_AT_STEP} --tokens")
-    rows = batch(run.name, LOOK_AT_STEP, tokens=True, workspace=workspace).to_pylist()
-    show(f"  {len(rows)} instances, {sum(row['num_tokens'] for row in rows):,} tokens; order: {run.trust}")
+def ask_step(walk: Walk) -> None:
+    run, step = walk.run, walk.spec.look_at_step
+    walk.ask(f"What did step {step} read?", f"forensics batch {run.name} {step} --tokens")
+    rows = batch(run.name, step, tokens=True, workspace=walk.workspace).to_pylist()
+    walk.show(f"  {len(rows)} instances, {sum(row['num_tokens'] for row in rows):,} tokens; order: {run.trust}")
     for row in rows[:4]:
         text = " ".join(decode(run, np.array(row["token_ids"])).split())
-        show(f"  instance {row['instance']:>5}  {row['file']} +{row['offset']:<7} {show_value(text[:60])}")
-    show(f"  … and {len(rows) - 4} more")
+        walk.show(f"  instance {row['instance']:>5}  {row['file']} +{row['offset']:<7} {show_value(text[:60])}")
+    walk.show(f"  … and {len(rows) - 4} more")
 
 
-def ask_stretch(workspace: Workspace, run: Run, show: Say, progress: Any) -> None:
-    _ask(
-        show,
-        f"What did the steps between checkpoints {STRETCH.replace(':', ' and ')} read, by tag?",
-        f"forensics batch {run.name} {STRETCH} --by tag",
+def ask_stretch(walk: Walk) -> None:
+    first, last = walk.spec.stretch
+    walk.ask(
+        f"What did the steps between checkpoints {first} and {last} read, by tag?",
+        f"forensics batch {walk.run.name} {walk.stretch} --by tag",
     )
-    rows = batch(run.name, STRETCH, by="tag", workspace=workspace).to_pylist()[:8]
+    rows = batch(walk.run.name, walk.stretch, by="tag", workspace=walk.workspace).to_pylist()
     shown = [row | {"share": f"{row['share']:.1%}", "run_share": f"{row['run_share']:.1%}"} for row in rows]
-    _show_rows(show, shown, ["tag", "instances", "tokens", "share", "run_share", "repeats"])
+    walk.rows(shown, ["tag", "instances", "tokens", "share", "run_share", "repeats"])
 
 
-def ask_document(workspace: Workspace, run: Run, show: Say, progress: Any) -> None:
-    (document,) = run_query(
-        workspace,
+def ask_document(walk: Walk) -> None:
+    run = walk.run
+    document = walk.query(
         "SELECT document_id, source, source_start, source_end FROM documents "
-        f"WHERE run = '{run.name}' AND file = 'text-1.bin' ORDER BY document_id LIMIT 1",
-    ).to_pylist()
-    _ask(
-        show,
+        f"WHERE run = '{run.name}' AND file = 'text-1.bin' ORDER BY document_id LIMIT 1"
+    )
+    walk.ask(
         f"Which steps read document {document['document_id']} ({document['source']}, characters "
         f"{document['source_start']}..{document['source_end']})?",
         f"forensics where {run.name} --document {document['document_id']}",
     )
-    rows = where(run.name, document=document["document_id"], workspace=workspace).to_pylist()
-    _show_rows(show, rows[:8], ["step", "position", "instance", "file", "offset"])
-    if len(rows) > 8:
-        show(f"  … and {len(rows) - 8} more")
+    rows = where(run.name, document=document["document_id"], workspace=walk.workspace).to_pylist()
+    walk.rows(rows, ["step", "position", "instance", "file", "offset"])
 
 
-def ask_replay(workspace: Workspace, run: Run, show: Say, progress: Any) -> None:
+def ask_replay(walk: Walk) -> None:
     from forensics.explaining import summarize_report
 
-    first, last = STRETCH_STEPS
-    _ask(show, f"Does a replay of {STRETCH} give the same bits?", f"forensics replay {run.name} {STRETCH}")
-    setup = prepare(workspace, run, "cpu", "recipe")
+    run, (first, last) = walk.run, walk.spec.stretch
+    walk.ask(f"Does a replay of {walk.stretch} give the same bits?", f"forensics replay {run.name} {walk.stretch}")
+    setup = prepare(walk.workspace, run, "cpu", "recipe")
     earlier = replay_folder(setup, first, last, True) / "report.json"
     if earlier.exists():
-        report = json.loads(earlier.read_bytes())
-        show(f"  grade {report['grade']} (replayed before; the command replays it again)")
+        walk.show(f"  grade {read_json(earlier)['grade']} (replayed before; the command replays it again)")
         return
-    report = replay(
-        run.name, STRETCH, device="cpu", workspace=workspace, progress=progress(f"replaying {run.name} {STRETCH}")
-    )
+    progress = walk.progress(f"replaying {run.name} {walk.stretch}")
+    report = replay(run.name, walk.stretch, device="cpu", workspace=walk.workspace, progress=progress)
     for line in summarize_report(report):
-        show(f"  {line}")
+        walk.show(f"  {line}")
 
 
-def ask_fork(workspace: Workspace, run: Run, show: Say, progress: Any) -> None:
-    (bad,) = run_query(
-        workspace,
-        "SELECT min(step) AS step, count(DISTINCT instance) AS rows FROM batches b JOIN spans s USING (run, instance) "
-        f"JOIN documents d USING (run, document_id) WHERE run = '{run.name}' AND {BAD_ROWS}",
-    ).to_pylist()
+def ask_fork(walk: Walk) -> None:
+    run, spec = walk.run, walk.spec
+    bad = walk.query(
+        "SELECT min(step) AS step, count(DISTINCT instance) AS rows FROM batches JOIN spans USING (run, instance) "
+        f"JOIN documents USING (run, document_id) WHERE run = '{run.name}' AND {BAD_ROWS}"
+    )
     edit = f'drop where:"{BAD_ROWS}" @{bad["step"]}'
     quoted = edit.replace('"', '\\"')
-    _ask(
-        show,
+    walk.ask(
         f"Step {bad['step']} read {bad['rows']} rows of compiled Python files that slipped in as text. What if not?",
-        f'forensics fork {run.name} --from {FORK_FROM} --num-steps {FORK_STEPS} --edit "{quoted}"',
+        f'forensics fork {run.name} --from {spec.fork_from} --num-steps {spec.fork_steps} --edit "{quoted}"',
     )
     result = fork(
         run.name,
-        from_step=FORK_FROM,
-        num_steps=FORK_STEPS,
+        from_step=spec.fork_from,
+        num_steps=spec.fork_steps,
         edits=[edit],
         device="cpu",
-        workspace=workspace,
-        progress=progress(f"forking {run.name}"),
+        workspace=walk.workspace,
+        progress=walk.progress(f"forking {run.name}"),
     )
     for line in result.edits:
-        show(f"  {line}")
-    _ask(show, "How far is that from what happened?", f"forensics compare {result.id}")
-    comparison = compare(result.id, workspace=workspace)
-    steps = (bad["step"] - 1, bad["step"], bad["step"] + 1, FORK_FROM + FORK_STEPS)
-    rows = [
-        r for r in comparison.rows if r["metric"] in ("loss", "heldout_loss", "distance/all") and r["step"] in steps
-    ]
-    _show_rows(show, [r | {"treatment": f"{r['treatment']:+.3f}"} for r in rows], ["metric", "step", "treatment"])
+        walk.show(f"  {line}")
+    _show_comparison(walk, result.id, bad["step"])
+
+
+def _show_comparison(walk: Walk, fork_id: str, bad_step: int) -> None:
+    walk.ask("How far is that from what happened?", f"forensics compare {fork_id}")
+    comparison = compare(fork_id, workspace=walk.workspace)
+    steps = (bad_step - 1, bad_step, bad_step + 1, walk.spec.fork_from + walk.spec.fork_steps)
+    metrics = ("loss", "heldout_loss", "distance/all")
+    rows = [row for row in comparison.rows if row["metric"] in metrics and row["step"] in steps]
+    shown = [row | {"treatment": f"{row['treatment']:+.3f}"} for row in rows]
+    walk.rows(shown, ["metric", "step", "treatment"])
     for ending in (".png", ".html"):
-        picture = workspace.folder / "findings" / f"compare-{result.id}{ending}"
+        picture = walk.workspace.folder / "findings" / f"compare-{fork_id}{ending}"
         write_figure(comparison.figure, picture)
-        show(f"  picture: {picture}")
-    show(f"  ({NO_NULLS})")
+        walk.show(f"  picture: {picture}")
+    walk.show(f"  ({NO_NULLS})")
 
 
-def next_commands(name: str) -> list[str]:
+def next_commands(spec: SampleSpec) -> list[str]:
+    name, (first, last) = spec.name, spec.stretch
     return [
-        f"forensics at {name} {LOOK_AT_STEP}",
+        f"forensics at {name} {spec.look_at_step}",
         f'forensics where {name} --text "import sys"',
-        f"forensics sql \"from batch('{name}', {LOOK_AT_STEP})\"",
-        f"forensics replay {name} 0:240 --explain",
-        f'forensics fork {name} --from 100 --num-steps 60 --edit "shuffle @100:160 seed=1"',
+        f"forensics sql \"from batch('{name}', {spec.look_at_step})\"",
+        f"forensics replay {name} 0:{spec.num_steps} --explain",
+        f'forensics fork {name} --from {first} --num-steps {last - first} --edit "shuffle @{first}:{last} seed=1"',
         "forensics --help",
     ]

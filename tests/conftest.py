@@ -45,6 +45,10 @@ TINY = SampleSpec(
     duplicate_steps=(3, 11),
     duplicate_rows=2,
     document_characters=800,
+    look_at_step=8,
+    stretch=(5, 15),
+    fork_from=5,
+    fork_steps=10,
 )
 
 
@@ -131,7 +135,7 @@ def core_shared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture(scope="session")
 def same_kernels(core_shared: Workspace, request: pytest.FixtureRequest) -> bool:
-    """Does this machine compute as the one where the OLMo-core fixture was replayed bit for bit? Said in the summary."""
+    """Does this machine compute like the one where the fixture was replayed bit for bit? Said in the summary."""
     from forensics.reproduction import fingerprint_of, prepare
 
     known = json.loads((FIXTURES / "olmo-core" / "fingerprint.json").read_text())["fingerprint"]

@@ -1,0 +1,202 @@
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_index.workspace import Workspace
+from forensics.cli import acting, looking
+
+ROOT = Path(__file__).parents[2]
+VERBS = [command.__name__ for command in (*acting.COMMANDS, *looking.COMMANDS)]
+
+
+def forensics(workspace: Workspace | None, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "forensics.cli.main", *arguments]
+    if workspace is not None:
+        command += ["--workspace", str(workspace.folder)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def answer(workspace: Workspace, *arguments: str) -> Any:
+    done = forensics(workspace, *arguments, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_an_example_and_a_line_in_the_readme(verb: str) -> None:
+    command = next(c for c in (*acting.COMMANDS, *looking.COMMANDS) if c.__name__ == verb)
+    readme = (ROOT / "README.md").read_text()
+
+    assert command.__doc__ and f"Example: forensics {verb}" in command.__doc__
+    assert f"forensics {verb}" in readme
+
+
+def test_help_lists_every_verb() -> None:
+    done = forensics(None, "--help")
+
+    assert done.returncode == 0 and all(f"  {verb} " in done.stdout for verb in VERBS)
+
+
+def test_batch_has_the_documented_keys(tiny_shared: Workspace) -> None:
+    rows = answer(tiny_shared, "batch", "tiny", "8", "--tokens")
+    keys = {"step", "attempt", "position", "instance", "file", "offset", "num_tokens", "document_ids", "masked"}
+
+    assert len(rows) == 8 and keys | {"token_ids"} <= set(rows[0])
+    assert all(len(row["token_ids"]) == row["num_tokens"] == 64 for row in rows)
+
+
+def test_checkpoints_where_and_replay_have_the_documented_keys(tiny_shared: Workspace) -> None:
+    checkpoints = answer(tiny_shared, "checkpoints", "tiny")
+    readings = answer(tiny_shared, "where", "tiny", "--instance", "50")
+    report = answer(tiny_shared, "replay", "tiny", "5:10", "--device", "cpu")
+
+    assert [row["step"] for row in checkpoints] == [0, 5, 10, 15, 20]
+    assert {"step", "tokens", "location", "states", "available", "issues"} <= set(checkpoints[0])
+    assert [row["step"] for row in readings][:2] == [3, 11]
+    assert {"step", "attempt", "position", "instance", "file", "offset"} <= set(readings[0])
+    assert report["grade"] == "R0" and report["weights_equal"] is True and report["fingerprint_matches"] is True
+    assert report["first_divergent_step"] is None and report["max_abs_loss_difference"] == 0.0
+    keys = {"step", "loss", "loss_logged", "grad_norm", "grad_norm_logged", "learning_rate"}
+    assert len(report["steps"]) == 5 and keys <= set(report["steps"][0])
+
+
+def test_fork_and_compare_have_the_documented_keys(tiny: Workspace) -> None:
+    edit = ["--edit", "drop where:\"source LIKE '%.pyc.z'\" @9"]
+    fork = answer(tiny, "fork", "tiny", "--from", "5", "--num-steps", "10", *edit)
+    rows = answer(tiny, "compare", fork["id"])
+
+    assert (fork["parent"], fork["from_step"], len(fork["steps"])) == ("tiny", 5, 10)
+    assert set(rows[0]) == {"fork", "metric", "step", "treatment", "null_low", "null_high", "p_value"}
+    assert [path.suffix for path in sorted((tiny.folder / "findings").glob("compare-*"))] == [".html", ".png"]
+
+
+def test_at_shows_everything_under_the_key(tiny_shared: Workspace) -> None:
+    found = answer(tiny_shared, "at", "tiny", "8")
+
+    assert (found["epoch"], found["checkpoint_before"], found["checkpoint_after"]) == (1, 5, 10)
+    assert found["metrics"]["loss"] > 0 and len(found["instances"]) == 8 and found["read_by_tag"]
+
+
+def test_csv_and_table_print_the_same_rows(tiny_shared: Workspace) -> None:
+    as_csv = forensics(tiny_shared, "batch", "tiny", "5:15", "--by", "file", "--format", "csv").stdout
+    table = forensics(tiny_shared, "batch", "tiny", "5:15", "--by", "file").stdout.splitlines()
+    rows = list(csv.DictReader(io.StringIO(as_csv)))
+
+    assert [row["file"] for row in rows] == [line.split()[0] for line in table[2:]]
+
+
+def test_rows_go_to_stdout_and_messages_to_stderr(tiny_shared: Workspace) -> None:
+    done = forensics(tiny_shared, "batch", "tiny", "8", "--format", "json")
+
+    json.loads(done.stdout)
+    assert "order of tiny: exact (the trainer's record" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["batch", "tinny", "8"], "no run or fork is called 'tinny'.*there are: tiny"),
+        (["batch", "tiny", "21"], r"tiny took steps 1\.\.20, not 21"),
+        (["batch", "tiny", "0"], "checkpoint 0 is the initialization; the first step is 1"),
+        (["batch", "tiny", "8", "--instance", "9999"], "did not read instance 9999"),
+        (["batch", "tiny", "8", "--by", "colour"], "--by takes document, file, source, tag"),
+        (["where", "tiny", "--instance", "9999"], r"tiny has instances 0\.\."),
+        (["where", "tiny", "--document", "9999"], "tiny has no document 9999"),
+        (["where", "tiny"], "exactly one of --text, --document, --instance and --token"),
+        (["sql", "drop table runs"], "exactly one SELECT"),
+        (["replay", "tiny", "7:10"], "no checkpoint at step 7; the nearest are 5 and 10"),
+        (["fork", "tiny", "--from", "5", "--num-steps", "2", "--edit", "delete all"], "names no operation"),
+        (["fork", "tiny", "--from", "5", "--num-steps", "2", "--set", "lr=3"], "--set takes recipe.field=value"),
+        (["fork", "tiny", "--from", "5", "--num-steps", "2", "--edit", "@none.toml"], "none.toml"),
+        (["compare", "tiny"], "tiny is a run, not a fork"),
+        (["add", "/nowhere"], "/nowhere is not a folder"),
+    ],
+)
+def test_a_stated_failure_exits_with_1_and_one_clear_line(
+    tiny_shared: Workspace, arguments: list[str], message: str
+) -> None:
+    import re
+
+    done = forensics(tiny_shared, *arguments)
+
+    assert done.returncode == 1 and done.stdout == ""
+    assert re.search(message, done.stderr, re.DOTALL) and "Traceback" not in done.stderr
+
+
+def test_wrong_usage_exits_with_2(tiny_shared: Workspace) -> None:
+    assert forensics(tiny_shared, "batch").returncode == 2
+    assert forensics(tiny_shared, "nonsense").returncode == 2
+
+
+def test_plan_costs_nothing_and_says_what_it_would(tiny: Workspace) -> None:
+    cost = answer(tiny, "replay", "tiny", "0:20", "--plan")
+
+    assert (cost["steps"], cost["tokens"], cost["download"]) == (20, 20 * 8 * 64, 0)
+    assert cost["memory_bytes"] > cost["parameters"] * 16 and cost["seconds"] > 0
+    assert not (tiny.folder / "replays").exists()
+
+
+def test_edits_can_come_from_a_file(tiny: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "edits.toml").write_text('edits = ["shuffle @5:6 seed=1", "mask span:50:1-3"]')
+    given = ["--edit", f"@{tmp_path / 'edits.toml'}", "--set", "recipe.schedule.warmup_steps=1"]
+    fork = answer(tiny, "fork", "tiny", "--from", "5", "--num-steps", "8", *given)
+
+    assert len(fork["edits"]) == 2
+
+
+def test_audit_names_what_is_damaged_and_exits_with_1(tiny: Workspace, tiny_copy: Path) -> None:
+    assert forensics(tiny, "audit", "tiny", "--deep").returncode == 0
+    (tiny_copy / "tokens" / "text-0.bin").write_bytes(b"\0" * (tiny_copy / "tokens" / "text-0.bin").stat().st_size)
+    state = tiny_copy / "checkpoints" / "step10" / "model.safetensors"
+    raw = bytearray(state.read_bytes())
+    raw[-5] ^= 1
+    state.write_bytes(raw)
+    (tiny_copy / "order" / "epoch-1.npy").write_bytes(b"\x93NUMPY")
+    shutil.rmtree(tiny_copy / "checkpoints" / "step15")
+    (tiny_copy / "checkpoints" / "step20" / "optimizer.safetensors").unlink()
+    done = forensics(tiny, "audit", "tiny", "--deep")
+
+    assert done.returncode == 1
+    for named in ("text-0.bin: changed: block 0", "step10 model.safetensors", "order of epoch 1", "checkpoint 20"):
+        assert named.replace("step10", "checkpoint 10") in done.stderr
+
+
+def test_text_from_data_cannot_steer_the_terminal(tiny: Workspace) -> None:
+    from forensics.cli.output import show_value
+
+    assert show_value("a\x1b[31mred\u202e") == "a\\x1b[31mred\\u202e"
+
+
+def test_the_truth_file_is_never_needed(tiny: Workspace, tiny_copy: Path) -> None:
+    """truth.json says what was planted; no verb may read it."""
+    (tiny_copy / "truth.json").unlink()
+    fork = answer(tiny, "fork", "tiny", "--from", "5", "--num-steps", "5", "--edit", "shuffle seed=2")
+    runs = [
+        ["runs"],
+        ["show", "tiny"],
+        ["checkpoints", "tiny"],
+        ["at", "tiny", "9"],
+        ["batch", "tiny", "5:15", "--by", "tag"],
+        ["where", "tiny", "--text", "import"],
+        ["sql", "from runs"],
+        ["audit", "tiny", "--deep"],
+        ["forks", "tiny"],
+        ["replay", "tiny", "0:20"],
+        ["compare", fork["id"]],
+        ["prune", fork["id"], "--keep-every", "5"],
+        ["remove", fork["id"], "--yes"],
+    ]
+    codes = {" ".join(arguments[:1]): forensics(tiny, *arguments).returncode for arguments in runs}
+
+    assert set(codes.values()) == {0}, codes
+    assert {verb for verb in VERBS if verb not in codes} == {"demo", "add", "fork"}
+    for package in ("data_index", "replay", "probes", "app"):
+        assert not any("truth.json" in path.read_text() for path in (ROOT / package).rglob("*.py"))
+    assert [p.name for p in (ROOT / "forensics").rglob("*.py") if "truth.json" in p.read_text()] == ["sample_run.py"]

@@ -1,0 +1,167 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_index.errors import CorruptFile, InvalidRange, MissingCheckpoint, MissingState, StepOutOfRange
+from data_index.registration import add
+from data_index.workspace import Workspace
+from forensics.reproduction import replay
+from forensics.sample_run import plan_of_segments
+from replay.train_step import StepResult
+
+
+@pytest.mark.parametrize("steps", ["0:20", "5:15", "10:20", "0:5"])
+def test_the_sample_run_replays_bit_for_bit(tiny_shared: Workspace, steps: str) -> None:
+    """10:20 crosses the epoch's border at step 14."""
+    report = replay("tiny", steps, workspace=tiny_shared, device="cpu")
+
+    assert (report.grade, report.weights_equal, report.states_equal) == ("R0", True, True)
+    assert report.first_divergent_step is None and report.max_abs_loss_difference == 0.0
+    assert report.fingerprint_matches is True and report.differences == ()
+
+
+def test_between_checkpoints_only_the_log_can_be_compared(tiny_shared: Workspace) -> None:
+    report = replay("tiny", "5:8", workspace=tiny_shared, device="cpu")
+
+    assert (report.grade, report.weights_equal) == ("R1", None)
+    assert any("no checkpoint at step 8" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("steps", ["0:10", "10:20"])
+def test_a_run_of_the_real_olmo_core_trainer_replays(core_shared: Workspace, same_kernels: bool, steps: str) -> None:
+    """Parameters after every step (sha256 in the fixture), loss, z-loss, gradient norm and learning rate.
+
+    Bit for bit where kernels are those of the machine that made the fixture; elsewhere within 1e-6 of each loss,
+    which is about two units in the last place of an fp32 loss near 5.
+    """
+    report = replay("core", steps, workspace=core_shared, device="cpu")
+
+    if same_kernels:
+        assert (report.grade, report.first_divergent_step, report.states_equal) == ("R0", None, True)
+        assert all(row["parameters_equal"] for row in report.steps)
+    else:
+        assert report.grade == "R1" and report.weight_distance is not None and report.weight_distance < 1e-6
+    for row in report.steps:
+        assert row["learning_rate"] == row["learning_rate_logged"]
+        assert row["z_loss"] == pytest.approx(row["z_loss_logged"], rel=1e-6)
+        assert row["grad_norm"] == pytest.approx(row["grad_norm_logged"], rel=1e-6)
+
+
+def test_a_real_run_replays_past_its_last_checkpoint_by_its_hashes(core_shared: Workspace, same_kernels: bool) -> None:
+    report = replay("core", "20:25", workspace=core_shared, device="cpu")
+
+    assert report.grade == ("R0" if same_kernels else "R1")
+    assert [row["step"] for row in report.steps] == [21, 22, 23, 24, 25]
+
+
+def change_one_token(folder: Path, step: int) -> tuple[str, int]:
+    """Flip a bit of the first token of the first row that a step reads; returns the file's name and the byte."""
+    from data_index.run import read_run
+    from data_index.tokens import TokenReader
+
+    run = read_run(folder)
+    instance = int(plan_of_segments(run)[step].instances[0])
+    file, offset = TokenReader(run, None).place_of(instance)
+    tokens = np.fromfile(file.path, dtype="<u2")
+    tokens[offset + 1] ^= 1
+    tokens.tofile(file.path)
+    return file.name, offset + 1
+
+
+def test_a_changed_token_is_named_by_file_and_block(tiny: Workspace, tiny_copy: Path) -> None:
+    name, _ = change_one_token(tiny_copy, 8)
+
+    with pytest.raises(CorruptFile, match=rf"{name} changed: block 0 \(bytes 0\.\."):
+        replay("tiny", "5:10", workspace=tiny, device="cpu")
+
+
+def test_without_verifying_the_first_divergent_step_is_named(tiny: Workspace, tiny_copy: Path) -> None:
+    change_one_token(tiny_copy, 8)
+    report = replay("tiny", "5:10", workspace=tiny, device="cpu", verify=False)
+
+    assert (report.first_divergent_step, report.weights_equal) == (8, False)
+    assert report.grade == "unbanded" and report.differences[0].name == "model.embed_tokens.weight"
+    assert report.differences[0].max_abs > 0
+
+
+def test_a_changed_weight_is_named(tiny: Workspace, tiny_copy: Path) -> None:
+    from replay.weights import read_safetensors, write_safetensors
+
+    path = tiny_copy / "checkpoints" / "step10" / "model.safetensors"
+    tensors = read_safetensors(path)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] += 1e-6
+    write_safetensors(path, tensors)
+    report = replay("tiny", "5:10", workspace=tiny, device="cpu")
+
+    assert report.grade == "R1"
+    assert [(d.name, d.num_different) for d in report.differences] == [("model.layers.1.mlp.up_proj.weight", 1)]
+
+
+class Stop(Exception):
+    pass
+
+
+def test_an_interrupted_replay_goes_on_to_the_same_bits(tiny: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replay.recording.SECONDS_BETWEEN_SAVES", 0.0)
+
+    def stop_at_9(result: StepResult, last: int) -> None:
+        if result.step == 9:
+            raise Stop
+
+    with pytest.raises(Stop):
+        replay("tiny", "0:20", workspace=tiny, device="cpu", progress=stop_at_9)
+    steps: list[int] = []
+    report = replay("tiny", "0:20", workspace=tiny, device="cpu", progress=lambda r, last: steps.append(r.step))
+
+    assert steps == list(range(10, 21))
+    assert report.grade == "R0" and [row["step"] for row in report.steps] == list(range(1, 21))
+
+
+def test_a_finished_replay_starts_anew(tiny: Workspace) -> None:
+    steps: list[int] = []
+    for _ in range(2):
+        replay("tiny", "5:7", workspace=tiny, device="cpu", progress=lambda r, last: steps.append(r.step))
+
+    assert steps == [6, 7, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("steps", "error", "message"),
+    [
+        ("6:10", MissingCheckpoint, "tiny has no checkpoint at step 6; the nearest are 5 and 10"),
+        ("15:25", StepOutOfRange, r"tiny took steps 1\.\.20, not 25"),
+        ("10:5", InvalidRange, "holds no step"),
+        ("10", InvalidRange, "a range from checkpoint to checkpoint"),
+        ("a:b", InvalidRange, "neither a step"),
+    ],
+)
+def test_wrong_ranges_say_what_there_is(
+    tiny_shared: Workspace, steps: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        replay("tiny", steps, workspace=tiny_shared, device="cpu")
+
+
+def test_a_truncated_checkpoint_is_an_error_and_nothing_is_lost(tiny: Workspace, tiny_copy: Path) -> None:
+    path = tiny_copy / "checkpoints" / "step5" / "optimizer.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(CorruptFile, match="step5/optimizer.safetensors is not a whole safetensors file"):
+        replay("tiny", "5:7", workspace=tiny, device="cpu")
+    path.unlink()
+    with pytest.raises(MissingState, match="checkpoint 5 of tiny has no optimizer state"):
+        replay("tiny", "5:7", workspace=tiny, device="cpu")
+    path.write_bytes(whole)
+
+    assert replay("tiny", "5:10", workspace=tiny, device="cpu").grade == "R0"
+
+
+def test_a_copied_run_replays_from_its_new_place(tiny_copy: Path, tmp_path: Path) -> None:
+    """Paths inside a native run folder are relative to it."""
+    moved = shutil.move(tiny_copy, tmp_path / "elsewhere")
+    workspace = Workspace(tmp_path / "w")
+    add(moved, name="moved", workspace=workspace)
+
+    assert replay("moved", "15:20", workspace=workspace, device="cpu").grade == "R0"

@@ -1,0 +1,163 @@
+"""What the sample run is made of, and the accidents in it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_index.run import read_run
+from data_index.sources.native import read_table
+from data_index.store import logged_metrics
+from data_index.workspace import Workspace
+from forensics.divergence import compare
+from forensics.forking import forks_of
+from forensics.lookup import batch, where
+from forensics.reproduction import replay
+from forensics.walkthrough import demo
+
+
+@pytest.fixture(scope="module")
+def demo_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The full sample run, as `forensics demo` makes it; about two minutes."""
+    workspace = Workspace(tmp_path_factory.mktemp("demo"))
+    lines: list[str] = []
+    demo(workspace=workspace, show=lines.append)
+    (workspace.folder / "shown.txt").write_text("\n".join(lines))
+    return workspace
+
+
+def robust_z(values: dict[int, float], step: int, window: int = 40) -> float:
+    """Distance of a value from its neighbours' median, in robust standard deviations."""
+    near = np.array([v for s, v in values.items() if s != step and abs(s - step) <= window // 2])
+    return float((values[step] - np.median(near)) / (1.4826 * np.median(np.abs(near - np.median(near)))))
+
+
+def series(workspace: Workspace, name: str) -> dict[int, float]:
+    logged = logged_metrics(workspace, workspace.run("demo"), 0, 240)
+    return {step: metrics[name] for step, metrics in logged.items()}
+
+
+def truth(workspace: Workspace) -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = json.loads((workspace.folder / "trained" / "demo" / "truth.json").read_text())
+    return found
+
+
+@pytest.mark.slow
+def test_the_binary_rows_make_a_loss_spike_that_recovers(demo_workspace: Workspace) -> None:
+    losses, step = series(demo_workspace, "loss"), truth(demo_workspace)["binary"]["step"]
+    assert isinstance(step, int)
+
+    assert robust_z(losses, step) > 6
+    assert all(robust_z(losses, other) < 6 for other in range(step + 2, step + 20))
+
+
+@pytest.mark.slow
+def test_the_repetitive_batch_moves_the_gradient_norm_and_hardly_the_loss(demo_workspace: Workspace) -> None:
+    norms, losses = series(demo_workspace, "grad_norm"), series(demo_workspace, "loss")
+    step = truth(demo_workspace)["repetitive"]["step"]
+    assert isinstance(step, int)
+    near = np.median([norms[s] for s in range(step - 10, step + 11) if s != step])
+
+    assert norms[step] > 2.5 * near and abs(losses[step] - losses[step - 1]) < 0.6
+
+
+@pytest.mark.slow
+def test_neither_bad_stretch_returns_in_the_second_epoch(demo_workspace: Workspace) -> None:
+    rows = batch("demo", "190:240", workspace=demo_workspace).column("instance").to_pylist()
+    planted = [i for kind in ("binary", "repetitive") for i in truth(demo_workspace)[kind]["instances"]]  # type: ignore[attr-defined]
+
+    assert not set(rows) & set(planted)
+
+
+@pytest.mark.slow
+def test_the_duplicate_is_read_twice_in_epoch_1_far_apart(demo_workspace: Workspace) -> None:
+    first = truth(demo_workspace)["duplicate"]["instances"][0]  # type: ignore[index]
+    steps = [r["step"] for r in where("demo", instance=first, workspace=demo_workspace).to_pylist() if r["epoch"] == 1]
+
+    assert len(steps) == 2 and steps[1] - steps[0] >= 50
+
+
+@pytest.mark.slow
+def test_the_never_seen_token_is_in_the_vocabulary_and_in_no_file(demo_workspace: Workspace) -> None:
+    token = truth(demo_workspace)["never_seen_token"]["token_id"]
+    run = demo_workspace.run("demo")
+
+    assert run.config["model"]["vocab_size"] > token  # type: ignore[operator]
+    assert not any((np.fromfile(file.path, dtype="<u2") == token).any() for file in (*run.files, *run.heldout))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", ["0:240", "100:160", "180:200"])
+def test_the_demo_replays_bit_for_bit(demo_workspace: Workspace, steps: str) -> None:
+    """180:200 crosses the border between the epochs."""
+    report = replay("demo", steps, workspace=demo_workspace, device="cpu")
+
+    assert report.grade == "R0" and report.fingerprint_matches
+
+
+@pytest.mark.slow
+def test_without_the_bad_rows_the_spike_is_gone(demo_workspace: Workspace) -> None:
+    (made,) = forks_of(demo_workspace, "demo")
+    step = truth(demo_workspace)["binary"]["step"]
+    assert isinstance(step, int)
+    result = compare(made["id"], workspace=demo_workspace)
+    difference = {r["step"]: r["treatment"] for r in result.rows if r["metric"] == "loss"}
+    losses = series(demo_workspace, "loss")
+    without = losses | {s: losses[s] + d for s, d in difference.items()}
+
+    assert {d for s, d in difference.items() if s < step} == {0.0}
+    assert robust_z(losses, step) > 6 > abs(robust_z(without, step))
+
+
+@pytest.mark.slow
+def test_the_walkthrough_finds_what_exists(demo_workspace: Workspace) -> None:
+    lines: list[str] = []
+    demo(workspace=demo_workspace, show=lines.append)
+    before = (demo_workspace.folder / "shown.txt").read_text().splitlines()
+
+    assert [line for line in lines if line.startswith("$")] == [line for line in before if line.startswith("$")]
+    assert any("grade R0" in line for line in lines) and any("grade R0" in line for line in before)
+
+
+def test_documents_cover_the_files_and_keep_their_provenance(tiny_source: Path) -> None:
+    run = read_run(tiny_source)
+    table = read_table(tiny_source / "documents.parquet")
+    assert table is not None
+    for file in (*run.files, *run.heldout):
+        spans = sorted((r["start"], r["end"]) for r in table.to_pylist() if r["file"] == file.name)
+        assert spans[0][0] == 0 and spans[-1][1] == file.num_bytes // 2
+        assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+
+
+def test_documents_decode_to_their_source(tiny_source: Path) -> None:
+    """Tokens of a document are the characters of its source that its record says."""
+    from data_index.text import decode
+    from forensics.corpus import standard_library
+
+    run = read_run(tiny_source)
+    files = {file.name: np.fromfile(file.path, dtype="<u2") for file in run.files}
+    table = read_table(tiny_source / "documents.parquet")
+    assert table is not None
+    checked = 0
+    for row in table.to_pylist():
+        path = standard_library() / row["source"]
+        if row["file"] in files and path.is_file():
+            text = decode(run, files[row["file"]][row["start"] : row["end"]]).removesuffix("<|endoftext|>")
+            source = path.read_text(encoding="utf-8", errors="replace")
+            assert text == source[row["source_start"] : row["source_end"]]
+            checked += 1
+    assert checked > 5
+
+
+def test_one_document_in_twenty_is_held_out(tiny_source: Path) -> None:
+    run = read_run(tiny_source)
+
+    assert run.heldout[0].num_instances > 0
+    assert {file.name for file in run.heldout}.isdisjoint(file.name for file in run.files)
+
+
+def test_the_run_says_what_it_was_made_with(tiny_source: Path) -> None:
+    environment = read_run(tiny_source).environment
+
+    assert {"python", "torch", "transformers", "num_threads", "fingerprint", "corpus_sha256"} <= set(environment)
