@@ -7,6 +7,7 @@ rows and an instance's steps are then found by zone maps, without scanning. The 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -76,59 +77,106 @@ def _write_manifest(connection: Any, run: Run) -> None:
         connection.unregister("source")
 
 
-def steps_of_positions(segments: list[Segment], num_positions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Who read each position of an epoch.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Readings:
+    """Rows of an epoch's tables, int64 arrays of one length. step 0 means: never read in this epoch."""
 
-    Returns:
-        position, step and attempt, one row for each reading and one with step 0 for each position never read,
-        by position.
+    instance: np.ndarray
+    step: np.ndarray
+    attempt: np.ndarray
+    position: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Readings:
+        return Readings(
+            instance=self.instance[rows],
+            step=self.step[rows],
+            attempt=self.attempt[rows],
+            position=self.position[rows],
+        )
+
+
+def readings_by_position(segments: list[Segment], order: np.ndarray) -> Readings:
+    """Who read each position of an epoch: a row for each reading, and one for each position never read.
+
     Raises:
         OrderMismatch: a segment reaches past the order.
     """
-    read = np.zeros(num_positions, dtype=bool)
     positions, steps, attempts = [], [], []
+    unread = np.ones(len(order), dtype=bool)
     for segment in segments:
         start = segment.first_position
         stop = start + segment.num_steps * segment.instances_per_batch
-        if stop > num_positions:
+        if stop > len(order):
             raise OrderMismatch(
                 f"steps {segment.first_step}..{segment.last_step} need {stop:,} positions of epoch {segment.epoch}; "
-                f"its order has {num_positions:,}"
+                f"its order has {len(order):,}"
             )
-        read[start:stop] = True
-        positions.append(np.arange(start, stop, dtype=np.int64))
+        unread[start:stop] = False
+        positions.append(np.arange(start, stop))
         steps.append(np.repeat(np.arange(segment.first_step, segment.last_step + 1), segment.instances_per_batch))
-        attempts.append(np.full(stop - start, segment.attempt, dtype=np.int32))
-    unread = np.flatnonzero(~read)
-    position = np.concatenate([*positions, unread])
-    step = np.concatenate([*steps, np.zeros(len(unread), dtype=np.int64)])
-    attempt = np.concatenate([*attempts, np.ones(len(unread), dtype=np.int32)])
-    by_position = np.lexsort((attempt, position))
-    return position[by_position], step[by_position], attempt[by_position]
+        attempts.append(np.full(stop - start, segment.attempt))
+    (rest,) = np.nonzero(unread)
+    position = np.concatenate([*positions, rest])
+    rows = Readings(
+        instance=order[position].astype(np.int64),
+        step=np.concatenate([*steps, np.zeros(len(rest), dtype=np.int64)]),
+        attempt=np.concatenate([*attempts, np.ones(len(rest), dtype=np.int64)]),
+        position=position,
+    )
+    in_order = bool((position[1:] > position[:-1]).all())
+    return rows if in_order else rows.take(np.lexsort((rows.attempt, position)))
+
+
+def readings_by_instance(rows: Readings, num_instances: int) -> Readings:
+    """The same readings in instance order; an instance that was never read has one row with step and position 0."""
+    (read,) = np.nonzero(rows.step)
+    instance = rows.instance[read]
+    times = np.bincount(instance, minlength=num_instances)
+    if times.max(initial=0) <= 1:
+        # Every instance at most once, as in almost every run: scatter, no sort.
+        place = np.zeros(num_instances, dtype=np.int64)
+        place[instance] = read + 1
+        found = Readings(
+            instance=np.arange(num_instances),
+            step=np.append(0, rows.step)[place],
+            attempt=np.append(1, rows.attempt)[place],
+            position=np.append(0, rows.position)[place],
+        )
+        return found
+    (never,) = np.nonzero(times == 0)
+    by_instance = read[np.lexsort((rows.position[read], rows.step[read], instance))]
+    taken = rows.take(by_instance)
+    nothing = np.zeros(len(never), dtype=np.int64)
+    merged = Readings(
+        instance=np.append(taken.instance, never),
+        step=np.append(taken.step, nothing),
+        attempt=np.append(taken.attempt, nothing + 1),
+        position=np.append(taken.position, nothing),
+    )
+    return merged.take(np.argsort(merged.instance, kind="stable"))
 
 
 def _write_epoch(connection: Any, run: Run, epoch: int, order: np.ndarray) -> None:
+    rows = readings_by_position([segment for segment in run.segments if segment.epoch == epoch], order)
+    _write_readings(connection, f"order_{epoch}", rows, position="position")
+    _write_readings(
+        connection,
+        f"inverse_{epoch}",
+        readings_by_instance(rows, run.num_instances),
+        position="CASE WHEN step > 0 THEN position END AS position",
+    )
+
+
+def _write_readings(connection: Any, table: str, rows: Readings, position: str) -> None:
     import pyarrow
 
-    segments = [segment for segment in run.segments if segment.epoch == epoch]
-    position, step, attempt = steps_of_positions(segments, len(order))
-    rows = pyarrow.table(
-        {"instance": order[position].astype(np.int64), "step": step, "attempt": attempt, "position": position}
-    )
-    never = np.setdiff1d(np.arange(run.num_instances, dtype=np.int64), order[position[step > 0]])
-    connection.register("source", rows)
-    connection.register("never", pyarrow.table({"instance": never}))
+    columns = {"instance": rows.instance, "step": rows.step, "attempt": rows.attempt, "position": rows.position}
+    connection.register("source", pyarrow.table(columns))
     connection.execute(
-        f"CREATE TABLE order_{epoch} AS SELECT instance, nullif(step, 0) AS step, attempt, position FROM source"
-    )
-    connection.execute(
-        f"""CREATE TABLE inverse_{epoch} AS
-            SELECT instance, step, attempt, position FROM source WHERE step > 0
-            UNION ALL SELECT instance, NULL, 1, NULL FROM never
-            ORDER BY instance, step, position"""
+        f"CREATE TABLE {table} AS SELECT instance, nullif(step, 0) AS step, attempt::INTEGER AS attempt, {position} "
+        "FROM source"
     )
     connection.unregister("source")
-    connection.unregister("never")
 
 
 def _views(run: Run) -> str:

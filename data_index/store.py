@@ -7,7 +7,8 @@ runs through `run_query`, on a connection that can read the workspace and nothin
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,18 @@ def run_query(workspace: Workspace, query: str, seconds: float = QUERY_SECONDS) 
     return query_locked(locked_connection(workspace), query, seconds)
 
 
+def query_rows(workspace: Workspace, query: str, seconds: float = QUERY_SECONDS) -> tuple[list[str], list[Any]]:
+    """Like `run_query`, as column names and tuples: a terminal needs no Arrow, whose import alone takes a while."""
+    require_one_select(query)
+    connection = locked_connection(workspace)
+    with _limits(connection, seconds):
+        answer = connection.execute(query)
+        names = [column[0] for column in answer.description or ()]
+        # Two columns of one name must not hide each other.
+        unique = [name if names.index(name) == n else f"{name}_{n + 1}" for n, name in enumerate(names)]
+        return unique, answer.fetchall()
+
+
 def require_one_select(query: str) -> None:
     """
     Raises:
@@ -183,10 +196,17 @@ def locked_connection(workspace: Workspace, names: Sequence[str] | None = None) 
 
 
 def query_locked(connection: duckdb.DuckDBPyConnection, query: str, seconds: float) -> Any:
+    with _limits(connection, seconds):
+        return connection.sql(query).to_arrow_table()
+
+
+@contextmanager
+def _limits(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
+    """Interrupt what takes too long; DuckDB's errors become ours."""
     timer = threading.Timer(seconds, connection.interrupt)
     timer.start()
     try:
-        return connection.sql(query).to_arrow_table()
+        yield
     except duckdb.PermissionException as error:
         raise RefusedQuery(f"that reaches outside the workspace: {error}") from error
     except duckdb.InterruptException as error:

@@ -141,4 +141,3 @@ def binary_as_text(characters: int) -> list[SourceDocument]:
             SourceDocument(source=f"{source.source}c.z", start=0, end=len(content), text=content, tags=source.tags)
         )
     return documents
-

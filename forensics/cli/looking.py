@@ -199,7 +199,7 @@ def sql(
 
     Example: forensics sql "select step, count(*) from batches where run = 'demo' group by step order by step"
     """
-    from data_index.store import run_query, view_columns
+    from data_index.store import query_rows, view_columns
 
     there = open_workspace(workspace)
     if schema:
@@ -208,7 +208,8 @@ def sql(
     elif query is None:
         raise typer.BadParameter("give a query, or --schema")
     else:
-        emit_arrow(run_query(there, query, seconds), format)
+        columns, rows = query_rows(there, query, seconds)
+        emit_rows([dict(zip(columns, row, strict=True)) for row in rows], format, columns)
 
 
 def audit(

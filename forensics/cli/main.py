@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import version
 
 import typer
 
@@ -25,6 +24,8 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def root(workspace: WorkspaceOption = None, show_version: bool = typer.Option(False, "--version")) -> None:
     if show_version:
+        from importlib.metadata import version
+
         print(version("checkpoint-forensics"))
         raise typer.Exit
     if workspace is not None:

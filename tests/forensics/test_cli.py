@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,38 @@ import pytest
 
 from data_index.workspace import Workspace
 from forensics.cli import acting, looking
+from forensics.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 VERBS = [command.__name__ for command in (*acting.COMMANDS, *looking.COMMANDS)]
 
 
-def forensics(workspace: Workspace | None, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "forensics.cli.main", *arguments]
-    if workspace is not None:
-        command += ["--workspace", str(workspace.folder)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def forensics(workspace: Workspace | None, *arguments: str) -> Done:
+    """Run the command line in this process: importing torch anew for each call would take most of the time."""
+    given = ["forensics", *arguments, *(["--workspace", str(workspace.folder)] if workspace else [])]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", given)
+        try:
+            main()
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def test_the_installed_program_answers_from_any_folder(tiny_shared: Workspace, tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("forensics")
+    command = [program, "runs", "--workspace", tiny_shared.folder]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+
+    assert done.returncode == 0 and "tiny" in done.stdout
 
 
 def answer(workspace: Workspace, *arguments: str) -> Any:

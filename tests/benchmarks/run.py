@@ -1,0 +1,41 @@
+"""All benchmarks, one after another: `make bench`, or `python -m tests.benchmarks.run [NAME…]`.
+
+Each prints its figures with the machine they were measured on; what is worth keeping goes to RESULTS.md by hand, with
+the date. Ratios are measured inside one run, in interleaved pairs, because other work may share the cores.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable
+
+# One thread everywhere, before any library is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def main(names: list[str]) -> None:
+    from tests.benchmarks import index_build, replay_overhead, startup
+
+    benchmarks: dict[str, Callable[[], None]] = {
+        "startup": startup.main,
+        "index_build": index_build.main,
+        "replay_overhead": replay_overhead.main,
+    }
+    import duckdb
+    import numpy
+    import torch
+
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, python {platform.python_version()}, "
+        f"torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()}), numpy {numpy.__version__}, "
+        f"duckdb {duckdb.__version__}"
+    )
+    for name in names or benchmarks:
+        print(f"\n== {name}")
+        benchmarks[name]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
