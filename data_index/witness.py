@@ -14,6 +14,7 @@ from data_index.files import sha256_of_blocks, sha256_of_file
 from data_index.orders import epoch_order
 from data_index.run import OrderTrust, Run
 from data_index.tokens import TokenReader
+from data_index.workspace import Workspace, learn
 
 # Hashing everything at `add` is worth it below this size; above, blocks are hashed when first read.
 HASH_AT_ADD_BYTES = 10 * 10**9
@@ -71,6 +72,24 @@ def _trust(run: Run, proved: set[int], with_tokens: set[int]) -> OrderTrust:
         witness=f"the trainer's record of instances, {steps}",
         missing="a record of the token ids that were consumed",
     )
+
+
+def remember_first_seen(workspace: Workspace, run: Run, reader: TokenReader) -> str:
+    """Record blocks that a reader hashed for the first time; returns a sentence about them, or nothing.
+
+    From then on a change is noticed; before, nothing says that the blocks are those that the run read.
+    """
+    if not reader.first_seen:
+        return ""
+    import pyarrow
+
+    rows = [
+        {"file": file, "block": block, "sha256": sha256, "seen": "first read"}
+        for (file, block), sha256 in sorted(reader.first_seen.items())
+    ]
+    learn(workspace.home(run.name), "block_hashes", pyarrow.Table.from_pylist(rows), replace_kind=False)
+    reader.first_seen.clear()
+    return f"{len(rows)} blocks of 4 MiB were hashed for the first time; until now nothing vouched for them"
 
 
 def hash_token_files(run: Run) -> list[dict[str, Any]]:

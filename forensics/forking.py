@@ -35,6 +35,7 @@ from data_index.run import Order, OrderTrust, Run, Segment, TokenFile, parse_ste
 from data_index.sources.native import saved_steps
 from data_index.sources.trainer_record import arrow_schema
 from data_index.store import plan_of, reader_of
+from data_index.witness import remember_first_seen
 from data_index.workspace import KINDS, Workspace
 from forensics.edits import Inserted, Resolver
 from forensics.reproduction import Progress, fingerprint_of, metrics_by_step, prepare, saved_checkpoint
@@ -326,12 +327,15 @@ def _run_fork(
     assert child.parent is not None
     start = workspace.checkpoint(workspace.run(child.parent[0]), child.parent[1])
     observers: list[Any] = []
+    recording = Recording(folder=child.source, policy=SavePolicy(every=save_every))
+    reader = reader_of(workspace, child)
 
     def begin(saved: int | None) -> TrainState:
         tokens = child.tokens_after(saved or start.step)
         place = start if saved is None else saved_checkpoint(child.source, child.name, saved, tokens)
         state = load_state(place, setup.recipe, device=setup.device)
         layers = layers_of_model(state.model)
+        recording.labels["layers"] = list(layers)
         parents = {c.step: c for c in workspace.checkpoints(workspace.run(start.run)) if c.step > start.step}
         observers.append(NormTrace(layers=layers))
         observers.append(
@@ -347,15 +351,16 @@ def _run_fork(
 
     with deterministic(setup.recipe.num_threads, enforce=enforce):
         results = advance(
-            Recording(folder=child.source, policy=SavePolicy(every=save_every)),
+            recording,
             start=begin,
             plan=plan_of(workspace, child, child.first_step - 1, child.last_step),
-            reader=reader_of(workspace, child),
+            reader=reader,
             recipe=setup.recipe,
             observers=observers,
         )
         for result in results:
             progress(result, child.last_step)
+    remember_first_seen(workspace, child, reader)
 
 
 def heldout_rows(workspace: Workspace, run: Run) -> np.ndarray | None:

@@ -21,6 +21,7 @@ from data_index.store import (
     readings_of_instances,
 )
 from data_index.text import find_text, find_token
+from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
 
 
@@ -59,7 +60,9 @@ def batch(
             f"(who did: forensics where {run} --instance {instance})"
         )
     if tokens:
-        rows = reader_of(workspace, record, verify=verify).rows(table.column("instance").to_numpy())
+        reader = reader_of(workspace, record, verify=verify)
+        rows = reader.rows(table.column("instance").to_numpy())
+        remember_first_seen(workspace, record, reader)
         table = table.append_column("token_ids", pyarrow.array(list(rows), pyarrow.list_(pyarrow.int64())))
     return table
 

@@ -18,6 +18,7 @@ from data_index.files import canonical_json, exclusive_lock, remove_folder, writ
 from data_index.run import Checkpoint, Run, parse_steps
 from data_index.sources.native import read_pieces
 from data_index.store import logged_metrics, plan_of, reader_of
+from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
 from replay import fidelity
 from replay.determinism import arithmetic_fingerprint, choose_device, deterministic, environment
@@ -109,6 +110,7 @@ def _replay(
     if (folder / "report.json").exists():
         remove_folder(folder)
     logged = logged_metrics(workspace, run, start.step, last)
+    reader = reader_of(workspace, run, verify=verify)
     observers = [ParameterHashes(workspace, run, start.step, last, setup.recipe.parameter_order)]
     final: dict[str, TrainState] = {}
 
@@ -122,7 +124,7 @@ def _replay(
             Recording(folder=folder, policy=SavePolicy(record_batches=False)),
             start=begin,
             plan=plan_of(workspace, run, start.step, last),
-            reader=reader_of(workspace, run, verify=verify),
+            reader=reader,
             recipe=setup.recipe,
             observers=observers if observers[0].expected else (),
         )
@@ -132,6 +134,8 @@ def _replay(
         replayed = metrics_by_step(folder)
         rows = [fidelity.step_row(s, replayed[s], logged.get(s, {})) for s in range(start.step + 1, last + 1)]
         report = _compare(setup, state, start, last, rows, observers[0])
+    if first_seen := remember_first_seen(workspace, run, reader):
+        report = replace(report, notes=(*report.notes, f"{first_seen}."))
     write_json(folder / "report.json", asdict(report) | {"finished": time.time()})
     remove_folder(folder / "checkpoints")
     return report

@@ -198,10 +198,11 @@ def _prepare(folder: Path, spec: SampleSpec) -> None:
     longest = spec.document_characters
     documents = list(corpus.take(corpus.library_sources(), characters * 3 // 4, longest))
     documents += corpus.take(corpus.documentation_topics(), characters // 4, longest)
-    documents += corpus.take(corpus.licence_texts(), characters // 20, longest)
     mixed = corpus.by_hash(documents)
     heldout = mixed[::HELDOUT_EVERY]
-    ordinary = [document for number, document in enumerate(mixed) if number % HELDOUT_EVERY]
+    licences = list(corpus.take(corpus.licence_texts(), characters // 20, longest))
+    documents = [*licences, *documents]
+    ordinary = [*licences, *(document for number, document in enumerate(mixed) if number % HELDOUT_EVERY)]
     tokenizer = _train_tokenizer([d.text for d in documents], spec)
     write_bytes(folder / "tokenizer.json", tokenizer.to_str().encode())
     end = tokenizer.token_to_id(END_TOKEN)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,15 @@ class SavePolicy:
 
 @dataclass(slots=True, kw_only=True)
 class Recording:
-    """Writes the results of consecutive steps into a run folder."""
+    """Writes the results of consecutive steps into a run folder.
+
+    Attributes:
+        labels: names along the last axis of the traced arrays, kept in each trace file: {"layers": […]}.
+    """
 
     folder: Path
     policy: SavePolicy
+    labels: dict[str, list[str]] = field(default_factory=dict)
     pending: list[tuple[StepResult, dict[str, Any]]] = field(default_factory=list)
     last_save: float = field(default_factory=time.monotonic)
 
@@ -101,7 +106,7 @@ class Recording:
         results = [result for result, _ in self.pending]
         name = f"{results[0].step:06d}-{results[-1].step:06d}"
         if results[0].arrays:
-            write_trace(self.folder / "trace" / f"{name}.h5", results)
+            write_trace(self.folder / "trace" / f"{name}.h5", results, self.labels)
         rows = [row for result in results for row in metric_rows(result)]
         metrics = pyarrow.Table.from_pylist(rows, schema=arrow_schema(METRICS_COLUMNS))
         write_parquet(self.folder / "metrics" / f"{name}.parquet", metrics)
@@ -137,9 +142,11 @@ def metric_rows(result: StepResult) -> Iterator[dict[str, Any]]:
         yield {"step": result.step, "attempt": 1, "name": name, "value": value, "original_name": name}
 
 
-def write_trace(path: Path, results: Sequence[StepResult]) -> None:
-    """Arrays of consecutive steps, stacked along a first axis of steps."""
+def write_trace(path: Path, results: Sequence[StepResult], labels: Mapping[str, list[str]]) -> None:
+    """Arrays of consecutive steps, stacked along a first axis of steps; labels become attributes of the file."""
     with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
+        for name, values in labels.items():
+            file.attrs[name] = values
         file["step"] = np.array([result.step for result in results], dtype=np.int64)
         for name in results[0].arrays:
             file[name] = np.stack([result.arrays[name] for result in results])

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -159,6 +160,8 @@ def test_the_trace_has_a_row_for_each_step_and_layer(tiny: Workspace) -> None:
     assert trace["step"].tolist() == list(range(6, 16))
     for name in ("weight_norm_by_layer", "grad_norm_by_layer", "update_norm_by_layer"):
         assert trace[name].shape == (10, 5) and np.isfinite(trace[name]).all()
+    with h5py.File(next((result.folder / "trace").glob("*.h5"))) as file:
+        assert file.attrs["layers"].tolist() == ["embedding", "layer 0", "layer 1", "final norm", "head"]
     total = np.linalg.norm(trace["grad_norm_by_layer"], axis=1)
     np.testing.assert_allclose(total, [row["grad_norm"] for row in result.steps], rtol=1e-5)
 
