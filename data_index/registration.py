@@ -40,7 +40,7 @@ def add(
     import pyarrow
 
     workspace = workspace or Workspace()
-    folder = Path(source).absolute()
+    folder = Path(source).resolve()
     progress(f"reading {folder}")
     imported = layout_module(layout or recognise(folder)).read(folder, name, data)
     run, tables = imported.run, dict(imported.tables)

@@ -271,7 +271,10 @@ def reader_of(workspace: Workspace, run: Run, *, verify: bool = True) -> TokenRe
 
 
 def batch_rows(workspace: Workspace, run: Run, first: int, last: int, instance: int | None = None) -> Any:
-    """Rows of `batch`: one for each row of steps first+1 .. last, as an Arrow table."""
+    """Rows of `batch`: one for each row of steps first+1 .. last, as an Arrow table.
+
+    `masked` counts the tokens hidden from the loss; it is null where the run hides some that are not computed.
+    """
     return (
         connect(workspace, [run.name])
         .sql(
@@ -282,12 +285,18 @@ def batch_rows(workspace: Workspace, run: Run, first: int, last: int, instance: 
                        FROM spans s WHERE s.instance IN (SELECT instance FROM b) GROUP BY s.instance),
             hidden AS (SELECT step, attempt, position, sum(stop - start)::BIGINT AS masked FROM masks GROUP BY ALL)
             SELECT b.step, b.attempt, b.position, b.instance, b.file, b."offset", b.num_tokens,
-                   coalesce(p.document_ids, []) AS document_ids, coalesce(h.masked, 0) AS masked, b.epoch
+                   coalesce(p.document_ids, []) AS document_ids,
+                   CASE WHEN $masks_known THEN coalesce(h.masked, 0) END AS masked, b.epoch
             FROM b LEFT JOIN pieces p USING (instance)
             LEFT JOIN hidden h ON h.step = b.step AND h.attempt = b.attempt AND h.position = b.position
             ORDER BY b.step, b.attempt, b.position
             """,
-            params={"first": first, "last": last, "instance": instance},
+            params={
+                "first": first,
+                "last": last,
+                "instance": instance,
+                "masks_known": "masks_unknown" not in run.facts,
+            },
         )
         .to_arrow_table()
     )

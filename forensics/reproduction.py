@@ -246,7 +246,8 @@ def _notes(
     if setup.device.type != "cpu":
         yield f"Replayed on {now['gpu'] or setup.device}."
     if end is None:
-        yield f"{run.name} saved no checkpoint at step {rows[-1]['step']}; only the log could be compared."
+        hashed = " and the trainer's hash of the weights" if rows[-1]["parameters_equal"] is not None else ""
+        yield f"{run.name} saved no checkpoint at step {rows[-1]['step']}; only the log{hashed} could be compared."
     if all(row["loss_logged"] is None for row in rows):
         yield "No loss is logged for these steps (import it, or give --metrics to add)."
 

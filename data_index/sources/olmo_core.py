@@ -78,7 +78,8 @@ def read(folder: Path, name: str | None, data: Path | None) -> Imported:
         config=config,
         tokenizer=_first_existing(folder, data, "tokenizer.json"),
         eos_token_id=(dataset.get("tokenizer") or {}).get("eos_token_id"),
-        facts={"config": str(last / "config.json"), "config_sha256": hashlib.sha256(config_bytes).hexdigest()},
+        facts={"config": str(last / "config.json"), "config_sha256": hashlib.sha256(config_bytes).hexdigest()}
+        | _unknown_masks(dataset),
     )
     record = folder / "metrics.jsonl"
     return Imported(
@@ -121,6 +122,14 @@ def _require_fsl(dataset: Mapping[str, Any], loader: Mapping[str, Any]) -> None:
             raise UnsupportedRecipe(f"config.json: dataset.{field} is not read by this version; paths are")
     if loader.get("shuffle") is False:
         raise UnsupportedRecipe("config.json: data_loader.shuffle = false is not read by this version")
+
+
+def _unknown_masks(dataset: Mapping[str, Any]) -> dict[str, str]:
+    """Say which setting hides tokens from the loss in a way that this version does not compute."""
+    for name in ("instance_filter_config", "label_mask_paths"):
+        if dataset.get(name):
+            return {"masks_unknown": f"dataset.{name} hides tokens from the loss; which ones is not computed"}
+    return {}
 
 
 def _token_files(

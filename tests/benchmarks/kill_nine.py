@@ -132,13 +132,8 @@ def fork_job(workspace: Path, scale: Scale, say: Say) -> None:
 
 def replay_job(workspace: Path, scale: Scale, say: Say) -> None:
     first, last = scale.spec.stretch
-    replay(
-        scale.spec.name,
-        f"{first}:{last}",
-        workspace=Workspace(workspace),
-        device="cpu",
-        progress=steps_said(say, scale),
-    )
+    progress = steps_said(say, scale)
+    replay(scale.spec.name, f"{first}:{last}", workspace=Workspace(workspace), device="cpu", progress=progress)
 
 
 def demo_job(workspace: Path, scale: Scale, say: Say) -> None:
@@ -193,7 +188,7 @@ def comes_to(said: str, message: str) -> bool:
 
 def start(job: Job) -> Running:
     receiving, sending = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=run_job, args=(job, sending))
+    process = PROCESSES.Process(target=run_job, args=(job, sending), daemon=True)
     process.start()
     sending.close()
     return Running(process=process, connection=receiving)

@@ -159,7 +159,7 @@ def read_all(file: TorchArchive) -> None:
     ("source", "flips", "read"),
     [
         (RANK0, 200, lambda path: read_all(read_torch_archive(path))),
-        (MODEL_AND_OPTIM / ".metadata", 60, lambda path: read_dcp_metadata(path.parent)),
+        (MODEL_AND_OPTIM / ".metadata", 40, lambda path: read_dcp_metadata(path.parent)),
     ],
     ids=["rank0.pt", ".metadata"],
 )

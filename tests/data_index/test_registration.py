@@ -9,6 +9,7 @@ import pytest
 
 from data_index.errors import MissingFile, RunExists, UnknownLayout, UnknownRun, UnsupportedRecipe
 from data_index.registration import add
+from data_index.store import batch_rows
 from data_index.workspace import Workspace
 
 
@@ -135,3 +136,11 @@ def test_an_order_that_is_not_computed_is_named(
     with pytest.raises(UnsupportedRecipe, match=said):
         add(core_copy, workspace=workspace)
     assert_nothing_left(workspace)
+
+
+def test_masks_that_are_not_computed_are_unknown_and_not_zero(published: Path, workspace: Workspace) -> None:
+    """skipstep trained with OLMo-core's instance filter."""
+    run = add(published / "olmo-core" / "skipstep", name="skip", workspace=workspace)
+    rows = batch_rows(workspace, run, 15, 16).to_pylist()
+
+    assert "instance_filter_config" in run.facts["masks_unknown"] and {row["masked"] for row in rows} == {None}

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +18,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # tests.benchmarks is not installed
 
-from data_index.workspace import Workspace
 from tests.benchmarks import kill_nine
 from tests.benchmarks.content import content_hashes, differences, leftovers
 from tests.benchmarks.kill_nine import Outcome, Scale, Undisturbed
 
+ROOT = Path(__file__).resolve().parents[2]
 NUM_KILLS = 3
 
 
@@ -49,7 +51,7 @@ def killed(
 
 
 @pytest.fixture
-def copied(quiet: tuple[Path, dict[str, Undisturbed]], scale: Scale, tmp_path: Path) -> Path:
+def copied(quiet: tuple[Path, dict[str, Undisturbed]], tmp_path: Path) -> Path:
     """A copy of the quiet workspace's trained run in a workspace of its own, not registered there."""
     shutil.copytree(quiet[0] / "trained", tmp_path / "trained")
     return tmp_path
@@ -57,135 +59,113 @@ def copied(quiet: tuple[Path, dict[str, Undisturbed]], scale: Scale, tmp_path: P
 
 @pytest.fixture
 def registered(copied: Path, scale: Scale) -> Path:
-    """A copy of the trained run in a workspace of its own, and registered there."""
+    """A copy of the trained run in a workspace of its own, registered there."""
     kill_nine.finish(partial(kill_nine.index_job, copied, scale))
     return copied
 
 
-def forensics(*arguments: str, workspace: Path) -> subprocess.CompletedProcess[str]:
+def differences_from(quiet: tuple[Path, dict[str, Undisturbed]], workspace: Path, part: str) -> list[str]:
+    expected = content_hashes(quiet[0] / part, quiet[0])
+    assert expected
+    return differences(expected, content_hashes(workspace / part, workspace))
+
+
+def interrupt(job: kill_nine.Job, message: str, number: signal.Signals) -> int:
+    """Start a job, send it a signal as soon as it says a message, and return its exit code."""
+    running = kill_nine.start(job)
+    assert running.wait_for(message)
+    running.send_signal(number)
+    return running.end()[0]
+
+
+@contextmanager
+def held_up(job: kill_nine.Job, message: str) -> Iterator[None]:
+    """A process that stands still once it has said a message, and goes on to its end afterwards."""
+    running = kill_nine.start(job)
+    assert running.wait_for(message)
+    running.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        running.send_signal(signal.SIGCONT)
+        ended = running.end()
+    kill_nine.require_finished(*ended)
+
+
+def forensics(*arguments: str, workspace: Path) -> subprocess.Popen[str]:
     """The command line, in a process of its own."""
     command = [sys.executable, "-m", "forensics.cli.main", *arguments, "--workspace", str(workspace)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
-def fork_command(scale: Scale) -> list[str]:
-    steps = str(scale.fork_to - scale.fork_from)
-    return ["fork", scale.spec.name, "--from", str(scale.fork_from), "--num-steps", steps, "--edit", scale.edit]
+# --- killed -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("job", kill_nine.TRIALS)
 def test_killed_and_continued_ends_as_if_never_killed(job, killed):
     assert len(killed[job].kills) == NUM_KILLS
     assert killed[job].differences == []
-
-
-@pytest.mark.parametrize("job", kill_nine.TRIALS)
-def test_what_killed_writers_left_is_cleared_away(job, killed):
-    """Otherwise the disk fills, a killed preparation at a time."""
     assert killed[job].leftovers == []
 
 
-@pytest.mark.parametrize("message", ["collecting the corpus and training a tokenizer", "saving step 10", "step 12"])
-def test_interrupted_by_the_user_and_continued_ends_the_same(message, quiet, scale, tmp_path):
-    """Ctrl-C in the demo: the files are whole, nothing temporary stays, and the same command goes on."""
-    job = partial(kill_nine.demo_job, tmp_path, scale)
-    running = kill_nine.start(job)
-    assert running.wait_for(message)
-    running.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("job", kill_nine.TRIALS)
+def test_what_a_killed_preparation_left_is_cleared_away(job, registered, scale):
+    """Otherwise the disk fills, one killed preparation after another."""
+    if job == "index":
+        shutil.rmtree(registered / "runs" / scale.spec.name)
+    trial = kill_nine.TRIALS[job](registered, scale, 2)
+    running = kill_nine.start(trial.job)
+    while not leftovers(trial.folder.parent):
+        assert running.process.is_alive()
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    running.end()
+    left = leftovers(trial.folder.parent)
+    kill_nine.finish(trial.job)
 
-    exit_code, _ = running.end()
-    left = leftovers(tmp_path)
-    kill_nine.finish(job)
-
-    assert exit_code == 130
-    assert left == []
-    for part in ("trained", "runs"):
-        expected = content_hashes(quiet[0] / part, quiet[0])
-        assert differences(expected, content_hashes(tmp_path / part, tmp_path)) == []
+    assert left
+    assert leftovers(registered) == []
 
 
-def test_a_replay_killed_and_continued_gives_the_report_of_an_undisturbed_one(registered, quiet, scale):
-    undisturbed = partial(kill_nine.replay_job, quiet[0], scale)
-    kill_nine.finish(undisturbed)
+def test_a_replay_killed_and_continued_reports_like_an_undisturbed_one(quiet, registered, scale):
+    kill_nine.finish(partial(kill_nine.replay_job, quiet[0], scale))
     job = partial(kill_nine.replay_job, registered, scale)
-    for message in ("saving step 7", "step 9", f"step {scale.fork_to}"):
-        running = kill_nine.start(job)
-        assert running.wait_for(message)
-        running.send_signal(signal.SIGKILL)
-        assert running.end()[0] == -signal.SIGKILL
+    for message in ("saving step 7", "step 9", f"step {scale.spec.stretch[1]}"):
+        assert interrupt(job, message, signal.SIGKILL) == -signal.SIGKILL
     kill_nine.finish(job)
 
     expected, actual = report_of(quiet[0]), report_of(registered)
 
     assert actual["grade"] == "R0"
     assert actual["steps"] == expected["steps"]
-    assert actual | {"finished": 0} == expected | {"finished": 0}
+    assert actual == expected
     assert leftovers(registered) == []
 
 
 def report_of(workspace: Path) -> dict:
+    """The only replay's report, without the time when it was finished."""
     (path,) = workspace.glob("replays/*/report.json")
-    return json.loads(path.read_text())
+    return {key: value for key, value in json.loads(path.read_text()).items() if key != "finished"}
 
 
-def test_a_fork_that_another_process_runs_is_refused_and_stays_whole(registered, quiet, scale):
-    """The second process says why and changes nothing; the first goes on to the end."""
-    first = kill_nine.start(partial(kill_nine.fork_job, registered, scale))
-    assert first.wait_for("step 8")
-    first.send_signal(signal.SIGSTOP)
-    second = forensics(*fork_command(scale), workspace=registered)
-    first.send_signal(signal.SIGCONT)
-    kill_nine.require_finished(*first.end())
-
-    assert second.returncode == 1
-    assert "another process is already running fork" in second.stderr
-    assert second.stdout == ""
-    expected = content_hashes(quiet[0] / "forks", quiet[0])
-    assert differences(expected, content_hashes(registered / "forks", registered)) == []
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_another_process_adds_is_refused(copied, quiet, scale):
-    job = partial(kill_nine.add_job, copied, scale)
-    first = kill_nine.start(job)
-    assert first.wait_for("hashing token files")
-    first.send_signal(signal.SIGSTOP)
-    second = forensics("add", str(copied / "trained" / scale.spec.name), workspace=copied)
-    first.send_signal(signal.SIGCONT)
-    kill_nine.require_finished(*first.end())
-    third = kill_nine.start(job).end()
+def test_interrupted_by_the_user_and_continued_ends_the_same(quiet, scale, tmp_path):
+    """Ctrl-C in the demo: nothing temporary stays, and the same command goes on."""
+    job = partial(kill_nine.demo_job, tmp_path, scale)
+    for message in ("collecting the corpus and training a tokenizer", "saving step 10", "step 12"):
+        assert interrupt(job, message, signal.SIGINT) == 130
+        assert leftovers(tmp_path) == []
+    kill_nine.finish(job)
 
-    assert (second.returncode, second.stdout) == (1, "")
-    assert f"another process is already adding {scale.spec.name}" in second.stderr
-    assert third[0] == 1 and third[1].startswith("RunExists")
-    expected = content_hashes(quiet[0] / "runs", quiet[0])
-    assert differences(expected, content_hashes(copied / "runs", copied)) == []
+    assert differences_from(quiet, tmp_path, "trained") == []
+    assert differences_from(quiet, tmp_path, "runs") == []
 
 
-@pytest.mark.parametrize("doing", ["add_job", "fork_job"])
-def test_of_two_started_at_once_one_wins(doing, quiet, scale, request):
-    """Without being held up, so that they meet wherever they meet."""
-    workspace = request.getfixturevalue("copied" if doing == "add_job" else "registered")
-    job = partial(getattr(kill_nine, doing), workspace, scale)
-    ends = [running.end() for running in [kill_nine.start(job), kill_nine.start(job)]]
-
-    assert (0, kill_nine.FINISHED) in ends
-    assert all(code == 0 or words.startswith(("Busy", "RunExists")) for code, words in ends)
-    assert doing == "fork_job" or [code for code, _ in ends].count(0) == 1
-    folder = "runs" if doing == "add_job" else "forks"
-    expected = content_hashes(quiet[0] / folder, quiet[0])
-    assert differences(expected, content_hashes(workspace / folder, workspace)) == []
-
-
-def test_the_command_line_says_that_an_interrupted_job_goes_on(registered, scale):
+def test_the_command_line_says_that_an_interrupted_command_goes_on(copied, scale):
     """Ctrl-C at the real command: exit 130, no traceback, a sentence that says what to do."""
-    arguments = [*fork_command(scale), "--workspace", str(registered)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "forensics.cli.main", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
+    process = forensics("add", str(copied / "trained" / scale.spec.name), workspace=copied)
     assert process.stderr is not None
     process.stderr.readline()
     process.send_signal(signal.SIGINT)
@@ -194,3 +174,60 @@ def test_the_command_line_says_that_an_interrupted_job_goes_on(registered, scale
     assert (process.returncode, output) == (130, "")
     assert "Traceback" not in errors
     assert "the same command goes on" in errors
+
+
+# --- two at once ------------------------------------------------------------------------------------------------------
+
+
+def test_a_fork_that_another_process_runs_is_refused_and_stays_whole(quiet, registered, scale):
+    """The second process says why and changes nothing; the first goes on to the end."""
+    steps = ["--from", str(scale.spec.fork_from), "--num-steps", str(scale.spec.fork_steps)]
+    with held_up(partial(kill_nine.fork_job, registered, scale), "step 8"):
+        second = forensics("fork", scale.spec.name, *steps, "--edit", scale.edit, workspace=registered)
+        output, errors = second.communicate()
+
+    assert (second.returncode, output) == (1, "")
+    assert "another process is already running fork" in errors
+    assert differences_from(quiet, registered, "forks") == []
+
+
+def test_a_run_that_another_process_adds_is_refused_and_stays_whole(quiet, copied, scale):
+    job = partial(kill_nine.add_job, copied, scale)
+    with held_up(job, "hashing token files"):
+        second = forensics("add", str(copied / "trained" / scale.spec.name), workspace=copied)
+        output, errors = second.communicate()
+    exit_code, last_words = kill_nine.start(job).end()
+
+    assert (second.returncode, output) == (1, "")
+    assert f"another process is already adding {scale.spec.name}" in errors
+    assert exit_code == 1 and last_words.startswith(f"RunExists: {scale.spec.name} is registered already")
+    assert differences_from(quiet, copied, "runs") == []
+
+
+def test_adding_a_run_leaves_alone_what_another_process_prepares(copied, scale):
+    """Where the name of one run ends like the name of another, both can be added at once."""
+    building = copied / "runs" / f".tmp-1-0123abcd-my-{scale.spec.name}"
+    building.mkdir(parents=True)
+    kill_nine.finish(partial(kill_nine.index_job, copied, scale))
+
+    assert building.exists()
+
+
+def test_of_two_processes_adding_a_run_at_once_one_wins(quiet, copied, scale):
+    """Neither is held up, so they meet wherever they meet."""
+    job = partial(kill_nine.add_job, copied, scale)
+    ends = sorted(running.end() for running in [kill_nine.start(job), kill_nine.start(job)])
+
+    assert ends[0] == (0, kill_nine.FINISHED)
+    assert ends[1][0] == 1 and ends[1][1].startswith(("Busy", "RunExists"))
+    assert differences_from(quiet, copied, "runs") == []
+
+
+def test_of_two_processes_running_a_fork_at_once_one_runs_it(quiet, registered, scale):
+    """The other is refused, or comes when it is done and finds it."""
+    job = partial(kill_nine.fork_job, registered, scale)
+    ends = sorted(running.end() for running in [kill_nine.start(job), kill_nine.start(job)])
+
+    assert ends[0] == (0, kill_nine.FINISHED)
+    assert ends[1] == ends[0] or (ends[1][0] == 1 and ends[1][1].startswith("Busy"))
+    assert differences_from(quiet, registered, "forks") == []
