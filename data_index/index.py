@@ -42,8 +42,11 @@ def build_index(run: Run, path: Path, progress: Progress = lambda message: None)
                 progress(f"epoch {epoch}: writing {len(order):,} instances")
                 _write_epoch(connection, run, epoch, order)
             connection.execute(_views(run))
+            # close() would checkpoint too, and keep silent about a full disk.
+            connection.execute("CHECKPOINT")
         finally:
             connection.close()
+            temporary.with_name(f"{temporary.name}.wal").unlink(missing_ok=True)
 
 
 def _write_manifest(connection: Any, run: Run) -> None:

@@ -14,6 +14,7 @@ import pickle
 import pickletools
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -72,7 +73,7 @@ class TensorRecord:
         if min((*self.shape, *self.strides, self.offset, 0)) < 0 or len(self.shape) != len(self.strides):
             raise UnsafeFile(f"a tensor claims shape {self.shape}, strides {self.strides}, offset {self.offset}")
         extent = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) if self.num_elements else 0
-        if self.offset + extent > self.storage.num_elements:
+        if self.offset + extent > self.storage.num_elements or self.num_elements > self.storage.num_elements:
             raise UnsafeFile(f"a tensor of shape {self.shape} reaches past its storage of {self.storage.num_elements}")
 
     @property
@@ -83,9 +84,10 @@ class TensorRecord:
 class Inert:
     """An object that only remembers what the pickle gave it."""
 
+    state: Any = None
+
     def __init__(self, *args: Any) -> None:
         self.args = args
-        self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -175,14 +177,30 @@ def _constant(*args: Any) -> None:
     return None
 
 
+class _Function:
+    """One of our functions as a pickle may call it; a pickle cannot change anything on it."""
+
+    __slots__ = ("_call",)
+    _call: Callable[..., Any]
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_call", call)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise UnsafeFile("a pickle sets the state of a function")
+
+
 _DCP = "torch.distributed.checkpoint.metadata"
 ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _encode,
-    ("torch", "Size"): _size,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch.serialization", "_get_layout"): _constant,
+    ("_codecs", "encode"): _Function(_encode),
+    ("torch", "Size"): _Function(_size),
+    ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
+    ("torch._utils", "_rebuild_parameter"): _Function(_rebuild_parameter),
+    ("torch.serialization", "_get_layout"): _Function(_constant),
     ("numpy", "dtype"): _NumpyDtype,
     ("numpy", "ndarray"): "numpy.ndarray",
     ("numpy._core.multiarray", "_reconstruct"): _NumpyArray,
@@ -194,7 +212,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
     (_DCP, "TensorProperties"): TensorProperties,
     (_DCP, "MetadataIndex"): MetadataIndex,
     (_DCP, "StorageMeta"): StorageMeta,
-    (_DCP, "_MEM_FORMAT_ENCODING"): _constant,
+    (_DCP, "_MEM_FORMAT_ENCODING"): _Function(_constant),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): StorageInfo,
     ("olmo_core.distributed.checkpoint.filesystem", "_StorageInfo"): StorageInfo,
     **{("torch", name): dtype for name, dtype in STORAGE_DTYPES.items()},
@@ -255,14 +273,19 @@ def _check_opcodes(content: bytes, source: str) -> None:
         raise CorruptFile(f"{source} is not a whole pickle: {error}") from error
 
 
-def _resolve_arrays(value: Any) -> Any:
-    if isinstance(value, _NumpyArray):
-        return value.resolve()
-    if isinstance(value, dict):
-        return {key: _resolve_arrays(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_resolve_arrays(item) for item in value)
-    return value
+def _resolve_arrays(value: Any, done: dict[int, Any] | None = None) -> Any:
+    """Arrays in place of their records; each object once, however often a pickle shares it."""
+    done = {} if done is None else done
+    if id(value) not in done:
+        if isinstance(value, _NumpyArray):
+            done[id(value)] = value.resolve()
+        elif isinstance(value, dict):
+            done[id(value)] = {key: _resolve_arrays(item, done) for key, item in value.items()}
+        elif isinstance(value, list | tuple):
+            done[id(value)] = type(value)(_resolve_arrays(item, done) for item in value)
+        else:
+            return value
+    return done[id(value)]
 
 
 class TorchArchive:
@@ -289,7 +312,7 @@ class TorchArchive:
     def _read(self, name: str) -> bytes:
         try:
             return self._zip.read(self._prefix + name)
-        except (KeyError, zipfile.BadZipFile, EOFError, OSError) as error:
+        except (KeyError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError) as error:
             raise CorruptFile(f"{self.source}: entry {name} is missing or damaged: {error}") from error
 
     def storage_bytes(self, tensor: TensorRecord) -> bytes:
@@ -359,6 +382,15 @@ def read_dcp_metadata(folder: Path) -> dict[str, DcpEntry]:
         raise MissingFile(f"{path} is not there: the checkpoint is incomplete") from error
     if not isinstance(metadata, Metadata):
         raise CorruptFile(f"{path} holds no distributed-checkpoint metadata")
+    try:
+        return _dcp_entries(folder, metadata)
+    except (AttributeError, TypeError, ValueError, IndexError, OSError) as error:
+        if isinstance(error, CorruptFile):
+            raise
+        raise CorruptFile(f"{path} is not metadata as torch writes it: {error}") from error
+
+
+def _dcp_entries(folder: Path, metadata: Metadata) -> dict[str, DcpEntry]:
     pieces: dict[str, list[tuple[tuple[int, ...], StorageInfo]]] = {}
     for index, info in metadata.get("storage_data").items():
         pieces.setdefault(index.get("fqn"), []).append((tuple(index.state.get("offset") or ()), info))
@@ -374,8 +406,7 @@ def _dcp_entry(folder: Path, name: str, described: Inert, places: list[Any]) -> 
     shape = tuple(described.get("size"))
     dtype = described.get("properties").state[0]
     sizes = {tuple(c.get("offsets")): tuple(c.get("sizes")) for c in described.get("chunks")}
-    covered = sum(math.prod(size) for size in sizes.values())
-    if set(sizes) != {starts for starts, _ in places} or covered != math.prod(shape) or dtype not in ITEM_BYTES:
+    if set(sizes) != {starts for starts, _ in places} or dtype not in ITEM_BYTES or not _tile(shape, sizes):
         raise CorruptFile(f"{folder}/.metadata: the pieces of {name} do not make up its shape {shape}")
     return DcpEntry(
         name=name,
@@ -383,6 +414,27 @@ def _dcp_entry(folder: Path, name: str, described: Inert, places: list[Any]) -> 
         shape=shape,
         pieces=tuple(_piece(folder, info, starts, sizes[starts]) for starts, info in places),
     )
+
+
+def _tile(shape: tuple[int, ...], sizes: dict[tuple[int, ...], tuple[int, ...]]) -> bool:
+    """Do the pieces lie inside the shape, without overlap, and fill it?"""
+    for start, size in sizes.items():
+        if len(start) != len(shape) or len(size) != len(shape):
+            return False
+        if any(a < 0 or n < 0 or a + n > whole for a, n, whole in zip(start, size, shape, strict=True)):
+            return False
+    filled = [(start, size) for start, size in sizes.items() if 0 not in size]
+    if sum(math.prod(size) for _, size in filled) != math.prod(shape):
+        return False
+    if all(size[1:] == shape[1:] for _, size in filled):
+        # Rows, the usual case: inside the shape and together as many as it has, so sorted neighbours decide.
+        rows = sorted((start[0], size[0]) for start, size in filled if start)
+        return all(a + n <= b for (a, n), (b, _) in zip(rows, rows[1:], strict=False))
+    return not any(_overlap(one, other) for number, one in enumerate(filled) for other in filled[:number])
+
+
+def _overlap(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return all(a < b + m and b < a + n for a, n, b, m in zip(*one, *other, strict=True))
 
 
 def _piece(folder: Path, info: StorageInfo, starts: tuple[int, ...], sizes: tuple[int, ...]) -> DcpPiece:

@@ -10,6 +10,7 @@ from pathlib import Path
 from data_index.errors import RunExists
 from data_index.files import TEMPORARY_PREFIX, atomic_folder, exclusive_lock, write_bytes
 from data_index.index import build_index
+from data_index.kinds import table_of_rows
 from data_index.run import Run, write_run
 from data_index.sources import layout_module, recognise
 from data_index.sources.trainer_record import read_record
@@ -37,8 +38,6 @@ def add(
     Raises:
         MissingFile, UnknownLayout, RunExists, CorruptFile, OrderMismatch, UnsupportedRecipe, DiskFull
     """
-    import pyarrow
-
     workspace = workspace or Workspace()
     folder = Path(source).resolve()
     progress(f"reading {folder}")
@@ -66,7 +65,7 @@ def add(
             for kind, table in tables.items():
                 learn(building, kind, table)
             if blocks:
-                learn(building, "block_hashes", pyarrow.Table.from_pylist(blocks))
+                learn(building, "block_hashes", table_of_rows("block_hashes", blocks, folder))
             write_run(replace(run, source=run.source.absolute()), building)
     return run
 

@@ -135,9 +135,14 @@ class Run:
         return tuple(sorted({segment.epoch for segment in self.segments}))
 
     def segment_of_step(self, step: int) -> Segment:
-        for segment in self.segments:
-            if segment.first_step <= step <= segment.last_step:
-                return segment
+        """The segment of a step; of its last attempt where it was taken more than once.
+
+        Raises:
+            StepOutOfRange
+        """
+        covering = [segment for segment in self.segments if segment.first_step <= step <= segment.last_step]
+        if covering:
+            return max(covering, key=lambda segment: segment.attempt)
         raise StepOutOfRange(
             f"{self.name} took steps {self.first_step}..{self.last_step}, not {step}"
             + (" (checkpoint 0 is the initialization; the first step is 1)" if step == 0 else "")
@@ -146,10 +151,20 @@ class Run:
     def tokens_after(self, step: int) -> int:
         """Tokens consumed when checkpoint `step` was taken, masked ones included, counted from the run's start."""
         rows = sum(
-            min(max(step - segment.first_step + 1, 0), segment.num_steps) * segment.instances_per_batch
-            for segment in self.segments
+            max(min(step, last) - first + 1, 0) * self.segment_of_step(first).instances_per_batch
+            for first, last, _ in self.kept_steps()
         )
         return int(self.facts.get("tokens_before", "0")) + rows * self.sequence_length
+
+    def kept_steps(self) -> list[tuple[int, int, int]]:
+        """Stretches (first, last, attempt) that tile the steps; where segments overlap, the later attempt counts."""
+        borders = sorted({s.first_step for s in self.segments} | {s.last_step + 1 for s in self.segments})
+        found = []
+        for first, stop in zip(borders, borders[1:], strict=False):
+            covering = [s for s in self.segments if s.first_step <= first <= s.last_step]
+            if covering:
+                found.append((first, stop - 1, max(s.attempt for s in covering)))
+        return found
 
 
 def parse_steps(text: str, run: Run) -> tuple[int, int]:
@@ -283,14 +298,49 @@ def read_run(folder: Path) -> Run:
         raise CorruptFile(f"{path} is not TOML: {error}") from error
     if table.get("format") != "forensics-run":
         raise CorruptFile(f'{path} does not say format = "forensics-run"')
-    if table.get("version", 0) > RUN_FORMAT_VERSION:
+    version = table.get("version", 0)
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise CorruptFile(f"{path} states no version")
+    if version > RUN_FORMAT_VERSION:
         raise NewerWorkspace(
             f"{path} is version {table['version']}, this toolkit reads up to {RUN_FORMAT_VERSION}: update it"
         )
     try:
         return _run_from_table(table, folder)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptFile(f"{path} lacks or misstates {error}") from error
+
+
+TOKEN_DTYPE_BYTES = {"uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8, "int32": 4, "int64": 8}
+
+
+def _check(run: Run) -> Run:
+    """Refuse what no run can be; the message names the value.
+
+    Raises:
+        ValueError
+    """
+    if run.sequence_length < 1:
+        raise ValueError(f"sequence_length ({run.sequence_length})")
+    names: set[str] = set()
+    for group in (run.files, run.heldout):
+        expected = 0
+        for file in group:
+            sizes = (file.num_bytes, file.first_instance, file.num_instances)
+            if not all(type(size) is int and size >= 0 for size in sizes) or file.dtype not in TOKEN_DTYPE_BYTES:
+                raise ValueError(f"the file {file.name} ({file.dtype}, {sizes})")
+            item = TOKEN_DTYPE_BYTES[file.dtype]
+            if file.first_instance != expected or file.num_instances * run.sequence_length * item > file.num_bytes:
+                raise ValueError(f"the instances of {file.name}: they do not follow the file before, or do not fit")
+            if file.name in names:
+                raise ValueError(f"the file name {file.name}: there are two of it")
+            names.add(file.name)
+            expected += file.num_instances
+    for segment in run.segments:
+        numbers = (segment.first_step, segment.num_steps, segment.epoch, segment.instances_per_batch, segment.attempt)
+        if not all(type(number) is int and number >= 1 for number in numbers) or segment.first_position < 0:
+            raise ValueError(f"the segment at step {segment.first_step}")
+    return run
 
 
 def _run_from_table(table: Mapping[str, Any], base: Path) -> Run:
@@ -301,7 +351,7 @@ def _run_from_table(table: Mapping[str, Any], base: Path) -> Run:
     segments = tuple(Segment(**entry) for entry in table["segments"])
     if not segments:
         raise ValueError("segments (there is none)")
-    return Run(
+    run = Run(
         name=table["name"],
         layout=table["layout"],
         source=base / table["source"],
@@ -320,3 +370,4 @@ def _run_from_table(table: Mapping[str, Any], base: Path) -> Run:
         environment=table.get("environment", {}),
         facts=table.get("facts", {}),
     )
+    return _check(run)

@@ -6,6 +6,7 @@ runs through `run_query`, on a connection that can read the workspace and nothin
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +19,10 @@ import numpy as np
 
 from data_index.batch import IndexedPlan, StepPlan
 from data_index.errors import CorruptFile, FailedQuery, RefusedQuery, UnknownDocument, UnknownInstance
+from data_index.kinds import KINDS
 from data_index.run import Run
 from data_index.tokens import BlockHashes, TokenReader
-from data_index.workspace import KINDS, Workspace
+from data_index.workspace import Workspace
 
 QUERY_SECONDS = 60.0
 QUERY_MEMORY = "2GB"
@@ -79,7 +81,8 @@ def connect(workspace: Workspace | None = None, names: Sequence[str] | None = No
     for view, columns in _INDEX_VIEWS.items():
         parts = [f"SELECT {_text(name)} AS run, * FROM {_name(name)}.{view}" for name in names]
         _create_view(connection, view, columns, parts)
-    for kind, columns in KINDS.items():
+    for kind, names_and_types in KINDS.items():
+        columns = ", ".join(f'"{column}" {name}' for column, name in names_and_types.items())
         files = {name: workspace.learned_files(workspace.home(name), kind) for name in names}
         parts = [
             f"SELECT {_text(name)} AS run, * FROM read_parquet([{', '.join(_text(str(path)) for path in paths)}])"
@@ -168,27 +171,44 @@ def query_rows(workspace: Workspace, query: str, seconds: float = QUERY_SECONDS)
         return unique, answer.fetchall()
 
 
+# Statements that do something; DuckDB lets some stand inside a SELECT (WITH x AS (COPY …)) or an EXPLAIN ANALYZE.
+_DOING = frozenset(
+    "alter analyse attach call checkpoint copy create deallocate delete detach drop execute export import insert "
+    "install load merge pragma prepare reset set truncate update use vacuum".split()
+)
+
+
 def require_one_select(query: str) -> None:
     """
     Raises:
         RefusedQuery, FailedQuery
     """
     try:
+        query.encode()
         statements = duckdb.extract_statements(query)
-    except duckdb.Error as error:
+        tokens = duckdb.tokenize(query)
+    except (duckdb.Error, UnicodeError) as error:
         raise FailedQuery(f"this is not SQL: {error}") from error
     allowed = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
     if len(statements) != 1 or statements[0].type not in allowed:
         kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
         raise RefusedQuery(f"sql takes exactly one SELECT (or EXPLAIN of one), not {kinds}; nothing was run")
-    if statements[0].type == duckdb.StatementType.EXPLAIN and "analyze" in query.lower().split()[:2]:
-        require_one_select(query[query.lower().index("analyze") + len("analyze") :])
+    # Offsets count bytes.
+    raw, ends = query.encode(), [start for start, _ in tokens[1:]] + [len(query.encode())]
+    for (start, kind), end in zip(tokens, ends, strict=True):
+        word = raw[start:end].split(maxsplit=1)[0].decode(errors="replace").lower() if raw[start:end].strip() else ""
+        if kind == duckdb.token_type.keyword and re.match(r"[a-z]*", word)[0] in _DOING:  # type: ignore[index]
+            raise RefusedQuery(
+                f"sql only reads, and {word.upper()} is the name of a statement that does something; nothing was run "
+                f'(a column of that name is written "{word}")'
+            )
 
 
 def locked_connection(workspace: Workspace, names: Sequence[str] | None = None) -> duckdb.DuckDBPyConnection:
     """A connection that reads inside the workspace only, and cannot be talked out of it."""
     connection = connect(workspace, names)
     connection.execute(f"SET allowed_directories = [{_text(str(workspace.folder))}]")
+    connection.execute("SET temp_directory = ''")
     connection.execute("SET enable_external_access = false")
     connection.execute(f"SET memory_limit = {_text(QUERY_MEMORY)}")
     connection.execute("SET lock_configuration = true")
@@ -230,20 +250,29 @@ def view_columns(workspace: Workspace) -> list[str]:
 # --- the verbs' questions --------------------------------------------------------------------------------------------
 
 
+def _kept(run: Run) -> str:
+    """An SQL condition on step and attempt: the attempt of each step whose checkpoint was kept."""
+    if all(segment.attempt == 1 for segment in run.segments):
+        return "attempt = 1"
+    kept = (f"(step BETWEEN {first} AND {last} AND attempt = {attempt})" for first, last, attempt in run.kept_steps())
+    return f"({' OR '.join(kept)})"
+
+
 def plan_of(workspace: Workspace, run: Run, first: int, last: int) -> IndexedPlan:
     """What steps first+1 .. last read: instances in batch order, masks, denominators."""
     connection = connect(workspace, [run.name])
     rows = connection.execute(
-        "SELECT step, epoch, instance FROM batches WHERE step > ? AND step <= ? ORDER BY step, attempt, position",
+        f"SELECT step, epoch, instance FROM batches WHERE step > ? AND step <= ? AND {_kept(run)} "
+        "ORDER BY step, position",
         [first, last],
     ).fetchnumpy()
     masks = connection.execute(
-        "SELECT m.step, m.position - min(b.position) AS row, m.start, m.stop FROM masks m JOIN batches b USING (step) "
-        "WHERE m.step > ? AND m.step <= ? GROUP BY m.step, m.position, m.start, m.stop ORDER BY ALL",
+        f"SELECT step, position, start, stop FROM masks WHERE step > ? AND step <= ? AND {_kept(run)} ORDER BY ALL",
         [first, last],
     ).fetchall()
     hidden: dict[int, list[tuple[int, int, int]]] = {}
-    for step, row, start, stop in masks:
+    for step, position, start, stop in masks:
+        row = position - run.segment_of_step(step).positions_of_step(step).start
         hidden.setdefault(step, []).append((row, start, stop))
     steps, starts = np.unique(rows["step"], return_index=True)
     stops = [*starts[1:], len(rows["step"])]
@@ -259,6 +288,12 @@ def plan_of(workspace: Workspace, run: Run, first: int, last: int) -> IndexedPla
             for step, start, stop in zip(steps, starts, stops, strict=True)
         }
     )
+
+
+def count_readings(workspace: Workspace, run: Run) -> int:
+    """Rows of `batches`: instances read over all steps and attempts."""
+    found = connect(workspace, [run.name]).execute("SELECT count(*) FROM batches").fetchone()
+    return int(found[0]) if found else 0
 
 
 def reader_of(workspace: Workspace, run: Run, *, verify: bool = True) -> TokenReader:
@@ -278,8 +313,8 @@ def batch_rows(workspace: Workspace, run: Run, first: int, last: int, instance: 
     return (
         connect(workspace, [run.name])
         .sql(
-            """
-            WITH b AS (SELECT * FROM batches WHERE step > $first AND step <= $last
+            f"""
+            WITH b AS (SELECT * FROM batches WHERE step > $first AND step <= $last AND {_kept(run)}
                        AND ($instance IS NULL OR instance = $instance)),
             pieces AS (SELECT s.instance, list(s.document_id ORDER BY s.start) AS document_ids
                        FROM spans s WHERE s.instance IN (SELECT instance FROM b) GROUP BY s.instance),
@@ -325,14 +360,16 @@ def batch_groups(workspace: Workspace, run: Run, first: int, last: int, by: str)
         .sql(
             f"""
             WITH readings AS (
-                SELECT *, row_number() OVER (PARTITION BY instance ORDER BY step, position) > 1 AS again FROM batches),
+                SELECT *, row_number() OVER (PARTITION BY instance ORDER BY step, position) > 1 AS again FROM batches
+                WHERE {_kept(run)}),
             pieces AS (
                 SELECT {group} AS "group", b.step, b.position, b.again, {tokens} AS tokens FROM readings b {joins}),
-            whole AS (SELECT "group", sum(tokens) AS tokens FROM pieces GROUP BY ALL)
+            whole AS (SELECT "group", sum(tokens) AS tokens FROM pieces GROUP BY ALL),
+            stretch AS (SELECT sum(num_tokens) AS tokens FROM readings WHERE step > $first AND step <= $last)
             SELECT p."group" AS "{by}", count(DISTINCT (p.step, p.position)) AS instances,
                    sum(p.tokens)::BIGINT AS tokens,
-                   sum(p.tokens) / (SELECT sum(num_tokens) FROM batches WHERE step > $first AND step <= $last) AS share,
-                   any_value(w.tokens) / (SELECT sum(num_tokens) FROM batches) AS run_share,
+                   sum(p.tokens) / (SELECT tokens FROM stretch) AS share,
+                   any_value(w.tokens) / (SELECT sum(num_tokens) FROM readings) AS run_share,
                    count(DISTINCT (p.step, p.position)) FILTER (p.again) AS repeats
             FROM pieces p JOIN whole w ON w."group" = p."group"
             WHERE p.step > $first AND p.step <= $last GROUP BY p."group" ORDER BY tokens DESC, "{by}"

@@ -84,7 +84,8 @@ def find_text(run: Run, reader: TokenReader, text: str) -> Iterator[int]:
     """
     pieces = token_bytes(run)
     lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
-    needle, length = text.encode(), run.sequence_length
+    # What a terminal passed on undecoded is searched as the bytes it was.
+    needle, length = text.encode(errors="surrogateescape"), run.sequence_length
     if not needle:
         return
     for file in run.files:

@@ -80,7 +80,10 @@ class TokenReader:
                     "truncated or replaced; restore the file"
                 )
             dtype = np.dtype(file.dtype).newbyteorder("<")
-            self._maps[file.name] = np.memmap(file.path, dtype=dtype, mode="r") if size else np.empty(0, dtype)
+            whole = size // dtype.itemsize
+            self._maps[file.name] = (
+                np.memmap(file.path, dtype=dtype, mode="r", shape=(whole,)) if whole else np.empty(0, dtype)
+            )
         return self._maps[file.name]
 
     def _check(self, file: TokenFile, block: int) -> None:

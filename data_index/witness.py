@@ -11,6 +11,7 @@ import numpy as np
 
 from data_index.errors import CorruptFile, OrderMismatch, StepOutOfRange
 from data_index.files import sha256_of_blocks, sha256_of_file
+from data_index.kinds import table_of_rows
 from data_index.orders import epoch_order
 from data_index.run import OrderTrust, Run
 from data_index.tokens import TokenReader
@@ -81,13 +82,11 @@ def remember_first_seen(workspace: Workspace, run: Run, reader: TokenReader) -> 
     """
     if not reader.first_seen:
         return ""
-    import pyarrow
-
     rows = [
         {"file": file, "block": block, "sha256": sha256, "seen": "first read"}
         for (file, block), sha256 in sorted(reader.first_seen.items())
     ]
-    learn(workspace.home(run.name), "block_hashes", pyarrow.Table.from_pylist(rows), replace_kind=False)
+    learn(workspace.home(run.name), "block_hashes", table_of_rows("block_hashes", rows, run.name), replace_kind=False)
     reader.first_seen.clear()
     return f"{len(rows)} blocks of 4 MiB were hashed for the first time; until now nothing vouched for them"
 

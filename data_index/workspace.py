@@ -15,7 +15,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,18 +26,6 @@ from data_index.sources import list_checkpoints, native
 
 WORKSPACE_VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
-
-# Kinds of learned tables, with the columns of the view over them (run comes first everywhere).
-KINDS: Mapping[str, str] = {
-    "documents": 'document_id BIGINT, file VARCHAR, start BIGINT, "end" BIGINT, source VARCHAR, '
-    "source_start BIGINT, source_end BIGINT, tags VARCHAR[]",
-    "masks": "step BIGINT, attempt INTEGER, position BIGINT, instance BIGINT, start BIGINT, stop BIGINT, "
-    "reason VARCHAR",
-    "metrics": "step BIGINT, attempt INTEGER, name VARCHAR, value DOUBLE, original_name VARCHAR",
-    "consumed": "step BIGINT, attempt INTEGER, instances BIGINT[], input_ids_sha256 VARCHAR",
-    "parameter_hashes": "step BIGINT, attempt INTEGER, sha256 VARCHAR",
-    "block_hashes": "file VARCHAR, block BIGINT, sha256 VARCHAR, seen VARCHAR",
-}
 
 
 def default_folder() -> Path:
@@ -68,8 +55,9 @@ class Workspace:
         self.folder = (Path(folder) if folder else default_folder()).absolute()
         marker = self.folder / "workspace.json"
         if marker.exists():
-            version = read_json(marker).get("version")
-            if not isinstance(version, int):
+            content = read_json(marker)
+            version = content.get("version") if isinstance(content, dict) else None
+            if not isinstance(version, int) or isinstance(version, bool):
                 raise CorruptFile(f"{marker} states no version")
             if version > WORKSPACE_VERSION:
                 raise NewerWorkspace(
@@ -155,8 +143,15 @@ class Workspace:
 
 
 def read_current(home: Path) -> dict[str, list[str]]:
+    """
+    Raises:
+        CorruptFile
+    """
     path = home / "current.json"
-    return read_json(path) if path.exists() else {}
+    current = read_json(path) if path.exists() else {}
+    if not isinstance(current, dict):
+        raise CorruptFile(f"{path} does not name files by kind; register the run again")
+    return current
 
 
 def learn(home: Path, kind: str, table: Any, *, replace_kind: bool = True) -> None:

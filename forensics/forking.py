@@ -31,12 +31,12 @@ from data_index.files import (
     write_toml,
 )
 from data_index.index import build_index
+from data_index.kinds import table_of_rows
 from data_index.run import Order, OrderTrust, Run, Segment, TokenFile, parse_steps, read_run, write_run
 from data_index.sources.native import saved_steps
-from data_index.sources.trainer_record import arrow_schema
 from data_index.store import plan_of, reader_of
 from data_index.witness import remember_first_seen
-from data_index.workspace import KINDS, Workspace
+from data_index.workspace import Workspace
 from forensics.edits import Inserted, Resolver
 from forensics.reproduction import Progress, fingerprint_of, metrics_by_step, prepare, saved_checkpoint
 from forensics.tracing import NormTrace, ParentComparison, layers_of_model
@@ -49,15 +49,6 @@ from replay.weights import read_weights
 
 # Held-out tokens looked at for a fork's held-out loss; all of them where there are fewer.
 HELDOUT_TOKENS = 32_768
-MASK_COLUMNS = {
-    "step": "int64",
-    "attempt": "int32",
-    "position": "int64",
-    "instance": "int64",
-    "start": "int64",
-    "stop": "int64",
-    "reason": "string",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,9 +188,7 @@ def create_fork(
         build_index(replace(child, files=tuple(at_home)), building / "index.duckdb")
         current = _shared_tables(workspace, parent, building, inserted)
         if masks := _mask_rows(steps):
-            import pyarrow
-
-            write_parquet(building / "masks.parquet", pyarrow.Table.from_pylist(masks, arrow_schema(MASK_COLUMNS)))
+            write_parquet(building / "masks.parquet", table_of_rows("masks", masks, folder))
             current["masks"] = ["masks.parquet"]
         write_json(building / "current.json", current)
 
@@ -312,7 +301,6 @@ def _shared_tables(
     home = workspace.home(parent.name)
     current = {}
     for kind in ("documents", "block_hashes"):
-        assert kind in KINDS
         current[kind] = [os.path.relpath(path, building) for path in workspace.learned_files(home, kind)]
     return {kind: paths for kind, paths in current.items() if paths}
 

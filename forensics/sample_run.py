@@ -29,6 +29,7 @@ from data_index.files import (
     write_npy,
     write_parquet,
 )
+from data_index.kinds import table_of_rows
 from data_index.orders import epoch_order
 from data_index.run import Order, OrderTrust, Run, Segment, TokenFile, place_files, read_run, write_run
 from data_index.sources.native import saved_steps
@@ -319,13 +320,9 @@ def _orders(spec: SampleSpec, files: tuple[TokenFile, ...], places: dict[str, tu
 
 
 def _write_documents(folder: Path, streams: list[TokenStream]) -> None:
-    import pyarrow
-
     rows = [document for stream in streams for document in stream.documents]
-    write_parquet(
-        folder / "documents.parquet",
-        pyarrow.Table.from_pylist([{"document_id": number} | row for number, row in enumerate(rows)]),
-    )
+    numbered = [{"document_id": number} | row for number, row in enumerate(rows)]
+    write_parquet(folder / "documents.parquet", table_of_rows("documents", numbered, folder))
 
 
 def _write_run(

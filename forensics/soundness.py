@@ -49,12 +49,11 @@ def _unknown(artifact: str, check: str, why: str, step: int | None = None) -> Ro
 
 
 def _index_rows(workspace: Workspace, run: Run, deep: bool) -> Iterator[Row]:
-    from data_index.store import connect
+    from data_index.store import count_readings
 
     try:
-        readings = connect(workspace, [run.name]).execute("SELECT count(*) FROM batches").fetchone()
+        found = count_readings(workspace, run)
         expected = sum(s.num_steps * s.instances_per_batch for s in run.segments)
-        found = readings[0] if readings else 0
         wrong = None if found == expected else f"holds {found} readings; the segments say {expected}"
         yield _row("index.duckdb", "readings", wrong, ok=f"{expected:,} readings")
     except ForensicsError as error:

@@ -20,8 +20,8 @@ import numpy as np
 from data_index.batch import Batch, Plan, read_batch
 from data_index.errors import CorruptFile
 from data_index.files import atomic_file, remove_folder, remove_leftovers, require_free_space, write_parquet
+from data_index.kinds import table_of_rows
 from data_index.sources.native import all_pieces, checkpoint_folder, saved_steps
-from data_index.sources.trainer_record import CONSUMED_COLUMNS, METRICS_COLUMNS, arrow_schema
 from data_index.tokens import TokenReader
 from data_index.witness import sha256_of_ids
 from replay.recipe import Recipe
@@ -101,19 +101,15 @@ class Recording:
         self.last_save = time.monotonic()
 
     def _write_pieces(self) -> None:
-        import pyarrow
-
         results = [result for result, _ in self.pending]
         name = f"{results[0].step:06d}-{results[-1].step:06d}"
         if results[0].arrays:
             write_trace(self.folder / "trace" / f"{name}.h5", results, self.labels)
         rows = [row for result in results for row in metric_rows(result)]
-        metrics = pyarrow.Table.from_pylist(rows, schema=arrow_schema(METRICS_COLUMNS))
-        write_parquet(self.folder / "metrics" / f"{name}.parquet", metrics)
+        write_parquet(self.folder / "metrics" / f"{name}.parquet", table_of_rows("metrics", rows, name))
         if self.policy.record_batches:
             consumed = [row for _, row in self.pending]
-            table = pyarrow.Table.from_pylist(consumed, schema=arrow_schema(CONSUMED_COLUMNS))
-            write_parquet(self.folder / "consumed" / f"{name}.parquet", table)
+            write_parquet(self.folder / "consumed" / f"{name}.parquet", table_of_rows("consumed", consumed, name))
 
     def _drop_superseded(self) -> None:
         if self.policy.every is None:

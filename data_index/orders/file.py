@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from data_index.errors import CorruptFile, MissingFile
@@ -18,6 +20,8 @@ def epoch_order(run: Run, epoch: int) -> np.ndarray:
     entry = run.order.parameters.get(f"epoch_{epoch}")
     if entry is None:
         raise MissingFile(f"{run.name} names no order file for epoch {epoch}")
+    if not isinstance(entry, Mapping) or not {"path", "sha256"} <= set(entry):
+        raise CorruptFile(f"run.toml of {run.name}: order.parameters.epoch_{epoch} has no path and sha256")
     path = run.source / entry["path"]
     actual = sha256_of_file(path)
     if actual != entry["sha256"]:
@@ -26,11 +30,14 @@ def epoch_order(run: Run, epoch: int) -> np.ndarray:
             f"{entry['sha256'][:12]}…): restore the file"
         )
     try:
-        order = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        # Mapped, not read: a header that claims more than the file holds is noticed before anything is allocated.
+        order = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy evaluates the header, which fails in many ways
         raise CorruptFile(f"{path} is not a whole .npy file: {error}") from error
+    if not isinstance(order, np.ndarray):
+        raise CorruptFile(f"{path} is not one array")
     if order.ndim != 1 or not np.issubdtype(order.dtype, np.unsignedinteger):
         raise CorruptFile(f"{path} holds {order.dtype} of shape {order.shape}, not a row of unsigned integers")
     if len(order) and int(order.max()) >= run.num_instances:
         raise CorruptFile(f"{path} names instance {int(order.max())}; {run.name} has {run.num_instances} instances")
-    return order
+    return np.array(order)

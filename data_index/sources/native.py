@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_index.errors import CorruptFile, UnknownLayout
 from data_index.files import TEMPORARY_PREFIX
+from data_index.kinds import conform
 from data_index.run import Checkpoint, Run, read_run
 from data_index.sources import Imported
 
@@ -53,7 +54,11 @@ def read(folder: Path, name: str | None, data: Path | None) -> Imported:
 
 def learned_tables(folder: Path) -> dict[str, Any]:
     """The tables of a native folder, by kind; kinds without a file are absent."""
-    tables = {kind: read_table(folder / f"{kind}.parquet") for kind in ("documents", "masks")}
+    tables = {}
+    for kind in ("documents", "masks"):
+        path = folder / f"{kind}.parquet"
+        if (table := read_table(path)) is not None:
+            tables[kind] = conform(table, kind, path)
     tables |= {kind: read_pieces(folder, kind) for kind in ("metrics", "consumed")}
     return {kind: table for kind, table in tables.items() if table is not None}
 
@@ -78,7 +83,8 @@ def read_pieces(folder: Path, kind: str) -> pyarrow.Table | None:
     """All committed pieces of a kind as one table, or None where there are none."""
     import pyarrow
 
-    tables = [table for path in committed_pieces(folder, kind) if (table := read_table(path)) is not None]
+    pieces = [(read_table(path), path) for path in committed_pieces(folder, kind)]
+    tables = [conform(table, kind, path) for table, path in pieces if table is not None]
     return pyarrow.concat_tables(tables) if tables else None
 
 

@@ -17,7 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from data_index.errors import CorruptFile, MissingFile, OrderMismatch, UnsupportedRecipe
+from data_index.errors import (
+    CorruptFile,
+    ForensicsError,
+    MissingFile,
+    OrderMismatch,
+    UnknownLayout,
+    UnsupportedRecipe,
+)
 from data_index.orders.olmo_core_fsl import global_indices
 from data_index.pickles import read_torch_archive
 from data_index.run import Checkpoint, Order, OrderTrust, Run, Segment, TokenFile, place_files
@@ -52,14 +59,36 @@ def read(folder: Path, name: str | None, data: Path | None) -> Imported:
     """
     folder = folder.absolute()
     folders = _checkpoint_folders(folder)
+    if not folders:
+        raise UnknownLayout(f"{folder} holds no step<N>/model_and_optim/.metadata, so it is no OLMo-core run")
     last = folders[max(folders)]
     config_bytes = _read_bytes(last / "config.json")
     config = _parse(config_bytes, last / "config.json")
+    try:
+        return _import(folder, folders, config, config_bytes, name, data)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError, StopIteration) as error:
+        if isinstance(error, ForensicsError):
+            raise
+        raise CorruptFile(f"{last / 'config.json'} lacks or misstates {error!r}") from error
+
+
+def _import(
+    folder: Path,
+    folders: Mapping[int, Path],
+    config: Mapping[str, Any],
+    config_bytes: bytes,
+    name: str | None,
+    data: Path | None,
+) -> Imported:
+    last = folders[max(folders)]
     dataset, loader = config.get("dataset") or {}, config.get("data_loader") or {}
     _require_fsl(dataset, loader)
 
     length = int(dataset["sequence_length"])
-    chunk_size = int(dataset.get("max_target_sequence_length") or length) // length
+    longest = int(dataset.get("max_target_sequence_length") or length)
+    if length < 1 or longest % length:
+        raise CorruptFile(f"config.json: sequence_length {length} does not divide max_target_sequence_length {longest}")
+    chunk_size = longest // length
     files = _token_files(folder, last, dataset, data, length, chunk_size)
     num_instances = sum(file.num_instances for file in files)
     seed, batch_tokens = int(loader["seed"]), int(loader["global_batch_size"])

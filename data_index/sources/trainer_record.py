@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_index.errors import CorruptFile, MissingFile
+from data_index.kinds import table_of_rows
 
 CANONICAL_NAMES = {
     "train/CE loss": "loss",
@@ -62,7 +63,7 @@ def read_record(path: Path) -> dict[str, Any]:
                 hashes.append({"step": step, "attempt": attempts[step, "params"], "sha256": line["sha256"]})
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptFile(f"{path} line {number} cannot be read: {error!r}") from error
-    return _tables(metrics, consumed, hashes)
+    return _tables(path, metrics=metrics, consumed=consumed, parameter_hashes=hashes)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -92,28 +93,5 @@ def _metric(step: int, attempt: int, name: str, value: float) -> dict[str, Any]:
     return {"step": step, "attempt": attempt, "name": canonical, "value": value, "original_name": name}
 
 
-def _tables(metrics: list[Any], consumed: list[Any], hashes: list[Any]) -> dict[str, Any]:
-    import pyarrow
-
-    schemas = {"metrics": METRICS_COLUMNS, "consumed": CONSUMED_COLUMNS, "parameter_hashes": HASH_COLUMNS}
-    rows = {"metrics": metrics, "consumed": consumed, "parameter_hashes": hashes}
-    return {
-        kind: pyarrow.Table.from_pylist(rows[kind], schema=arrow_schema(columns))
-        for kind, columns in schemas.items()
-        if rows[kind]
-    }
-
-
-METRICS_COLUMNS = {"step": "int64", "attempt": "int32", "name": "string", "value": "float64", "original_name": "string"}
-CONSUMED_COLUMNS = {"step": "int64", "attempt": "int32", "instances": "list<int64>", "input_ids_sha256": "string"}
-HASH_COLUMNS = {"step": "int64", "attempt": "int32", "sha256": "string"}
-
-
-def arrow_schema(columns: dict[str, str]) -> Any:
-    """An Arrow schema from names of types; `list<X>` nests."""
-    import pyarrow
-
-    def of(name: str) -> Any:
-        return pyarrow.list_(of(name[5:-1])) if name.startswith("list<") else pyarrow.type_for_alias(name)
-
-    return pyarrow.schema([(column, of(name)) for column, name in columns.items()])
+def _tables(path: Path, **rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {kind: table_of_rows(kind, found, path) for kind, found in rows.items() if found}

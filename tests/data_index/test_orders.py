@@ -141,7 +141,10 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "floats": (npy(np.array([0.0, 1.0])), "holds float64 of shape .2,., not a row of unsigned integers"),
     "signed": (npy(np.array([0, -1])), "holds int64 of shape .2,., not a row of unsigned integers"),
     "a table": (npy(GOOD.reshape(1, 3)), "holds uint32 of shape .1, 3., not a row of unsigned integers"),
-    "pickled objects": (npy(np.array([{}], dtype=object)), "is not a whole .npy file: Object arrays cannot be loaded"),
+    "pickled objects": (
+        npy(np.array([{}], dtype=object)),
+        "is not a whole .npy file: Array can't be memory-mapped: Python objects",
+    ),
 }
 
 

@@ -35,7 +35,7 @@ def a_run(folder: Path) -> Run:
         layout="native",
         source=folder,
         sequence_length=8,
-        files=(file, replace(file, name="b", path=Path("/elsewhere/b.bin"), sha256="00ff")),
+        files=(file, replace(file, name="b", path=Path("/elsewhere/b.bin"), first_instance=24, sha256="00ff")),
         order=Order(rule="file", parameters={"epoch_1": {"path": "order/epoch-1.npy", "sha256": "ab"}}),
         segments=SEGMENTS,
         trust=OrderTrust(level="derived", witness='the "rule"', missing="a record\nof tokens"),

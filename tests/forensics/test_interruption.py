@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # tests.benchmarks is not installed
@@ -96,6 +99,28 @@ def forensics(*arguments: str, workspace: Path) -> subprocess.Popen[str]:
     """The command line, in a process of its own."""
     command = [sys.executable, "-m", "forensics.cli.main", *arguments, "--workspace", str(workspace)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+# --- the measure ------------------------------------------------------------------------------------------------------
+
+
+def test_content_is_what_pieces_say_and_not_where_they_were_cut(quiet, copied, scale):
+    """One value off by its last bit must show; otherwise the tests below would prove nothing."""
+    folder = copied / "trained" / scale.spec.name / "metrics"
+    pieces = sorted(folder.iterdir())
+    table = pyarrow.concat_tables([pyarrow.parquet.read_table(piece, partitioning=None) for piece in pieces])
+    for piece in pieces:
+        piece.unlink()
+    pyarrow.parquet.write_table(table.slice(0, 7), folder / "000001-000001.parquet")
+    pyarrow.parquet.write_table(table.slice(7), folder / "000002-000020.parquet")
+    cut_elsewhere = differences_from(quiet, copied, "trained")
+    values = table["value"].to_numpy(zero_copy_only=False).copy()
+    values[3] = np.nextafter(values[3], np.inf)
+    changed = table.set_column(table.schema.get_field_index("value"), "value", pyarrow.array(values))
+    pyarrow.parquet.write_table(changed.slice(0, 7), folder / "000001-000001.parquet")
+
+    assert cut_elsewhere == []
+    assert differences_from(quiet, copied, "trained") == [f"{scale.spec.name}/metrics/*.parquet: differs"]
 
 
 # --- killed -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,92 @@
+"""Kinds of learned tables: their columns, and the check that a table has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from data_index.errors import CorruptFile
+
+# Columns with DuckDB's types; in the workspace's views a column `run` stands before them.
+KINDS: Mapping[str, Mapping[str, str]] = {
+    "documents": {
+        "document_id": "BIGINT",
+        "file": "VARCHAR",
+        "start": "BIGINT",
+        "end": "BIGINT",
+        "source": "VARCHAR",
+        "source_start": "BIGINT",
+        "source_end": "BIGINT",
+        "tags": "VARCHAR[]",
+    },
+    "masks": {
+        "step": "BIGINT",
+        "attempt": "INTEGER",
+        "position": "BIGINT",
+        "instance": "BIGINT",
+        "start": "BIGINT",
+        "stop": "BIGINT",
+        "reason": "VARCHAR",
+    },
+    "metrics": {
+        "step": "BIGINT",
+        "attempt": "INTEGER",
+        "name": "VARCHAR",
+        "value": "DOUBLE",
+        "original_name": "VARCHAR",
+    },
+    "consumed": {
+        "step": "BIGINT",
+        "attempt": "INTEGER",
+        "instances": "BIGINT[]",
+        "input_ids_sha256": "VARCHAR",
+    },
+    "parameter_hashes": {"step": "BIGINT", "attempt": "INTEGER", "sha256": "VARCHAR"},
+    "block_hashes": {"file": "VARCHAR", "block": "BIGINT", "sha256": "VARCHAR", "seen": "VARCHAR"},
+}
+
+
+def arrow_schema(kind: str) -> Any:
+    """The columns of a kind as an Arrow schema."""
+    import pyarrow
+
+    scalars = {
+        "BIGINT": pyarrow.int64(),
+        "INTEGER": pyarrow.int32(),
+        "VARCHAR": pyarrow.string(),
+        "DOUBLE": pyarrow.float64(),
+    }
+    types = scalars | {f"{name}[]": pyarrow.list_(scalar) for name, scalar in scalars.items()}
+    return pyarrow.schema([(column, types[name]) for column, name in KINDS[kind].items()])
+
+
+def table_of_rows(kind: str, rows: list[dict[str, Any]], source: object) -> Any:
+    """Rows as an Arrow table of a kind.
+
+    Raises:
+        CorruptFile: a value does not fit its column.
+    """
+    import pyarrow
+
+    try:
+        return pyarrow.Table.from_pylist(rows, schema=arrow_schema(kind))
+    except (pyarrow.ArrowException, OverflowError, TypeError, ValueError) as error:
+        raise CorruptFile(f"{source}: a value does not fit the columns of {kind} ({error})") from error
+
+
+def conform(table: Any, kind: str, source: object) -> Any:
+    """The table with exactly the columns of its kind, in their types.
+
+    Raises:
+        CorruptFile: a column is missing or of another type; the message names it.
+    """
+    import pyarrow
+
+    schema = arrow_schema(kind)
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise CorruptFile(f"{source} lacks the column {missing[0]!r}; {kind} has {', '.join(schema.names)}")
+    try:
+        return table.select(schema.names).cast(schema)
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise CorruptFile(f"{source}: a column of {kind} has another type ({error})") from error
