@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -105,6 +106,14 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def remove_dead_siblings(path: Path) -> None:
+    """Delete what dead writers of exactly this path left beside it. Call it only while holding the path's lock."""
+    name = re.compile(re.escape(TEMPORARY_PREFIX) + r"\d+-[0-9a-f]{8}-" + re.escape(path.name))
+    for sibling in path.parent.glob(f"{TEMPORARY_PREFIX}*"):
+        if name.fullmatch(sibling.name):
+            shutil.rmtree(sibling, ignore_errors=True) if sibling.is_dir() else sibling.unlink(missing_ok=True)
 
 
 def remove_folder(folder: Path) -> None:

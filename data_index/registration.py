@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from data_index.errors import RunExists
-from data_index.files import TEMPORARY_PREFIX, atomic_folder, exclusive_lock, write_bytes
+from data_index.files import atomic_folder, exclusive_lock, remove_dead_siblings, write_bytes
 from data_index.index import build_index
 from data_index.kinds import table_of_rows
 from data_index.run import Run, write_run
@@ -53,7 +52,7 @@ def add(
                 f"{run.name} is registered already: give this one another name with --name, or take the other away "
                 f"with forensics remove {run.name}"
             )
-        remove_leftovers_of(home)
+        remove_dead_siblings(home)
         progress("hashing token files")
         blocks = hash_token_files(run)
         progress("checking the trainer's record of batches")
@@ -68,9 +67,3 @@ def add(
                 learn(building, "block_hashes", table_of_rows("block_hashes", blocks, folder))
             write_run(replace(run, source=run.source.absolute()), building)
     return run
-
-
-def remove_leftovers_of(home: Path) -> None:
-    """Delete temporary folders of an `add` of the same run that died; the caller holds its lock."""
-    for path in home.parent.glob(f"{TEMPORARY_PREFIX}*-{home.name}"):
-        shutil.rmtree(path, ignore_errors=True)

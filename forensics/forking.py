@@ -23,7 +23,7 @@ from data_index.files import (
     atomic_folder,
     canonical_json,
     exclusive_lock,
-    remove_leftovers,
+    remove_dead_siblings,
     sha256_of_file,
     write_json,
     write_npy,
@@ -177,8 +177,7 @@ def create_fork(
         resolver.plan = plan
         plan = resolver.resolve(edit)(plan)
     steps = [plan[step] for step in plan.steps]
-    for leftover in folder.parent.glob(f".tmp-*-{folder.name}"):
-        remove_leftovers(leftover)
+    remove_dead_siblings(folder)
     with atomic_folder(folder) as building:
         write_toml(building / "fork.toml", dict(table) | {"described": resolver.described})
         inserted = _write_inserted(building, parent, resolver.inserted)

@@ -22,7 +22,7 @@ from data_index.errors import MissingFile
 from data_index.files import (
     atomic_folder,
     exclusive_lock,
-    remove_leftovers,
+    remove_dead_siblings,
     sha256_of_file,
     write_bytes,
     write_json,
@@ -146,8 +146,7 @@ def train_sample_run(
     with exclusive_lock(folder.with_name(f".{folder.name}.lock"), f"training {folder.name}"):
         if not (folder / "run.toml").exists():
             say("collecting the corpus and training a tokenizer")
-            for leftover in folder.parent.glob(f".tmp-*-{folder.name}"):
-                remove_leftovers(leftover)
+            remove_dead_siblings(folder)
             with atomic_folder(folder) as building:
                 _prepare(building, spec)
         run = read_run(folder)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
+import click
 import typer
 
 from forensics.cli import acting, looking
 from forensics.cli.options import WorkspaceOption
 from forensics.cli.output import say
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,16 +46,22 @@ def main() -> None:
 
     try:
         check_installation()
-        app()
+        # Not standalone: typer would end for Ctrl-C without a word of how to go on. Here it answers with a code.
+        code = app(standalone_mode=False) or 0
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
     except ForensicsError as error:
         say(f"forensics: {error}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        say("\ninterrupted; what was saved is whole, and the same command goes on from there")
-        sys.exit(130)
+        code = 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        code = 0
+    if code == INTERRUPTED:
+        say("\ninterrupted; what was saved is whole, and the same command goes on from there")
+    sys.exit(code)
 
 
 if __name__ == "__main__":
