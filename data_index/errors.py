@@ -10,8 +10,7 @@
     ├── UnsupportedRecipe        a setting that defines the step differently
     ├── InvalidEdit, InvalidRange
     ├── RefusedQuery, FailedQuery
-    ├── Busy, DiskFull, OutOfMemory, NotDeterministic
-    └── MixedInstallation        our packages come from more than one place
+    └── Busy, DiskFull, OutOfMemory, NotDeterministic
 
 Each class is also the builtin it resembles, so that callers may catch either. A message says what was asked, what is
 there, and what to do.
@@ -111,7 +110,3 @@ class OutOfMemory(ForensicsError, MemoryError):
 
 class NotDeterministic(ForensicsError, RuntimeError):
     """An operation has no deterministic kernel on this device."""
-
-
-class MixedInstallation(ForensicsError, ImportError):
-    """One of the toolkit's packages is shadowed by something else of the same name."""

@@ -14,7 +14,7 @@ import torch
 
 from data_index.batch import Batch
 from data_index.errors import InvalidRange
-from data_index.files import canonical_json, exclusive_lock, remove_folder, write_json
+from data_index.files import canonical_json, exclusive_lock, remove_dead_siblings, remove_folder, write_json
 from data_index.run import Checkpoint, Run, parse_steps
 from data_index.sources.native import read_pieces
 from data_index.store import logged_metrics, plan_of, reader_of
@@ -89,6 +89,7 @@ def replay(
     start = workspace.checkpoint(record, first)
     folder = replay_folder(setup, first, last, verify)
     with exclusive_lock(folder.with_name(f".{folder.name}.lock"), f"replaying {run} {first}:{last}"):
+        remove_dead_siblings(folder)
         return _replay(setup, start, last, folder, verify, progress)
 
 
@@ -136,8 +137,9 @@ def _replay(
         report = _compare(setup, state, start, last, rows, observers[0])
     if first_seen := remember_first_seen(workspace, run, reader):
         report = replace(report, notes=(*report.notes, f"{first_seen}."))
-    write_json(folder / "report.json", asdict(report) | {"finished": time.time()})
+    # The state goes first: a report says that nothing of the replay is left to go on with.
     remove_folder(folder / "checkpoints")
+    write_json(folder / "report.json", asdict(report) | {"finished": time.time()})
     return report
 
 

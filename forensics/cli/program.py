@@ -1,0 +1,34 @@
+"""The program that typer makes of the verbs."""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from forensics.cli import acting, looking
+from forensics.cli.options import WorkspaceOption
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Ask released language-model training runs what happened, under one key: (run, step). Start: forensics demo.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(workspace: WorkspaceOption = None, show_version: bool = typer.Option(False, "--version")) -> None:
+    if show_version:
+        from importlib.metadata import version
+
+        print(version("checkpoint-forensics"))
+        raise typer.Exit
+    if workspace is not None:
+        os.environ["FORENSICS_WORKSPACE"] = str(workspace)
+
+
+for command in (*acting.COMMANDS, *looking.COMMANDS):
+    app.command()(command)
