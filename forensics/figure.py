@@ -5,6 +5,7 @@ No point is ever left out. Colours are Okabe and Ito's, which colour-blind reade
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,13 +104,17 @@ def write_html(figure: Figure, path: Path) -> None:
     from plotly.subplots import make_subplots
 
     titles = [panel.title for panel in figure.panels]
-    canvas: Canvas = make_subplots(rows=len(titles), cols=1, shared_xaxes=True, subplot_titles=titles)
+    space = 0.25 / len(titles)
+    canvas: Canvas = make_subplots(
+        rows=len(titles), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=space
+    )
     for row, panel in enumerate(figure.panels, 1):
         for series in panel.series:
             mode = "markers" if series.style == "points" else "lines" if len(series.y) > 2 else "lines+markers"
             colour = COLOURS[series.colour % len(COLOURS)]
             line = {"color": colour, "dash": "dash" if series.style == "dashed" else "solid"}
             trace = Scatter(x=list(series.x), y=list(series.y), mode=mode, name=series.name, line=line)
+            trace.showlegend = len(panel.series) > 1
             canvas.add_trace(trace, row=row, col=1)
         canvas.update_yaxes(title_text=panel.y_label, type="log" if panel.log_y else "linear", row=row, col=1)
         if panel.zero_line:
@@ -117,7 +122,10 @@ def write_html(figure: Figure, path: Path) -> None:
         for x, label in panel.marks:
             canvas.add_vline(x=x, line_width=1, line_dash="dot", annotation_text=label, row=row, col=1)
     canvas.update_xaxes(title_text=figure.x_label, row=len(titles), col=1)
-    canvas.update_layout(title_text=figure.title, height=150 + 260 * len(titles), template="plotly_white")
+    canvas.update_annotations(x=0, xanchor="left", selector={"yref": "paper", "xref": "paper"})
+    note = f"<br><sup>{html.escape(figure.note)}</sup>" if figure.note else ""
+    title = f"<b>{html.escape(figure.title)}</b>{note}"
+    canvas.update_layout(title_text=title, height=150 + 240 * len(titles), template="plotly_white")
     with atomic_file(path) as temporary:
         temporary.write_text(canvas.to_html(include_plotlyjs=True, full_html=True))
 
