@@ -10,7 +10,8 @@ from data_index.errors import RunExists
 from data_index.files import atomic_folder, exclusive_lock, remove_dead_siblings, write_bytes
 from data_index.index import build_index
 from data_index.kinds import table_of_rows
-from data_index.run import Run, write_run
+from data_index.run import Run
+from data_index.run_file import write_run
 from data_index.sources import layout_module, recognise
 from data_index.sources.trainer_record import read_record
 from data_index.witness import hash_token_files, prove_consumed

@@ -21,7 +21,8 @@ from typing import Any
 
 from data_index.errors import CorruptFile, MissingCheckpoint, MissingFile, NewerWorkspace, UnknownRun
 from data_index.files import read_json, write_hashed_parquet, write_json
-from data_index.run import Checkpoint, Run, read_run
+from data_index.run import Checkpoint, Run
+from data_index.run_file import read_run
 from data_index.sources import list_checkpoints, native
 
 WORKSPACE_VERSION = 1

@@ -32,7 +32,8 @@ from data_index.files import (
 )
 from data_index.index import build_index
 from data_index.kinds import table_of_rows
-from data_index.run import Order, OrderTrust, Run, Segment, TokenFile, parse_steps, read_run, write_run
+from data_index.run import Order, OrderTrust, Run, Segment, TokenFile, parse_steps
+from data_index.run_file import read_run, write_run
 from data_index.sources.native import saved_steps
 from data_index.store import plan_of, reader_of
 from data_index.witness import remember_first_seen

@@ -209,7 +209,7 @@ def _compare(
         run=run.name,
         first=start.step,
         last=last,
-        grade=fidelity.grade(rows, states_equal, setup.recipe.unfaithful),
+        grade=fidelity.grade(rows, states_equal),
         fingerprint_matches=None if recorded is None else fingerprint == recorded,
         first_divergent_step=divergent[0] if divergent else None,
         max_abs_loss_difference=max(gaps) if gaps else None,

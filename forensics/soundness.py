@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from data_index.dcp import read_dcp_metadata
 from data_index.errors import ForensicsError
 from data_index.files import BLOCK_BYTES, read_json, sha256_of_blocks, sha256_of_file
 from data_index.orders import epoch_order
-from data_index.pickles import read_dcp_metadata
 from data_index.run import Checkpoint, Run
 from data_index.workspace import Workspace
 

@@ -108,13 +108,11 @@ def relative_distance(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, tor
     return math.sqrt(gap / max(sum(float(t.double().square().sum()) for t in theirs.values()), 1e-300))
 
 
-def grade(rows: Sequence[Mapping[str, Any]], states_equal: bool | None, unfaithful: Sequence[str]) -> str:
+def grade(rows: Sequence[Mapping[str, Any]], states_equal: bool | None) -> str:
     """The fidelity grade.
 
     Args:
         states_equal: all tensors of checkpoint B, or its hash, equal; None where neither exists.
-        unfaithful: settings replayed with other kernels than the trainer's; R0 is then chance, not proof, and stands
-            when it is earned.
     """
     compared = [(row["loss"], row["loss_logged"]) for row in rows if row["loss_logged"] is not None]
     equal = all(same_bits(a, b) for a, b in compared)

@@ -11,9 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from data_index.dcp import DcpEntry, read_dcp_metadata
 from data_index.errors import CorruptFile, MissingFile, MissingState, UnsafeFile
 from data_index.files import atomic_file
-from data_index.pickles import DcpEntry, TorchArchive, read_dcp_metadata
+from data_index.pickles import TorchArchive
 from data_index.run import Checkpoint
 from replay.models import NAME_MAPS, trainer_parameters
 

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from data_index.errors import CorruptFile, UnknownLayout
 from data_index.files import TEMPORARY_PREFIX
 from data_index.kinds import conform
-from data_index.run import Checkpoint, Run, read_run
+from data_index.run import Checkpoint, Run
+from data_index.run_file import read_run
 from data_index.sources import Imported
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ def runs(workspace: WorkspaceOption = None, format: FormatOption = Format.table)
 
     Example: forensics runs
     """
-    from data_index.run import read_run
+    from data_index.run_file import read_run
 
     there = open_workspace(workspace)
     rows = []

@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 
 import data_index.pickles as pickles
+from data_index.dcp import read_dcp_metadata
 from data_index.errors import (
     CorruptFile,
     DiskFull,
@@ -26,9 +27,10 @@ from data_index.errors import (
     UnsafeFile,
 )
 from data_index.index import build_index
-from data_index.pickles import TorchArchive, read_dcp_metadata, read_pickle
+from data_index.pickles import TorchArchive, read_pickle
 from data_index.registration import add
-from data_index.run import Order, read_run, write_run
+from data_index.run import Order
+from data_index.run_file import read_run, write_run
 from data_index.store import connect, plan_of, run_query
 from data_index.workspace import Workspace
 from forensics.lookup import where

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from data_index.dcp import DcpPiece, read_dcp_metadata
 from data_index.errors import UnsafeFile
-from data_index.pickles import DcpPiece, TensorRecord, TorchArchive, read_dcp_metadata, read_pickle, read_torch_archive
+from data_index.pickles import TensorRecord, TorchArchive, read_pickle, read_torch_archive
 
 STEP10 = Path(__file__).parents[1] / "fixtures" / "olmo-core" / "main" / "ckpt" / "step10"
 RANK0 = STEP10 / "train" / "rank0.pt"

@@ -14,7 +14,8 @@ from data_index.errors import (
     StepOutOfRange,
     UnknownRun,
 )
-from data_index.run import Order, OrderTrust, Run, Segment, TokenFile, parse_steps, read_run, write_run
+from data_index.run import Order, OrderTrust, Run, Segment, TokenFile, parse_steps
+from data_index.run_file import read_run, write_run
 from data_index.workspace import Workspace, valid_name
 
 # Two epochs of 24 positions: a batch ramp in the first, a remainder of four that is never read in the second.

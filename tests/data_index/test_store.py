@@ -13,7 +13,7 @@ from data_index import store
 from data_index.batch import read_batch
 from data_index.errors import CorruptFile, FailedQuery, RefusedQuery, UnknownDocument
 from data_index.registration import add
-from data_index.run import read_run, write_run
+from data_index.run_file import read_run, write_run
 from data_index.store import connect, instances_of_document, plan_of, query_rows, reader_of, run_query, view_columns
 from data_index.workspace import Workspace
 from forensics.lookup import batch

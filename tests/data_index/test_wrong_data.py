@@ -13,7 +13,8 @@ import pytest
 
 from data_index.errors import CorruptFile, ForensicsError, MissingFile, OrderMismatch
 from data_index.registration import add
-from data_index.run import Run, read_run, write_run
+from data_index.run import Run
+from data_index.run_file import read_run, write_run
 from data_index.workspace import Workspace
 
 

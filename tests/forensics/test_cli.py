@@ -223,4 +223,4 @@ def test_the_truth_file_is_never_needed(tiny: Workspace, tiny_copy: Path) -> Non
     assert {verb for verb in VERBS if verb not in codes} == {"demo", "add", "fork"}
     for package in ("data_index", "replay", "probes", "app"):
         assert not any("truth.json" in path.read_text() for path in (ROOT / package).rglob("*.py"))
-    assert [p.name for p in (ROOT / "forensics").rglob("*.py") if "truth.json" in p.read_text()] == ["sample_run.py"]
+    assert [p.name for p in (ROOT / "forensics").rglob("*.py") if "truth.json" in p.read_text()] == ["sample_data.py"]

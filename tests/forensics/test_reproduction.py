@@ -58,7 +58,7 @@ def test_a_real_run_replays_past_its_last_checkpoint_by_its_hashes(core_shared: 
 
 def change_one_token(folder: Path, step: int) -> tuple[str, int]:
     """Flip a bit of the first token of the first row that a step reads; returns the file's name and the byte."""
-    from data_index.run import read_run
+    from data_index.run_file import read_run
     from data_index.tokens import TokenReader
 
     run = read_run(folder)

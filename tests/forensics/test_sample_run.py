@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_index.run import read_run
+from data_index.run_file import read_run
 from data_index.sources.native import read_table
 from data_index.store import logged_metrics
 from data_index.workspace import Workspace

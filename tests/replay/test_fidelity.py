@@ -28,7 +28,7 @@ def row(loss: float, logged: float | None) -> dict[str, object]:
 def test_the_grade_is_what_the_evidence_earns(
     rows: list[dict[str, object]], states_equal: bool | None, expected: str
 ) -> None:
-    assert grade(rows, states_equal, ()) == expected
+    assert grade(rows, states_equal) == expected
 
 
 def test_a_nan_equals_a_nan_and_nothing_else() -> None:

@@ -1,0 +1,129 @@
+"""Distributed checkpoints (torch.distributed.checkpoint, as OLMo-core writes them): which bytes hold which tensor.
+
+`.metadata` is read through the allow-listed unpickler; each item in a .distcp file is a torch archive of its own, so
+that one tensor can be read without the rest.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data_index.errors import CorruptFile, MissingFile, UnsafeFile
+from data_index.pickles import ITEM_BYTES, BytesStorageMetadata, Inert, Metadata, StorageInfo, TorchArchive, read_pickle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DcpPiece:
+    """One item in a .distcp file: a torch archive in bytes [offset, offset + length)."""
+
+    path: Path
+    offset: int
+    length: int
+    starts: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    def open(self) -> TorchArchive:
+        source = f"{self.path} [{self.offset}:{self.offset + self.length}]"
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                content = file.read(self.length)
+        except FileNotFoundError as error:
+            raise MissingFile(f"{self.path} is not there") from error
+        if len(content) != self.length:
+            raise CorruptFile(f"{source}: the file ends early; it was truncated")
+        return TorchArchive(io.BytesIO(content), source, self.length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DcpEntry:
+    """One key of a distributed checkpoint. `dtype` is None for pickled bytes."""
+
+    name: str
+    dtype: str | None
+    shape: tuple[int, ...]
+    pieces: tuple[DcpPiece, ...]
+
+
+def read_dcp_metadata(folder: Path) -> dict[str, DcpEntry]:
+    """Read `folder/.metadata`: every key in the order it was written, with the place of its bytes.
+
+    Raises:
+        MissingFile, CorruptFile, UnsafeFile
+    """
+    path = folder / ".metadata"
+    try:
+        metadata = read_pickle(path.read_bytes(), str(path))
+    except FileNotFoundError as error:
+        raise MissingFile(f"{path} is not there: the checkpoint is incomplete") from error
+    if not isinstance(metadata, Metadata):
+        raise CorruptFile(f"{path} holds no distributed-checkpoint metadata")
+    try:
+        return _dcp_entries(folder, metadata)
+    except (AttributeError, TypeError, ValueError, IndexError, OSError) as error:
+        if isinstance(error, CorruptFile):
+            raise
+        raise CorruptFile(f"{path} is not metadata as torch writes it: {error}") from error
+
+
+def _dcp_entries(folder: Path, metadata: Metadata) -> dict[str, DcpEntry]:
+    pieces: dict[str, list[tuple[tuple[int, ...], StorageInfo]]] = {}
+    for index, info in metadata.get("storage_data").items():
+        pieces.setdefault(index.get("fqn"), []).append((tuple(index.state.get("offset") or ()), info))
+    return {
+        name: _dcp_entry(folder, name, described, pieces.get(name, []))
+        for name, described in metadata.get("state_dict_metadata").items()
+    }
+
+
+def _dcp_entry(folder: Path, name: str, described: Inert, places: list[Any]) -> DcpEntry:
+    if isinstance(described, BytesStorageMetadata):
+        return DcpEntry(name=name, dtype=None, shape=(), pieces=tuple(_piece(folder, i, (), ()) for _, i in places))
+    shape = tuple(described.get("size"))
+    dtype = described.get("properties").state[0]
+    sizes = {tuple(c.get("offsets")): tuple(c.get("sizes")) for c in described.get("chunks")}
+    if set(sizes) != {starts for starts, _ in places} or dtype not in ITEM_BYTES or not _tile(shape, sizes):
+        raise CorruptFile(f"{folder}/.metadata: the pieces of {name} do not make up its shape {shape}")
+    return DcpEntry(
+        name=name,
+        dtype=dtype,
+        shape=shape,
+        pieces=tuple(_piece(folder, info, starts, sizes[starts]) for starts, info in places),
+    )
+
+
+def _tile(shape: tuple[int, ...], sizes: dict[tuple[int, ...], tuple[int, ...]]) -> bool:
+    """Do the pieces lie inside the shape, without overlap, and fill it?"""
+    for start, size in sizes.items():
+        if len(start) != len(shape) or len(size) != len(shape):
+            return False
+        if any(a < 0 or n < 0 or a + n > whole for a, n, whole in zip(start, size, shape, strict=True)):
+            return False
+    filled = [(start, size) for start, size in sizes.items() if 0 not in size]
+    if sum(math.prod(size) for _, size in filled) != math.prod(shape):
+        return False
+    if all(size[1:] == shape[1:] for _, size in filled):
+        # Rows, the usual case: inside the shape and together as many as it has, so sorted neighbours decide.
+        rows = sorted((start[0], size[0]) for start, size in filled if start)
+        return all(a + n <= b for (a, n), (b, _) in zip(rows, rows[1:], strict=False))
+    return not any(_overlap(one, other) for number, one in enumerate(filled) for other in filled[:number])
+
+
+def _overlap(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return all(a < b + m and b < a + n for a, n, b, m in zip(*one, *other, strict=True))
+
+
+def _piece(folder: Path, info: StorageInfo, starts: tuple[int, ...], sizes: tuple[int, ...]) -> DcpPiece:
+    relative = PurePosixPath(str(info.get("relative_path")))
+    if relative.is_absolute() or ".." in relative.parts:
+        raise UnsafeFile(f"{folder}/.metadata names {relative}, outside its folder")
+    offset, length = int(info.get("offset")), int(info.get("length"))
+    path = folder / relative
+    size = path.stat().st_size if path.exists() else None
+    if size is not None and (offset < 0 or length < 0 or offset + length > size):
+        raise CorruptFile(f"{path} has {size} bytes; .metadata places an item at {offset}..{offset + length}")
+    return DcpPiece(path=path, offset=offset, length=length, starts=starts, sizes=sizes)

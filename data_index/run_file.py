@@ -1,0 +1,176 @@
+"""run.toml: a run's record as a file that people can read.
+
+Paths inside the run's folder are relative to it, so that a folder can be moved. What no run can be is refused.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_index.errors import CorruptFile, MissingFile, NewerWorkspace
+from data_index.files import write_toml
+from data_index.run import Order, OrderTrust, Run, Segment, TokenFile
+
+RUN_FORMAT_VERSION = 1
+
+
+def _file_table(file: TokenFile, base: Path) -> dict[str, Any]:
+    table: dict[str, Any] = {
+        "name": file.name,
+        "path": path_text(file.path, base),
+        "dtype": file.dtype,
+        "num_bytes": file.num_bytes,
+        "first_instance": file.first_instance,
+        "num_instances": file.num_instances,
+    }
+    return table | ({"sha256": file.sha256} if file.sha256 else {})
+
+
+def path_text(path: Path, base: Path) -> str:
+    """Relative inside `base`, so that a run folder can be moved; absolute elsewhere."""
+    path, base = path.absolute(), base.absolute()
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
+
+
+def run_to_table(run: Run, base: Path) -> dict[str, Any]:
+    """The TOML form of a run whose run.toml lies in `base`."""
+    table: dict[str, Any] = {
+        "format": "forensics-run",
+        "version": RUN_FORMAT_VERSION,
+        "name": run.name,
+        "layout": run.layout,
+        "source": path_text(run.source, base),
+        "sequence_length": run.sequence_length,
+        "config_format": run.config_format,
+    }
+    if run.tokenizer is not None:
+        table["tokenizer"] = path_text(run.tokenizer, base)
+    if run.eos_token_id is not None:
+        table["eos_token_id"] = run.eos_token_id
+    if run.parent is not None:
+        table["parent"] = {"run": run.parent[0], "step": run.parent[1]}
+    table["trust"] = {"level": run.trust.level, "witness": run.trust.witness, "missing": run.trust.missing}
+    table["facts"] = dict(run.facts)
+    table["environment"] = dict(run.environment)
+    table["recipe_overrides"] = dict(run.recipe_overrides)
+    table["order"] = {"rule": run.order.rule, "parameters": dict(run.order.parameters)}
+    table["config"] = drop_none(run.config)
+    table["files"] = [_file_table(file, base) for file in run.files]
+    table["heldout"] = [_file_table(file, base) for file in run.heldout]
+    table["segments"] = [
+        {
+            "first_step": s.first_step,
+            "num_steps": s.num_steps,
+            "epoch": s.epoch,
+            "first_position": s.first_position,
+            "instances_per_batch": s.instances_per_batch,
+            "attempt": s.attempt,
+        }
+        | ({} if s.loss_denominator is None else {"loss_denominator": s.loss_denominator})
+        for s in run.segments
+    ]
+    return table
+
+
+def drop_none(value: Any) -> Any:
+    """TOML has no null: an absent key means the same in every config we store."""
+    if isinstance(value, Mapping):
+        return {key: drop_none(item) for key, item in value.items() if item is not None}
+    return [drop_none(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def write_run(run: Run, folder: Path) -> None:
+    write_toml(folder / "run.toml", run_to_table(run, folder))
+
+
+def read_run(folder: Path) -> Run:
+    """Parse `folder/run.toml`.
+
+    Raises:
+        MissingFile, CorruptFile, NewerWorkspace
+    """
+    path = folder / "run.toml"
+    try:
+        table = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise MissingFile(f"{path} is not there") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CorruptFile(f"{path} is not TOML: {error}") from error
+    if table.get("format") != "forensics-run":
+        raise CorruptFile(f'{path} does not say format = "forensics-run"')
+    version = table.get("version", 0)
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise CorruptFile(f"{path} states no version")
+    if version > RUN_FORMAT_VERSION:
+        raise NewerWorkspace(
+            f"{path} is version {table['version']}, this toolkit reads up to {RUN_FORMAT_VERSION}: update it"
+        )
+    try:
+        return _run_from_table(table, folder)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptFile(f"{path} lacks or misstates {error}") from error
+
+
+TOKEN_DTYPE_BYTES = {"uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8, "int32": 4, "int64": 8}
+
+
+def _check(run: Run) -> Run:
+    """Refuse what no run can be; the message names the value.
+
+    Raises:
+        ValueError
+    """
+    if run.sequence_length < 1:
+        raise ValueError(f"sequence_length ({run.sequence_length})")
+    names: set[str] = set()
+    for group in (run.files, run.heldout):
+        expected = 0
+        for file in group:
+            sizes = (file.num_bytes, file.first_instance, file.num_instances)
+            if not all(type(size) is int and size >= 0 for size in sizes) or file.dtype not in TOKEN_DTYPE_BYTES:
+                raise ValueError(f"the file {file.name} ({file.dtype}, {sizes})")
+            item = TOKEN_DTYPE_BYTES[file.dtype]
+            if file.first_instance != expected or file.num_instances * run.sequence_length * item > file.num_bytes:
+                raise ValueError(f"the instances of {file.name}: they do not follow the file before, or do not fit")
+            if file.name in names:
+                raise ValueError(f"the file name {file.name}: there are two of it")
+            names.add(file.name)
+            expected += file.num_instances
+    for segment in run.segments:
+        numbers = (segment.first_step, segment.num_steps, segment.epoch, segment.instances_per_batch, segment.attempt)
+        if not all(type(number) is int and number >= 1 for number in numbers) or segment.first_position < 0:
+            raise ValueError(f"the segment at step {segment.first_step}")
+    return run
+
+
+def _run_from_table(table: Mapping[str, Any], base: Path) -> Run:
+    def files(key: str) -> tuple[TokenFile, ...]:
+        return tuple(TokenFile(**(entry | {"path": base / entry["path"]})) for entry in table.get(key, []))
+
+    parent = table.get("parent")
+    segments = tuple(Segment(**entry) for entry in table["segments"])
+    if not segments:
+        raise ValueError("segments (there is none)")
+    run = Run(
+        name=table["name"],
+        layout=table["layout"],
+        source=base / table["source"],
+        sequence_length=int(table["sequence_length"]),
+        files=files("files"),
+        order=Order(rule=table["order"]["rule"], parameters=table["order"].get("parameters", {})),
+        segments=segments,
+        trust=OrderTrust(**table["trust"]),
+        config_format=table["config_format"],
+        config=table["config"],
+        recipe_overrides=table.get("recipe_overrides", {}),
+        tokenizer=base / table["tokenizer"] if "tokenizer" in table else None,
+        eos_token_id=table.get("eos_token_id"),
+        heldout=files("heldout"),
+        parent=(parent["run"], int(parent["step"])) if parent else None,
+        environment=table.get("environment", {}),
+        facts=table.get("facts", {}),
+    )
+    return _check(run)
