@@ -251,12 +251,12 @@ def throughput(work: Workload) -> Numbers:
     }
 
 
-def measure(work: Workload, instances_per_microbatch: int, *, enforce: bool = True, fill: bool = True) -> Numbers:
+def measure(work: Workload, instances_per_microbatch: int, *, enforce: bool = True, fill: bool = False) -> Numbers:
     """Speed and memory of the workload; that it does not fit, or has no such kernels, is an answer and no failure.
 
     Args:
         enforce: only deterministic kernels.
-        fill: overwrite fresh memory with NaN, as torch does in deterministic mode unless told otherwise.
+        fill: overwrite fresh memory with NaN, as torch does in deterministic mode by default and replays do not.
     """
     work = in_microbatches(work, instances_per_microbatch)
     label: Numbers = {"instances_per_microbatch": instances_per_microbatch, "deterministic": enforce, "fill": fill}
