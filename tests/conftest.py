@@ -97,6 +97,11 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture(scope="session")
+def tiny_spec() -> SampleSpec:
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the tiny run as trained. Copy it before changing anything."""
     folder = tmp_path_factory.mktemp("trained") / "tiny"

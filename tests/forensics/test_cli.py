@@ -14,6 +14,8 @@ import pytest
 from data_index.workspace import Workspace
 from forensics.cli import acting, looking
 from forensics.cli.main import main
+from forensics.sample_run import SampleSpec
+from forensics.walkthrough import demo
 
 ROOT = Path(__file__).parents[2]
 VERBS = [command.__name__ for command in (*acting.COMMANDS, *looking.COMMANDS)]
@@ -198,11 +200,16 @@ def test_text_from_data_cannot_steer_the_terminal(tiny: Workspace) -> None:
     assert show_value("a\x1b[31mred\u202e") == "a\\x1b[31mred\\u202e"
 
 
-def test_the_truth_file_is_never_needed(tiny: Workspace, tiny_copy: Path) -> None:
+def test_the_truth_file_is_never_needed(
+    tiny: Workspace, tiny_copy: Path, tiny_spec: SampleSpec, tmp_path: Path
+) -> None:
     """truth.json says what was planted; no verb may read it."""
     (tiny_copy / "truth.json").unlink()
+    shutil.copytree(tiny_copy, tmp_path / "demo" / "trained" / "tiny")
+    demo(workspace=Workspace(tmp_path / "demo"), spec=tiny_spec, show=lambda line: None)
     fork = answer(tiny, "fork", "tiny", "--from", "5", "--num-steps", "5", "--edit", "shuffle seed=2")
     runs = [
+        ["add", str(tiny_copy), "--name", "again"],
         ["runs"],
         ["show", "tiny"],
         ["checkpoints", "tiny"],
@@ -220,7 +227,7 @@ def test_the_truth_file_is_never_needed(tiny: Workspace, tiny_copy: Path) -> Non
     codes = {" ".join(arguments[:1]): forensics(tiny, *arguments).returncode for arguments in runs}
 
     assert set(codes.values()) == {0}, codes
-    assert {verb for verb in VERBS if verb not in codes} == {"demo", "add", "fork"}
+    assert {verb for verb in VERBS if verb not in codes} == {"demo", "fork"}
     for package in ("data_index", "replay", "probes", "app"):
         assert not any("truth.json" in path.read_text() for path in (ROOT / package).rglob("*.py"))
     assert [p.name for p in (ROOT / "forensics").rglob("*.py") if "truth.json" in p.read_text()] == ["sample_data.py"]
