@@ -1,7 +1,10 @@
 """What these tests share: brute force over a native run folder, and a real run that may be damaged."""
 
+import os
 import shutil
+import subprocess
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,3 +82,15 @@ def core_copy(tmp_path: Path) -> Path:
     """The OLMo-core run that a test may damage, without its weights; its data lie beside it."""
     weights = shutil.ignore_patterns("*.distcp")
     return Path(shutil.copytree(FIXTURE, tmp_path / "published", ignore=weights)) / "main"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs root to mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
