@@ -196,8 +196,9 @@ def require_one_select(query: str) -> None:
     # Offsets count bytes.
     raw, ends = query.encode(), [start for start, _ in tokens[1:]] + [len(query.encode())]
     for (start, kind), end in zip(tokens, ends, strict=True):
-        word = raw[start:end].split(maxsplit=1)[0].decode(errors="replace").lower() if raw[start:end].strip() else ""
-        if kind == duckdb.token_type.keyword and re.match(r"[a-z]*", word)[0] in _DOING:  # type: ignore[index]
+        letters = re.match(rb"\s*([A-Za-z]+)", raw[start:end])
+        word = letters[1].decode().lower() if letters else ""
+        if kind == duckdb.token_type.keyword and word in _DOING:
             raise RefusedQuery(
                 f"sql only reads, and {word.upper()} is the name of a statement that does something; nothing was run "
                 f'(a column of that name is written "{word}")'

@@ -114,33 +114,37 @@ class Resolver:
         rescale = option_flag(edit, "rescale", True)
         change: dict[int, tuple[Row, ...]] = {}
         hide: dict[int, tuple[tuple[int, int], ...]] = {}
+        times: dict[int, int] = {}
+        swap: tuple[int, int] | None = None
         if edit.operation == "drop":
             change = {instance: () for instance in instances}
         elif edit.operation == "mask":
             hide = {instance: tuple(pieces) for instance, pieces in spans.items()}
         elif edit.operation == "repeat":
-            times = option_number(edit, "times", 2)
-            change = {instance: (Row(instance),) * times for instance in instances}
+            times = dict.fromkeys(instances, option_number(edit, "times", 2))
         elif edit.operation == "swap":
             if len(instances) != 2:
                 raise InvalidEdit(
                     f"swap takes two instances, such as swap instance:12,40; this selects {len(instances)}"
                 )
-            change = {a: (Row(b),) for a, b in zip(instances, reversed(instances), strict=True)}
+            swap = (instances[0], instances[1])
         else:
             given = self._given_rows(edit)
             if len(given) not in (1, len(instances)):
                 raise InvalidEdit(
                     f"replace has {len(given)} rows for {len(instances)} instances: give one, or one each"
                 )
-            change = {a: (given[n % len(given)],) for n, a in enumerate(instances)}
+            rows = {a: given[n % len(given)] for n, a in enumerate(instances)}
+            # A row replaced by itself stays as it is, masks included.
+            change = {a: (row,) for a, row in rows.items() if row.instance != a}
         self._describe(edit, steps, spans, rescale)
         return RowEdit(
             length=self.run.sequence_length,
             steps=steps,
-            kind=edit.operation,  # type: ignore[arg-type]
             change=change,
             hide=hide,
+            times=times,
+            swap=swap,
             rescale=rescale,
         )
 

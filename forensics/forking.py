@@ -23,6 +23,7 @@ from data_index.files import (
     atomic_folder,
     canonical_json,
     exclusive_lock,
+    read_json,
     remove_dead_siblings,
     sha256_of_file,
     write_json,
@@ -84,7 +85,7 @@ def fork(
     Args:
         edits: in the grammar of replay/intervention.py, applied in order; none: the fork equals its parent.
         overrides: recipe fields by dotted name, such as {"recipe.learning_rate": 1e-3}.
-        save_every: keep every K-th state; default: the last one only.
+        save_every: keep every K-th state; default: what an earlier call said, else the last one only.
     Raises:
         InvalidEdit, InvalidRange, UnknownRun, MissingCheckpoint, MissingState, UnsupportedRecipe, CorruptFile, Busy,
         DiskFull, OutOfMemory
@@ -107,8 +108,19 @@ def fork(
         for line in described(folder):
             say(line)
         child = workspace.run(folder.name)
+        save_every = _remember_saving(folder, save_every)
         _run_fork(workspace, child, device, enforce_determinism, save_every, progress)
     return result_of(workspace, folder.name)
+
+
+def _remember_saving(folder: Path, save_every: int | None) -> int | None:
+    """Which states a fork keeps is the fork's, not the call's: going on without --save-every must delete none."""
+    path = folder / "saving.json"
+    before = read_json(path)["every"] if path.exists() else None
+    every = save_every or before
+    if every != before:
+        write_json(path, {"every": every})
+    return every
 
 
 def fork_table(
@@ -276,9 +288,9 @@ def segments_of(steps: Sequence[StepPlan]) -> tuple[Segment, ...]:
 
 
 def _mask_rows(steps: Sequence[StepPlan]) -> list[dict[str, Any]]:
-    rows = []
-    for plan, segment in ((p, s) for s in segments_of(steps) for p in steps if s.first_step <= p.step <= s.last_step):
-        start = segment.positions_of_step(plan.step).start
+    rows, by_step = [], {plan.step: plan for plan in steps}
+    for segment, step in ((s, step) for s in segments_of(steps) for step in range(s.first_step, s.last_step + 1)):
+        plan, start = by_step[step], segment.positions_of_step(step).start
         rows += [
             {
                 "step": plan.step,

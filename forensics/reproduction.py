@@ -14,7 +14,14 @@ import torch
 
 from data_index.batch import Batch
 from data_index.errors import InvalidRange
-from data_index.files import canonical_json, exclusive_lock, remove_dead_siblings, remove_folder, write_json
+from data_index.files import (
+    canonical_json,
+    exclusive_lock,
+    remove_dead_siblings,
+    remove_folder,
+    sha256_of_file,
+    write_json,
+)
 from data_index.run import Checkpoint, Run, parse_steps
 from data_index.sources.native import read_pieces
 from data_index.store import logged_metrics, plan_of, reader_of
@@ -94,12 +101,15 @@ def replay(
 
 
 def replay_folder(setup: Setup, first: int, last: int, verify: bool) -> Path:
+    """Where this very replay is kept while it runs; anything else under the same name must not be continued."""
     identity = {
         "run": setup.run.name,
+        "run_toml": sha256_of_file(setup.workspace.home(setup.run.name) / "run.toml"),
         "steps": [first, last],
         "recipe": setup.recipe.to_table(),
         "device": setup.device.type,
         "verify": verify,
+        "deterministic": setup.enforce,
     }
     return setup.workspace.folder / "replays" / hashlib.sha256(canonical_json(identity)).hexdigest()[:12]
 
@@ -134,7 +144,7 @@ def _replay(
         state = final.get("state") or begin(last)
         replayed = metrics_by_step(folder)
         rows = [fidelity.step_row(s, replayed[s], logged.get(s, {})) for s in range(start.step + 1, last + 1)]
-        report = _compare(setup, state, start, last, rows, observers[0])
+        report = _compare(setup, state, start, last, rows)
     if first_seen := remember_first_seen(workspace, run, reader):
         report = replace(report, notes=(*report.notes, f"{first_seen}."))
     # The state goes first: a report says that nothing of the replay is left to go on with.
@@ -184,7 +194,7 @@ class ParameterHashes:
 
 
 def _compare(
-    setup: Setup, state: TrainState, start: Checkpoint, last: int, rows: list[dict[str, Any]], hashes: ParameterHashes
+    setup: Setup, state: TrainState, start: Checkpoint, last: int, rows: list[dict[str, Any]]
 ) -> fidelity.ReplayReport:
     run = setup.run
     end = next((c for c in setup.workspace.checkpoints(run) if c.step == last), None)

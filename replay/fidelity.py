@@ -78,16 +78,16 @@ def step_diverges(row: Mapping[str, Any]) -> bool:
 
 
 def compare_tensors(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> list[TensorDifference]:
-    """Tensors that are not bit-equal, in our order; one that either side lacks counts as wholly different."""
+    """Tensors that are not bit-equal, in our order; one that is missing or of another shape is infinitely far."""
     differences = []
     for name in [*ours, *(n for n in theirs if n not in ours)]:
-        if name not in ours or name not in theirs:
+        if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape:
             differences.append(
                 TensorDifference(name=name, max_abs=math.inf, relative=math.inf, num_different=0, num_elements=0)
             )
             continue
         a, b = ours[name].detach().cpu(), theirs[name].detach().cpu()
-        if a.shape == b.shape and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)):
+        if torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)):
             continue
         gap = a.double() - b.double()
         differences.append(

@@ -1,7 +1,7 @@
 """Edits to the plan of a fork: frozen values, each a function from plan to plan.
 
 The grammar is `OP [SELECTOR] [@STEPS] [key=value …]`, one edit a line, applied in order. `parse_edit` reads it; the
-selector is resolved to instances and spans by `forensics.forking`, which can ask the index; what results is one of the
+selector is resolved to instances and spans by `forensics.edits`, which can ask the index; what results is one of the
 frozen classes below, and calling it on a plan gives the edited plan, read lazily.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -145,14 +145,20 @@ def rows_of(plan: StepPlan) -> list[Row]:
     return [Row(int(instance), tuple(masks.get(row, ()))) for row, instance in enumerate(plan.instances)]
 
 
+def merged(spans: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    """The same tokens as spans in order that do not overlap."""
+    union: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if union and start <= union[-1][1]:
+            union[-1] = (union[-1][0], max(stop, union[-1][1]))
+        else:
+            union.append((start, stop))
+    return tuple(union)
+
+
 def num_targets(rows: list[Row], length: int) -> int:
     """Tokens that count in the loss: all but the first of each row, less the hidden ones."""
-    hidden = 0
-    for row in rows:
-        covered = np.zeros(length, dtype=bool)
-        for start, stop in row.masks:
-            covered[start:stop] = True
-        hidden += int(covered[1:].sum())
+    hidden = sum(stop - max(start, 1) for row in rows for start, stop in merged(row.masks) if stop > 1)
     return len(rows) * (length - 1) - hidden
 
 
@@ -202,17 +208,30 @@ class EditedPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowEdit:
-    """Replace each row by any number of rows, in place: drop, mask, replace, repeat and swap of instances."""
+    """Put any number of rows in the place of each row: drop, mask, replace, repeat and swap of instances.
+
+    Attributes:
+        change: instance -> the rows that stand in its place.
+        hide: instance -> spans that leave the loss.
+        times: instance -> how often its row stands there, with the masks it has.
+        swap: two instances whose rows change places, each with the masks it has.
+    """
 
     length: int
     steps: range
-    kind: Literal["drop", "mask", "replace", "repeat", "swap"]
-    change: Mapping[int, tuple[Row, ...]]
+    change: Mapping[int, tuple[Row, ...]] = field(default_factory=dict)
     hide: Mapping[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    times: Mapping[int, int] = field(default_factory=dict)
+    swap: tuple[int, int] | None = None
     rescale: bool = True
 
     def __call__(self, plan: Plan) -> Plan:
-        return EditedPlan(base=plan, change=self._edit, where=self.steps)
+        if self.swap is None:
+            return EditedPlan(base=plan, change=self._edit, where=self.steps)
+        there = {row.instance: row for step in self.steps for row in rows_of(plan[step]) if row.instance in self.swap}
+        one, other = self.swap
+        swapped = replace(self, swap=None, change={one: (there[other],), other: (there[one],)})
+        return swapped(plan)
 
     def _edit(self, plan: StepPlan) -> StepPlan:
         before = rows_of(plan)
@@ -221,8 +240,8 @@ class RowEdit:
 
     def _rows(self, row: Row) -> tuple[Row, ...]:
         if row.instance in self.hide:
-            row = Row(row.instance, row.masks + self.hide[row.instance])
-        return self.change.get(row.instance, (row,))
+            row = Row(row.instance, merged(row.masks + self.hide[row.instance]))
+        return self.change.get(row.instance, (row,) * self.times.get(row.instance, 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,7 +100,9 @@ def replay(
     emit_object(asdict(report), format, lambda: _print_report(report, explain))
 
 
-def _print_plan(workspace: Any, run: str, steps: str, device: str, precision: str, format: Format) -> None:
+def _print_plan(
+    workspace: Any, run: str, steps: str, device: str, precision: str, format: Format, states: int = 1
+) -> None:
     from data_index.run import parse_steps
     from forensics.reproduction import estimate, prepare
 
@@ -109,7 +111,11 @@ def _print_plan(workspace: Any, run: str, steps: str, device: str, precision: st
     workspace.checkpoint(record, first)
     setup = prepare(workspace, record, device, precision)
     tokens = record.tokens_after(last) - record.tokens_after(first)
-    cost = {"run": run, "from": first, "to": last} | asdict(estimate(setup, last - first, tokens)) | {"download": 0}
+    cost = (
+        {"run": run, "from": first, "to": last}
+        | asdict(estimate(setup, last - first, tokens, states))
+        | {"download": 0}
+    )
     emit_object(cost, format, lambda: print_table(list(cost), [cost]))
 
 
@@ -153,7 +159,8 @@ def fork(
     there = open_workspace(workspace)
     edits, overrides = read_edits(edit or []), read_overrides(set_ or [])
     if plan:
-        _print_plan(there, run, f"{from_step}:{from_step + num_steps}", device, precision, format)
+        states = num_steps // save_every + 1 if save_every else 1
+        _print_plan(there, run, f"{from_step}:{from_step + num_steps}", device, precision, format, states)
         return
     from forensics.forking import fork as fork_run
 

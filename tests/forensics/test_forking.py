@@ -137,6 +137,20 @@ def test_the_same_command_finds_the_fork_and_an_interrupted_one_goes_on(
     assert len(result.steps) == 10 and tiny.fork_ids() == [result.id]
 
 
+def test_going_on_without_save_every_keeps_the_states_that_were_kept(tiny: Workspace) -> None:
+    result = fork_tiny(tiny, "shuffle seed=1", save_every=2)
+    fork_tiny(tiny, "shuffle seed=1")
+
+    assert [c.step for c in tiny.checkpoints(tiny.run(result.id))] == [5, 6, 8, 10, 12, 14, 15]
+
+
+def test_spans_masked_twice_count_once(tiny: Workspace) -> None:
+    result = fork_tiny(tiny, "mask span:50:10-20", "mask span:50:15-30", "repeat instance:50 times=2")
+    rows = [row for row in batch(result.id, "5:15", workspace=tiny).to_pylist() if row["instance"] == 50]
+
+    assert [row["masked"] for row in rows] == [20, 20]
+
+
 def test_different_edits_are_different_forks(tiny: Workspace) -> None:
     ids = {fork_tiny(tiny, *edits, steps=1).id for edits in ((), ("shuffle seed=1",), ("shuffle seed=2",))}
     ids.add(fork_tiny(tiny, steps=1, overrides={"recipe.learning_rate": 1e-3}).id)

@@ -3,7 +3,7 @@ import pytest
 
 from data_index.batch import IndexedPlan, StepPlan
 from data_index.errors import InvalidEdit
-from replay.intervention import Edit, Insert, Row, RowEdit, Shuffle, SwapSteps, num_targets, parse_edit, rows_of
+from replay.intervention import Edit, Insert, Row, RowEdit, Shuffle, SwapSteps, merged, num_targets, parse_edit, rows_of
 
 LENGTH = 8
 STEPS = range(1, 4)
@@ -74,7 +74,7 @@ def test_what_cannot_be_read_is_refused_with_the_grammar(text: str) -> None:
 
 
 def row_edit(**fields: object) -> RowEdit:
-    defaults = {"length": LENGTH, "steps": STEPS, "kind": "drop", "change": {}}
+    defaults = {"length": LENGTH, "steps": STEPS}
     return RowEdit(**(defaults | fields))  # type: ignore[arg-type]
 
 
@@ -99,17 +99,17 @@ def test_dropping_rescales_unless_told_not_to() -> None:
 
 
 def test_masking_hides_targets_only_once() -> None:
-    plan = row_edit(kind="mask", hide={9: ((3, 8),)})(PLAN)
+    plan = row_edit(hide={9: ((3, 8),)})(PLAN)
 
-    assert plan[2].masks == ((1, 2, 5), (1, 3, 8))
+    assert plan[2].masks == ((1, 2, 8),)
     assert num_targets(rows_of(plan[2]), LENGTH) == 4 * (LENGTH - 1) - 6
     assert num_targets([Row(1, ((0, 8),))], LENGTH) == 0
 
 
 def test_repeat_replace_and_swap_keep_the_place() -> None:
-    assert instances(row_edit(change={5: (Row(5),) * 3})(PLAN))[0] == [4, 5, 5, 5, 6, 7]
+    assert instances(row_edit(times={5: 3})(PLAN))[0] == [4, 5, 5, 5, 6, 7]
     assert instances(row_edit(change={5: (Row(99),)})(PLAN))[0] == [4, 99, 6, 7]
-    assert instances(row_edit(change={5: (Row(14),), 14: (Row(5),)})(PLAN)) == [
+    assert instances(row_edit(swap=(5, 14))(PLAN)) == [
         [4, 14, 6, 7],
         [8, 9, 10, 11],
         [12, 13, 5, 15],
@@ -151,3 +151,14 @@ def test_edits_add_up_in_order() -> None:
     plan = row_edit(change={99: ()})(plan)
 
     assert instances(plan)[0] == [4, 6, 7]
+
+
+def test_rows_keep_their_masks_when_repeated_or_swapped() -> None:
+    """Row 9 has tokens 2..5 hidden; copying or moving it must not bring them back into the loss."""
+    assert row_edit(times={9: 2})(PLAN)[2].masks == ((1, 2, 5), (2, 2, 5))
+    swapped = row_edit(swap=(9, 14))(PLAN)
+    assert swapped[2].masks == () and swapped[3].masks == ((2, 2, 5),)
+
+
+def test_overlapping_spans_are_one_span() -> None:
+    assert merged(((3, 8), (2, 5), (10, 12), (8, 9))) == ((2, 9), (10, 12))
