@@ -180,6 +180,19 @@ def test_the_trace_has_a_row_for_each_step_and_layer(tiny: Workspace) -> None:
     np.testing.assert_allclose(total, [row["grad_norm"] for row in result.steps], rtol=1e-5)
 
 
+def test_traced_norms_are_those_of_the_saved_states(tiny: Workspace) -> None:
+    result = fork_tiny(tiny, steps=3, save_every=1)
+    trace, run = read_trace(result.folder), tiny.run(result.id)
+    states = [read_weights(tiny.checkpoint(run, step)) for step in (5, 6, 7, 8)]
+    for row, (before, after) in enumerate(zip(states, states[1:], strict=False)):
+        update = sum(float((after[name] - before[name]).double().square().sum()) for name in after)
+        weights = sum(float(tensor.double().square().sum()) for tensor in after.values())
+
+        assert np.linalg.norm(trace["update_norm_by_layer"][row]) == pytest.approx(update**0.5, rel=1e-9)
+        assert np.linalg.norm(trace["weight_norm_by_layer"][row]) == pytest.approx(weights**0.5, rel=1e-9)
+        assert result.steps[row]["update_norm"] == pytest.approx(update**0.5, rel=1e-9)
+
+
 def test_compare_says_how_far_and_that_it_claims_nothing(tiny: Workspace) -> None:
     same = fork_tiny(tiny)
     other = fork_tiny(tiny, "shuffle seed=1")

@@ -7,7 +7,7 @@ import pytest
 from data_index.errors import CorruptFile, InvalidRange, MissingCheckpoint, MissingState, StepOutOfRange
 from data_index.registration import add
 from data_index.workspace import Workspace
-from forensics.reproduction import replay
+from forensics.reproduction import prepare, replay, replay_folder
 from forensics.sample_run import plan_of_segments
 from replay.train_step import StepResult
 
@@ -97,6 +97,28 @@ def test_a_changed_weight_is_named(tiny: Workspace, tiny_copy: Path) -> None:
 
     assert report.grade == "R1"
     assert [(d.name, d.num_different) for d in report.differences] == [("model.layers.1.mlp.up_proj.weight", 1)]
+
+
+def test_a_changed_moment_is_named_too(tiny: Workspace, tiny_copy: Path) -> None:
+    from replay.weights import read_safetensors, write_safetensors
+
+    path = tiny_copy / "checkpoints" / "step10" / "optimizer.safetensors"
+    tensors = read_safetensors(path)
+    tensors["exp_avg_sq.model.norm.weight"][3] *= 2
+    write_safetensors(path, tensors)
+    report = replay("tiny", "5:10", workspace=tiny, device="cpu")
+
+    assert (report.grade, report.weights_equal, report.states_equal) == ("R1", True, False)
+    assert [d.name for d in report.differences] == ["exp_avg_sq.model.norm.weight"]
+
+
+def test_another_run_under_the_same_name_is_another_replay(tiny: Workspace) -> None:
+    setup = prepare(tiny, tiny.run("tiny"), "cpu", "recipe")
+    before = replay_folder(setup, 5, 10, True)
+    path = tiny.home("tiny") / "run.toml"
+    path.write_text(path.read_text() + "\n# registered anew\n")
+
+    assert replay_folder(setup, 5, 10, True) != before
 
 
 class Stop(Exception):

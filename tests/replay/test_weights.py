@@ -55,6 +55,22 @@ def test_a_saved_state_loads_to_the_same_bits(tiny_shared: Workspace, tmp_path: 
     assert content_hash(moment_tensors(state)) == content_hash(moment_tensors(again))
 
 
+def test_the_random_generator_goes_on_where_the_checkpoint_left_it(tiny_shared: Workspace, tmp_path: Path) -> None:
+    run = tiny_shared.run("tiny")
+    recipe = recipe_of_run(run)
+    state = load_state(tiny_shared.checkpoint(run, 10), recipe, device=CPU)
+    torch.manual_seed(77)
+    save_state(state, tmp_path / "step10")
+    expected = torch.rand(3)
+    place = Checkpoint(
+        run="copy", step=10, location=tmp_path / "step10", layout="native", states=("weights", "optimizer", "trainer")
+    )
+    torch.manual_seed(0)
+    load_state(place, recipe, device=CPU)
+
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_equal_content_has_one_hash_whatever_the_order(tmp_path: Path) -> None:
     a, b = torch.ones(2), torch.zeros(3, dtype=torch.int64)
 
