@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from data_index.errors import StepOutOfRange
+from data_index.masking import hidden_by_repetition
+from data_index.run import Masking, Outcome
 from data_index.tokens import TokenReader
 
-# (row of the batch, first token, end token): half-open, tokens that do not count as targets
+# (row of the batch, first token, end token): half-open, tokens that an edit hides from the loss
 Mask = tuple[int, int, int]
+
+# What the summed loss of a step is divided by, counted over its rows:
+#   targets                  the labels that count
+#   targets_and_filtered     besides, every token of a row that the instance filter took out (OLMo-core)
+#   tokens                   every token, counted or not, the first of each row included (legacy OLMo)
+Denominator = Literal["targets", "targets_and_filtered", "tokens"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StepPlan:
-    """What one step will read: instances in batch order, masks, and the loss denominator if it is not the label count.
+    """What one step will read: instances in batch order, and what an edit changed besides.
 
     Attributes:
         instances: int64 of shape [rows].
+        masks: hidden by edits; what the trainer hides is found when the rows are read.
+        loss_denominator: what the summed loss is divided by; None: what the recipe's rule gives.
     """
 
     step: int
@@ -28,6 +38,7 @@ class StepPlan:
     instances: np.ndarray
     masks: tuple[Mask, ...] = ()
     loss_denominator: int | None = None
+    outcome: Outcome = "applied"
 
 
 class Plan(Protocol):
@@ -65,7 +76,9 @@ class Batch:
     Attributes:
         token_ids: int64 of shape [rows, sequence_length].
         counts_as_target: bool, same shape; False hides a token from the loss but leaves it in the context.
-        loss_denominator: what the summed loss is divided by; None: the number of targets left.
+        counted_by_trainer: the same before edits.
+        filtered: bool of shape [rows]; True where the trainer's instance filter hides the whole row.
+        loss_denominator: what the summed loss is divided by; None: what the recipe's rule gives.
     """
 
     step: int
@@ -73,7 +86,10 @@ class Batch:
     instances: np.ndarray
     token_ids: np.ndarray
     counts_as_target: np.ndarray
+    counted_by_trainer: np.ndarray
+    filtered: np.ndarray
     loss_denominator: int | None = None
+    outcome: Outcome = "applied"
 
     @property
     def num_tokens(self) -> int:
@@ -81,13 +97,40 @@ class Batch:
 
 
 def read_batch(plan: StepPlan, reader: TokenReader) -> Batch:
-    """Read the rows of one step.
+    """Read the rows of one step, and find what the trainer and the plan's edits hide from the loss.
 
     Raises:
         UnknownInstance, MissingFile, CorruptFile
     """
-    token_ids = reader.rows(plan.instances)
-    counts = np.ones(token_ids.shape, dtype=bool)
+    return batch_of(
+        plan,
+        reader.rows(plan.instances),
+        reader.counts_as_target(plan.instances),
+        reader.num_tokens_of(plan.instances),
+        reader.run.masking,
+    )
+
+
+def batch_of(
+    plan: StepPlan, token_ids: np.ndarray, trained: np.ndarray, num_tokens: np.ndarray, masking: Masking
+) -> Batch:
+    """The batch of rows that have been read.
+
+    Args:
+        token_ids, trained: shape [rows, length]; ids, and which of them padding and label masks leave in the loss.
+        num_tokens: shape [rows]; tokens of each row before its padding.
+    """
+    filtered = np.zeros(len(token_ids), dtype=bool)
+    if masking.hidden_token_id is not None:
+        trained = trained & (token_ids != masking.hidden_token_id)
+    if masking.repetition is not None:
+        longest, shortest, most = masking.repetition
+        lengths = None if masking.filter_sees_padding else num_tokens
+        filtered = hidden_by_repetition(
+            token_ids, max_period=longest, min_period=shortest, max_count=most, lengths=lengths
+        )
+        trained = trained & ~filtered[:, None]
+    counts = trained.copy()
     for row, start, stop in plan.masks:
         counts[row, start:stop] = False
     return Batch(
@@ -96,8 +139,24 @@ def read_batch(plan: StepPlan, reader: TokenReader) -> Batch:
         instances=plan.instances,
         token_ids=token_ids,
         counts_as_target=counts,
+        counted_by_trainer=trained,
+        filtered=filtered,
         loss_denominator=plan.loss_denominator,
+        outcome=plan.outcome,
     )
+
+
+def denominator_of_rows(batch: Batch, rule: Denominator) -> np.ndarray:
+    """What each row adds to the loss denominator, int64 of shape [rows]; the first token of a row is no target.
+
+    A token that an edit hides is taken out under every rule, so that a masked document weighs nothing.
+    """
+    length = batch.token_ids.shape[1]
+    hidden_by_edit = (batch.counted_by_trainer & ~batch.counts_as_target)[:, 1:].sum(axis=1)
+    if rule == "tokens":
+        return np.full(len(batch.token_ids), length) - hidden_by_edit
+    targets = batch.counts_as_target[:, 1:].sum(axis=1)
+    return targets + length * batch.filtered if rule == "targets_and_filtered" else targets
 
 
 def read_batches(plan: Plan, reader: TokenReader) -> Iterator[Batch]:

@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_index.errors import CorruptFile, MissingFile, UnsafeFile
-from data_index.pickles import ITEM_BYTES, BytesStorageMetadata, Inert, Metadata, StorageInfo, TorchArchive, read_pickle
+from data_index.pickles import TorchArchive, read_pickle
+from data_index.stand_ins import ITEM_BYTES, BytesStorageMetadata, Inert, Metadata, StorageInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,17 +87,15 @@ def _dcp_entry(folder: Path, name: str, described: Inert, places: list[Any]) -> 
     shape = tuple(described.get("size"))
     dtype = described.get("properties").state[0]
     sizes = {tuple(c.get("offsets")): tuple(c.get("sizes")) for c in described.get("chunks")}
-    if set(sizes) != {starts for starts, _ in places} or dtype not in ITEM_BYTES or not _tile(shape, sizes):
+    if set(sizes) != {starts for starts, _ in places} or dtype not in ITEM_BYTES or not tile(shape, sizes):
         raise CorruptFile(f"{folder}/.metadata: the pieces of {name} do not make up its shape {shape}")
-    return DcpEntry(
-        name=name,
-        dtype=dtype,
-        shape=shape,
-        pieces=tuple(_piece(folder, info, starts, sizes[starts]) for starts, info in places),
-    )
+    pieces = tuple(_piece(folder, info, starts, sizes[starts]) for starts, info in places)
+    if any(math.prod(piece.sizes) * ITEM_BYTES[dtype] > piece.length for piece in pieces):
+        raise CorruptFile(f"{folder}/.metadata: a piece of {name} has fewer bytes than its sizes need")
+    return DcpEntry(name=name, dtype=dtype, shape=shape, pieces=pieces)
 
 
-def _tile(shape: tuple[int, ...], sizes: dict[tuple[int, ...], tuple[int, ...]]) -> bool:
+def tile(shape: tuple[int, ...], sizes: dict[tuple[int, ...], tuple[int, ...]]) -> bool:
     """Do the pieces lie inside the shape, without overlap, and fill it?"""
     for start, size in sizes.items():
         if len(start) != len(shape) or len(size) != len(shape):

@@ -17,7 +17,10 @@ import numpy as np
 from data_index.errors import OrderMismatch
 from data_index.files import atomic_file
 from data_index.orders import epoch_order
+from data_index.pieces import read_pieces
 from data_index.run import Run, Segment
+from data_index.run_check import LINES, TOKEN_DTYPE_BYTES
+from data_index.tokens import pieces_of_instances
 
 Progress = Callable[[str], None]
 
@@ -61,9 +64,11 @@ def _write_manifest(connection: Any, run: Run) -> None:
             "first_position": [s.first_position for s in run.segments],
             "instances_per_batch": [s.instances_per_batch for s in run.segments],
             "loss_denominator": pyarrow.array([s.loss_denominator for s in run.segments], pyarrow.int64()),
+            "outcome": [s.outcome for s in run.segments],
         }
     )
-    used = [file for file in run.files if file.num_instances]
+    # A file in which no instance begins would answer for the next file's instances.
+    used = [file for file in run.files if file.num_instances or run.pieces]
     files = pyarrow.table(
         {
             "file": [file.name for file in used],
@@ -72,12 +77,48 @@ def _write_manifest(connection: Any, run: Run) -> None:
             "num_bytes": [file.num_bytes for file in used],
             "first_instance": pyarrow.array([file.first_instance for file in used], pyarrow.int64()),
             "num_instances": pyarrow.array([file.num_instances for file in used], pyarrow.int64()),
+            "first_token": pyarrow.array([file.first_token for file in used], pyarrow.int64()),
         }
     )
-    for name, table in (("segments", segments), ("files", files)):
+    tables = {"segments": segments, "files": files, "pieces": _pieces_table(run)}
+    for name, table in tables.items():
         connection.register("source", table)
         connection.execute(f"CREATE TABLE {name} AS FROM source")
         connection.unregister("source")
+
+
+def _pieces_table(run: Run) -> Any:
+    """Every piece of every instance that is not cut from one place; empty for most runs.
+
+    `first_token` is the piece's place in its row; an instance that is all padding has no row here.
+    """
+    import pyarrow
+
+    pieces = read_pieces(run.pieces) if run.pieces else pieces_of_instances(run, straddling_instances(run))
+    instances = np.arange(run.pieces.num_instances) if run.pieces else np.array(straddling_instances(run), np.int64)
+    lengths = pieces.stop - pieces.start
+    before = np.append(0, np.cumsum(lengths))
+    counts = np.diff(pieces.first)
+    return pyarrow.table(
+        {
+            "instance": np.repeat(instances, counts),
+            "first_token": before[:-1] - np.repeat(before[pieces.first[:-1]], counts),
+            "file": pyarrow.array([file.name for file in run.files]).take(pyarrow.array(pieces.file)),
+            "start": pieces.start,
+            "stop": pieces.stop,
+        }
+    )
+
+
+def straddling_instances(run: Run) -> list[int]:
+    """Instances cut from files that begin in one file and end in a later one."""
+    found = []
+    for file in run.files:
+        if file.num_instances and file.dtype != LINES:
+            end = file.first_token + file.num_instances * run.sequence_length
+            if end * TOKEN_DTYPE_BYTES[file.dtype] > file.num_bytes:
+                found.append(file.first_instance + file.num_instances - 1)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,222 +1,30 @@
 """The only unpickler: torch zip archives and DCP metadata, read without torch and without running anything.
 
-`find_class` knows a short list of names and answers each with an inert stand-in of ours; nothing that a pickle names is
-ever imported or called. Tensors become `TensorRecord`s: where their bytes lie, their dtype, shape and strides, all
-checked against the archive before anything is allocated. `dcp` reads distributed checkpoints with it.
+`find_class` knows a short list of names and answers each with an inert stand-in of ours (`stand_ins`); nothing that a
+pickle names is ever imported or called. Tensors become `TensorRecord`s: where their bytes lie, their dtype, shape and
+strides, all checked against the archive before anything is allocated. `dcp` reads distributed checkpoints with it.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import pickle
 import pickletools
+import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from data_index.errors import CorruptFile, MissingFile, UnsafeFile
+from data_index.stand_ins import ALLOWED, ITEM_BYTES, NumpyArray, StorageRecord, TensorRecord
 
 MAX_PICKLE_BYTES = 512 * 2**20
-
-ITEM_BYTES = {
-    "float64": 8,
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "int64": 8,
-    "int32": 4,
-    "int16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "bool": 1,
-}
-STORAGE_DTYPES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StorageRecord:
-    """A stretch of bytes in a torch archive: key names the zip entry data/<key>."""
-
-    key: str
-    dtype: str
-    num_elements: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorRecord:
-    """A tensor as the pickle describes it. Offset, shape and strides are in elements of the storage."""
-
-    storage: StorageRecord
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if min((*self.shape, *self.strides, self.offset, 0)) < 0 or len(self.shape) != len(self.strides):
-            raise UnsafeFile(f"a tensor claims shape {self.shape}, strides {self.strides}, offset {self.offset}")
-        extent = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) if self.num_elements else 0
-        if self.offset + extent > self.storage.num_elements or self.num_elements > self.storage.num_elements:
-            raise UnsafeFile(f"a tensor of shape {self.shape} reaches past its storage of {self.storage.num_elements}")
-
-    @property
-    def num_elements(self) -> int:
-        return math.prod(self.shape)
-
-
-class Inert:
-    """An object that only remembers what the pickle gave it."""
-
-    state: Any = None
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def get(self, name: str) -> Any:
-        if not isinstance(self.state, dict) or name not in self.state:
-            raise CorruptFile(f"a {type(self).__name__} record lacks {name!r}")
-        return self.state[name]
-
-
-class Metadata(Inert):
-    pass
-
-
-class TensorStorageMetadata(Inert):
-    pass
-
-
-class BytesStorageMetadata(Inert):
-    pass
-
-
-class ChunkStorageMetadata(Inert):
-    pass
-
-
-class TensorProperties(Inert):
-    pass
-
-
-class MetadataIndex(Inert):
-    pass
-
-
-class StorageInfo(Inert):
-    pass
-
-
-class StorageMeta(Inert):
-    pass
-
-
-class _NumpyDtype(Inert):
-    """numpy.dtype('f8', False, True) and the like; never an object dtype."""
-
-    def resolve(self) -> np.dtype:
-        code = str(self.args[0]) if self.args else ""
-        if code not in {"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "b1"}:
-            raise UnsafeFile(f"a numpy array of dtype {code!r} is not read from a pickle")
-        return np.dtype(code)
-
-
-class _NumpyArray(Inert):
-    """numpy's _reconstruct: filled from its state (version, shape, dtype, fortran, bytes)."""
-
-    def resolve(self) -> np.ndarray:
-        try:
-            _, shape, dtype, fortran, raw = self.state
-            if fortran or not isinstance(raw, bytes):
-                raise CorruptFile("a numpy array in a pickle is not in C order")
-            return np.frombuffer(raw, dtype=dtype.resolve()).reshape(shape)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise CorruptFile(f"a numpy array in a pickle cannot be read: {error}") from error
-
-
-def _encode(text: str, encoding: str = "utf-8") -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise UnsafeFile(f"a pickle encodes bytes as {encoding!r}")
-    return text.encode("latin-1")
-
-
-def _rebuild_tensor(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> TensorRecord:
-    if not isinstance(storage, StorageRecord):
-        raise UnsafeFile("a tensor in a pickle has no storage")
-    return TensorRecord(storage=storage, offset=int(offset), shape=tuple(shape), strides=tuple(strides))
-
-
-def _rebuild_parameter(data: TensorRecord, *_: Any) -> TensorRecord:
-    return data
-
-
-def _size(values: Any = ()) -> tuple[int, ...]:
-    return tuple(int(value) for value in values)
-
-
-def _constant(*args: Any) -> None:
-    return None
-
-
-class _Function:
-    """One of our functions as a pickle may call it; a pickle cannot change anything on it."""
-
-    __slots__ = ("_call",)
-    _call: Callable[..., Any]
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_call", call)
-
-    def __call__(self, *args: Any) -> Any:
-        return self._call(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise UnsafeFile("a pickle sets the state of a function")
-
-
-_DCP = "torch.distributed.checkpoint.metadata"
-ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _Function(_encode),
-    ("torch", "Size"): _Function(_size),
-    ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
-    ("torch._utils", "_rebuild_parameter"): _Function(_rebuild_parameter),
-    ("torch.serialization", "_get_layout"): _Function(_constant),
-    ("numpy", "dtype"): _NumpyDtype,
-    ("numpy", "ndarray"): "numpy.ndarray",
-    ("numpy._core.multiarray", "_reconstruct"): _NumpyArray,
-    ("numpy.core.multiarray", "_reconstruct"): _NumpyArray,
-    (_DCP, "Metadata"): Metadata,
-    (_DCP, "TensorStorageMetadata"): TensorStorageMetadata,
-    (_DCP, "BytesStorageMetadata"): BytesStorageMetadata,
-    (_DCP, "ChunkStorageMetadata"): ChunkStorageMetadata,
-    (_DCP, "TensorProperties"): TensorProperties,
-    (_DCP, "MetadataIndex"): MetadataIndex,
-    (_DCP, "StorageMeta"): StorageMeta,
-    (_DCP, "_MEM_FORMAT_ENCODING"): _Function(_constant),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): StorageInfo,
-    ("olmo_core.distributed.checkpoint.filesystem", "_StorageInfo"): StorageInfo,
-    **{("torch", name): dtype for name, dtype in STORAGE_DTYPES.items()},
-    **{("torch", dtype): dtype for dtype in ITEM_BYTES},
-}
+_LOCAL_HEADER_BYTES = 30
+# Encrypted, patched, strongly encrypted: nothing of the kind is read.
+_REFUSED_FLAGS = 0x01 | 0x20 | 0x40
 
 
 class _Reader(pickle.Unpickler):
@@ -235,6 +43,8 @@ class _Reader(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> StorageRecord:
         if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage" and pid[1] in ITEM_BYTES):
             raise UnsafeFile(f"{self.source} has a persistent id that is no tensor storage")
+        if int(pid[4]) >= 2**63:
+            raise UnsafeFile(f"{self.source} has a tensor storage of an impossible size")
         return StorageRecord(key=str(pid[2]), dtype=pid[1], num_elements=int(pid[4]))
 
 
@@ -276,60 +86,144 @@ def _resolve_arrays(value: Any, done: dict[int, Any] | None = None) -> Any:
     """Arrays in place of their records; each object once, however often a pickle shares it."""
     done = {} if done is None else done
     if id(value) not in done:
-        if isinstance(value, _NumpyArray):
+        if isinstance(value, NumpyArray):
             done[id(value)] = value.resolve()
         elif isinstance(value, dict):
             done[id(value)] = {key: _resolve_arrays(item, done) for key, item in value.items()}
-        elif isinstance(value, list | tuple):
-            done[id(value)] = type(value)(_resolve_arrays(item, done) for item in value)
+        elif isinstance(value, list):
+            done[id(value)] = [_resolve_arrays(item, done) for item in value]
+        elif isinstance(value, tuple):
+            done[id(value)] = tuple(_resolve_arrays(item, done) for item in value)
         else:
             return value
     return done[id(value)]
 
 
 class TorchArchive:
-    """A torch.save zip: its pickled value with `TensorRecord`s, and the bytes behind each."""
+    """A torch.save zip: its pickled value with `TensorRecord`s, and the bytes behind each.
 
-    def __init__(self, file: BinaryIO, source: str, num_bytes: int) -> None:
+    Only the zip's directory and the pickle are read at first; a storage is read when it is asked for. A file given by
+    its path is open only while it is read, so that any number of archives can be held.
+    """
+
+    def __init__(self, file: BinaryIO | Path, source: str, num_bytes: int) -> None:
         self.source = source
-        try:
-            self._zip = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, ValueError, OSError) as error:
-            raise CorruptFile(f"{source} is not a torch archive: {error}") from error
-        names = [name for name in self._zip.namelist() if PurePosixPath(name).name == "data.pkl"]
-        if len(names) != 1:
-            raise CorruptFile(f"{source} is not a torch archive: it holds {len(names)} data.pkl")
-        self._prefix = names[0][: -len("data.pkl")]
-        for info in self._zip.infolist():
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size > num_bytes:
-                raise UnsafeFile(f"{source}: entry {info.filename} is compressed or claims {info.file_size} bytes")
-        pickled = self._read("data.pkl")
-        if len(pickled) > MAX_PICKLE_BYTES:
-            raise UnsafeFile(f"{source}: a pickle of {len(pickled)} bytes")
+        self._file = file
+        self._num_bytes = num_bytes
+        with self._opened() as opened:
+            try:
+                archive = zipfile.ZipFile(opened)
+            except (zipfile.BadZipFile, ValueError, OSError, RuntimeError, struct.error) as error:
+                raise CorruptFile(f"{source} is not a torch archive: {error}") from error
+            self._entries = {entry.filename: entry for entry in archive.infolist()}
+            names = [name for name in archive.namelist() if PurePosixPath(name).name == "data.pkl"]
+            if len(names) != 1:
+                raise CorruptFile(f"{source} is not a torch archive: it holds {len(names)} data.pkl")
+            self._prefix = names[0][: -len("data.pkl")]
+            self._check_entries()
+            pickled = self._read_entry(archive, "data.pkl")
+            if self._prefix + "byteorder" in self._entries and self._read_entry(archive, "byteorder") != b"little":
+                raise CorruptFile(f"{source} was written in another byte order than little; convert it first")
         self.value = read_pickle(pickled, source)
 
-    def _read(self, name: str) -> bytes:
+    @contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
+        if not isinstance(self._file, Path):
+            yield self._file
+            return
+        with self._file.open("rb") as file:
+            yield file
+
+    def _check_entries(self) -> None:
+        total = 0
+        for entry in self._entries.values():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > self._num_bytes:
+                raise UnsafeFile(
+                    f"{self.source}: entry {entry.filename} is compressed or claims {entry.file_size} bytes"
+                )
+            if entry.flag_bits & _REFUSED_FLAGS:
+                raise UnsafeFile(f"{self.source}: entry {entry.filename} is encrypted or patched")
+            total += entry.file_size
+        if total > self._num_bytes:
+            raise UnsafeFile(f"{self.source}: its entries claim {total} bytes, more than the file's {self._num_bytes}")
+        if self._entries[self._prefix + "data.pkl"].file_size > MAX_PICKLE_BYTES:
+            raise UnsafeFile(f"{self.source}: a pickle of more than {MAX_PICKLE_BYTES} bytes")
+
+    def _read_entry(self, archive: zipfile.ZipFile, name: str) -> bytes:
         try:
-            return self._zip.read(self._prefix + name)
-        except (KeyError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError) as error:
+            return archive.read(self._prefix + name)
+        except (KeyError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, struct.error) as error:
             raise CorruptFile(f"{self.source}: entry {name} is missing or damaged: {error}") from error
 
-    def storage_bytes(self, tensor: TensorRecord) -> bytes:
-        """All bytes of the tensor's storage; its size is checked against what the pickle declares."""
-        raw = self._read(f"data/{tensor.storage.key}")
-        declared = tensor.storage.num_elements * ITEM_BYTES[tensor.storage.dtype]
-        if len(raw) != declared:
-            raise CorruptFile(f"{self.source}: storage {tensor.storage.key} has {len(raw)} bytes, not {declared}")
-        return raw
+    def storage_bytes(self, tensor: TensorRecord) -> bytearray:
+        """All bytes of the tensor's storage; size and checksum are compared with what the archive declares.
+
+        Raises:
+            CorruptFile
+        """
+        return self._read_storage(tensor.storage, 0, tensor.storage.num_elements)
+
+    def tensor_bytes(self, tensor: TensorRecord) -> bytearray:
+        """The bytes of the storage from the tensor's first element to its last, and none besides.
+
+        The checksum covers a whole storage: it is compared where the tensor fills its storage.
+
+        Raises:
+            CorruptFile
+        """
+        return self._read_storage(tensor.storage, tensor.offset, tensor.offset + tensor.extent)
+
+    def check_storage(self, storage: StorageRecord) -> None:
+        """Are the bytes that a tensor needs there, as many as it says? Nothing is read.
+
+        Raises:
+            CorruptFile
+        """
+        self._entry_of(storage)
+
+    def _entry_of(self, storage: StorageRecord) -> zipfile.ZipInfo:
+        entry = self._entries.get(f"{self._prefix}data/{storage.key}")
+        if entry is None:
+            raise CorruptFile(f"{self.source}: entry data/{storage.key} is missing")
+        declared = storage.num_elements * ITEM_BYTES[storage.dtype]
+        if entry.file_size != declared:
+            raise CorruptFile(f"{self.source}: storage {storage.key} has {entry.file_size} bytes, not {declared}")
+        return entry
+
+    def _read_storage(self, storage: StorageRecord, start: int, stop: int) -> bytearray:
+        entry, item, name = self._entry_of(storage), ITEM_BYTES[storage.dtype], f"data/{storage.key}"
+        first, num_bytes = start * item, (stop - start) * item
+        with self._opened() as file:
+            at = self._start_of_entry(file, entry)
+            if at + entry.file_size > self._num_bytes:
+                raise CorruptFile(f"{self.source}: entry {name} reaches past the end; the file was truncated")
+            content = bytearray(num_bytes)
+            file.seek(at + first)
+            if file.readinto(content) != num_bytes:  # type: ignore[attr-defined]
+                raise CorruptFile(f"{self.source}: entry {name} ends early; the file was truncated")
+        if num_bytes == entry.file_size and zlib.crc32(content) != entry.CRC:
+            raise CorruptFile(f"{self.source}: entry {name} is damaged: its checksum differs")
+        return content
+
+    def _start_of_entry(self, file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+        """Where the bytes of a stored entry begin: behind a header with a name and a field of its own length."""
+        file.seek(max(entry.header_offset, 0))
+        header = file.read(_LOCAL_HEADER_BYTES)
+        if entry.header_offset < 0 or len(header) != _LOCAL_HEADER_BYTES or header[:4] != b"PK\x03\x04":
+            raise CorruptFile(f"{self.source}: entry {entry.filename} is not where the zip's directory places it")
+        name, extra = struct.unpack("<HH", header[26:30])
+        if file.read(name) != entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437"):
+            raise CorruptFile(f"{self.source}: entry {entry.filename} has another name at its place")
+        return entry.header_offset + _LOCAL_HEADER_BYTES + int(name) + int(extra)
 
 
 def read_torch_archive(path: Path) -> TorchArchive:
-    """Open a .pt file.
+    """Open a .pt file; its tensors stay on disk.
 
     Raises:
         MissingFile, CorruptFile, UnsafeFile
     """
     try:
-        return TorchArchive(io.BytesIO(path.read_bytes()), str(path), path.stat().st_size)
+        return TorchArchive(path, str(path), path.stat().st_size)
     except FileNotFoundError as error:
         raise MissingFile(f"{path} is not there") from error

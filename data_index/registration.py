@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from data_index.errors import RunExists
-from data_index.files import atomic_folder, exclusive_lock, remove_dead_siblings, write_bytes
+from data_index.files import atomic_folder, exclusive_lock, remove_dead_siblings, write_bytes, write_npy
 from data_index.index import build_index
 from data_index.kinds import table_of_rows
+from data_index.pieces import write_pieces
 from data_index.run import Run
-from data_index.run_file import write_run
-from data_index.sources import layout_module, recognise
+from data_index.run_file import read_run, write_run
+from data_index.sources import Imported, layout_named, recognise
 from data_index.sources.trainer_record import read_record
 from data_index.witness import hash_token_files, prove_consumed
 from data_index.workspace import Workspace, learn, valid_name
@@ -25,6 +27,7 @@ def add(
     data: Path | None = None,
     metrics: Path | None = None,
     layout: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     workspace: Workspace | None = None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Run:
@@ -35,13 +38,14 @@ def add(
         name: what to call it; default: what the folder says.
         data: where its token files are, when not where the run says.
         metrics: a trainer's record (JSON lines) that does not lie in the folder.
+        settings: what the trainer was told and no file of the folder says, by the trainer's own names.
     Raises:
         MissingFile, UnknownLayout, RunExists, CorruptFile, OrderMismatch, UnsupportedRecipe, DiskFull
     """
     workspace = workspace or Workspace()
     folder = Path(source).resolve()
     progress(f"reading {folder}")
-    imported = layout_module(layout or recognise(folder)).read(folder, name, data)
+    imported = layout_named(layout or recognise(folder)).read(folder, name, data, settings or {})
     run, tables = imported.run, dict(imported.tables)
     if metrics is not None:
         tables |= read_record(metrics)
@@ -54,11 +58,12 @@ def add(
                 f"with forensics remove {run.name}"
             )
         remove_dead_siblings(home)
-        progress("hashing token files")
-        blocks = hash_token_files(run)
-        progress("checking the trainer's record of batches")
-        run = prove_consumed(run, tables["consumed"].to_pylist()) if "consumed" in tables else run
         with atomic_folder(home) as building:
+            run = _write_arrays(imported, building)
+            progress("hashing token files")
+            blocks = hash_token_files(run)
+            progress("checking the trainer's record of batches")
+            run = prove_consumed(run, tables["consumed"].to_pylist()) if "consumed" in tables else run
             for file, content in imported.verbatim.items():
                 write_bytes(building / file, content)
             build_index(run, building / "index.duckdb", progress)
@@ -67,4 +72,19 @@ def add(
             if blocks:
                 learn(building, "block_hashes", table_of_rows("block_hashes", blocks, folder))
             write_run(replace(run, source=run.source.absolute()), building)
-    return run
+    return read_run(home)
+
+
+def _write_arrays(imported: Imported, building: Path) -> Run:
+    """Keep what was computed once for the run (pieces, line offsets) in its home; returns the run that names it."""
+    run = imported.run
+    if imported.pieces is not None:
+        run = replace(run, pieces=write_pieces(imported.pieces, building / "pieces.npz"))
+    files = []
+    for number, file in enumerate(run.files):
+        if file.name in imported.lines:
+            path = building / "lines" / f"{number:05d}.npy"
+            write_npy(path, imported.lines[file.name])
+            file = replace(file, lines=path)
+        files.append(file)
+    return replace(run, files=tuple(files))

@@ -6,7 +6,7 @@ is steps A+1 .. B. A position is the 0-based place of an instance in the consump
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,15 @@ from data_index.errors import InvalidRange, StepOutOfRange
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenFile:
-    """A file of raw little-endian token ids, and the instances cut from it."""
+    """A file of token ids, and the instances that begin in it.
+
+    Attributes:
+        dtype: of raw little-endian token ids; `jsonl` for a file with one instance a line (`{"token_ids": […]}`).
+        first_token: where its first instance begins; what lies before belongs to an instance that began in the file
+            before (a shard's border need not be an instance's). The last instance may run on into the next file.
+        label_mask: a file of as many booleans as tokens; False keeps a token out of the loss.
+        lines: for `jsonl`, an .npy of int64 byte offsets: line i is bytes lines[i] .. lines[i + 1].
+    """
 
     name: str
     path: Path
@@ -25,14 +33,48 @@ class TokenFile:
     first_instance: int
     num_instances: int
     sha256: str | None = None
+    first_token: int = 0
+    label_mask: Path | None = None
+    lines: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PieceFile:
+    """Where the pieces of a run's instances are kept (`data_index.pieces`); the content hash names them."""
+
+    path: Path
+    num_instances: int
+    num_pieces: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Masking:
+    """What a trainer hides from the loss by looking at the tokens; computed when a batch is read.
+
+    Attributes:
+        repetition: (max_period, min_period, max_count) of the instance filter: an instance in which up to max_period
+            tokens are repeated max_count times or more leaves the loss as a whole. None: no filter.
+        filter_sees_padding: the filter looks at rows after they were padded, so that much padding hides a row.
+        hidden_token_id: targets of this id do not count.
+    """
+
+    repetition: tuple[int, int, int] | None = None
+    filter_sees_padding: bool = False
+    hidden_token_id: int | None = None
+
+
+Outcome = Literal["applied", "skipped", "withheld"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """A stretch of steps with one order, one batch size, one epoch.
 
-    `loss_denominator` is set where the trainer divided a step's summed loss by something else than the number of
-    labels in its batch.
+    Attributes:
+        loss_denominator: set where a step's summed loss is divided by something else than the recipe's rule gives.
+        outcome: `skipped`: the trainer consumed the batches and computed nothing; `withheld`: it computed gradients and
+            threw them away (a loss scale that overflowed).
     """
 
     first_step: int
@@ -42,6 +84,7 @@ class Segment:
     instances_per_batch: int
     attempt: int = 1
     loss_denominator: int | None = None
+    outcome: Outcome = "applied"
 
     @property
     def last_step(self) -> int:
@@ -94,7 +137,14 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One pretraining run, as the toolkit understood it. A fork is a run with a parent."""
+    """One pretraining run, as the toolkit understood it. A fork is a run with a parent.
+
+    Attributes:
+        sequence_length: tokens of a row as it is read; with `extra_label` one more than the model reads, since the last
+            one is a label only (as in Megatron's trainers).
+        pieces: for instances that are put together from pieces of files; those cut from files come after them.
+        pad_token_id: what fills a row that is too short; padding never counts in the loss.
+    """
 
     name: str
     layout: str
@@ -106,6 +156,10 @@ class Run:
     trust: OrderTrust
     config_format: str
     config: Mapping[str, Any]
+    extra_label: bool = False
+    pieces: PieceFile | None = None
+    masking: Masking = Masking()
+    pad_token_id: int | None = None
     recipe_overrides: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Path | None = None
     eos_token_id: int | None = None
@@ -116,7 +170,23 @@ class Run:
 
     @property
     def num_instances(self) -> int:
-        return sum(file.num_instances for file in self.files)
+        return (self.pieces.num_instances if self.pieces else 0) + sum(file.num_instances for file in self.files)
+
+    @property
+    def tokens_per_instance(self) -> int:
+        """Tokens that the trainer counts for a row: those that the model reads."""
+        return self.sequence_length - self.extra_label
+
+    @property
+    def largest_token_id(self) -> int:
+        """What the token files can hold; lines of JSON hold any id."""
+        dtype = self.files[0].dtype
+        return 2**31 - 1 if dtype == "jsonl" else 2 ** (int(dtype.lstrip("uint")) - dtype.startswith("int")) - 1
+
+    @property
+    def hides_tokens(self) -> bool:
+        """Does the trainer keep tokens out of the loss, by their content, by padding or by label masks?"""
+        return self.masking != Masking() or self.pieces is not None or any(file.label_mask for file in self.files)
 
     @property
     def first_step(self) -> int:
@@ -150,7 +220,7 @@ class Run:
             max(min(step, last) - first + 1, 0) * self.segment_of_step(first).instances_per_batch
             for first, last, _ in self.kept_steps()
         )
-        return int(self.facts.get("tokens_before", "0")) + rows * self.sequence_length
+        return int(self.facts.get("tokens_before", "0")) + rows * self.tokens_per_instance
 
     def kept_steps(self) -> list[tuple[int, int, int]]:
         """Stretches (first, last, attempt) that tile the steps; where segments overlap, the later attempt counts."""
@@ -183,28 +253,3 @@ def parse_steps(text: str, run: Run) -> tuple[int, int]:
     for step in (first + 1, last):
         run.segment_of_step(step)
     return first, last
-
-
-def place_files(files: Sequence[tuple[str, Path, int, str | None]], dtype: str, rows_of: Any) -> tuple[TokenFile, ...]:
-    """Number the instances of files laid end to end.
-
-    Args:
-        files: name, path, bytes and sha256 (or None) of each file, in the trainer's order.
-        rows_of: bytes of a file -> instances cut from it.
-    """
-    placed, first = [], 0
-    for name, path, num_bytes, sha256 in files:
-        rows = rows_of(num_bytes)
-        placed.append(
-            TokenFile(
-                name=name,
-                path=path,
-                dtype=dtype,
-                num_bytes=num_bytes,
-                first_instance=first,
-                num_instances=rows,
-                sha256=sha256,
-            )
-        )
-        first += rows
-    return tuple(placed)

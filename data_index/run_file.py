@@ -12,7 +12,8 @@ from typing import Any
 
 from data_index.errors import CorruptFile, MissingFile, NewerWorkspace
 from data_index.files import write_toml
-from data_index.run import Order, OrderTrust, Run, Segment, TokenFile
+from data_index.run import Masking, Order, OrderTrust, PieceFile, Run, Segment, TokenFile
+from data_index.run_check import check_run
 
 RUN_FORMAT_VERSION = 1
 
@@ -26,7 +27,13 @@ def _file_table(file: TokenFile, base: Path) -> dict[str, Any]:
         "first_instance": file.first_instance,
         "num_instances": file.num_instances,
     }
-    return table | ({"sha256": file.sha256} if file.sha256 else {})
+    optional = {
+        "sha256": file.sha256,
+        "first_token": file.first_token or None,
+        "label_mask": path_text(file.label_mask, base) if file.label_mask else None,
+        "lines": path_text(file.lines, base) if file.lines else None,
+    }
+    return table | {key: value for key, value in optional.items() if value is not None}
 
 
 def path_text(path: Path, base: Path) -> str:
@@ -46,6 +53,25 @@ def run_to_table(run: Run, base: Path) -> dict[str, Any]:
         "sequence_length": run.sequence_length,
         "config_format": run.config_format,
     }
+    if run.extra_label:
+        table["extra_label"] = True
+    if run.pad_token_id is not None:
+        table["pad_token_id"] = run.pad_token_id
+    if run.pieces is not None:
+        table["pieces"] = {
+            "path": path_text(run.pieces.path, base),
+            "num_instances": run.pieces.num_instances,
+            "num_pieces": run.pieces.num_pieces,
+            "sha256": run.pieces.sha256,
+        }
+    if run.masking != Masking():
+        table["masking"] = drop_none(
+            {
+                "repetition": run.masking.repetition,
+                "filter_sees_padding": run.masking.filter_sees_padding or None,
+                "hidden_token_id": run.masking.hidden_token_id,
+            }
+        )
     if run.tokenizer is not None:
         table["tokenizer"] = path_text(run.tokenizer, base)
     if run.eos_token_id is not None:
@@ -70,6 +96,7 @@ def run_to_table(run: Run, base: Path) -> dict[str, Any]:
             "attempt": s.attempt,
         }
         | ({} if s.loss_denominator is None else {"loss_denominator": s.loss_denominator})
+        | ({} if s.outcome == "applied" else {"outcome": s.outcome})
         for s in run.segments
     ]
     return table
@@ -114,42 +141,15 @@ def read_run(folder: Path) -> Run:
         raise CorruptFile(f"{path} lacks or misstates {error}") from error
 
 
-TOKEN_DTYPE_BYTES = {"uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8, "int32": 4, "int64": 8}
-
-
-def _check(run: Run) -> Run:
-    """Refuse what no run can be; the message names the value.
-
-    Raises:
-        ValueError
-    """
-    if run.sequence_length < 1:
-        raise ValueError(f"sequence_length ({run.sequence_length})")
-    names: set[str] = set()
-    for group in (run.files, run.heldout):
-        expected = 0
-        for file in group:
-            sizes = (file.num_bytes, file.first_instance, file.num_instances)
-            if not all(type(size) is int and size >= 0 for size in sizes) or file.dtype not in TOKEN_DTYPE_BYTES:
-                raise ValueError(f"the file {file.name} ({file.dtype}, {sizes})")
-            item = TOKEN_DTYPE_BYTES[file.dtype]
-            if file.first_instance != expected or file.num_instances * run.sequence_length * item > file.num_bytes:
-                raise ValueError(f"the instances of {file.name}: they do not follow the file before, or do not fit")
-            if file.name in names:
-                raise ValueError(f"the file name {file.name}: there are two of it")
-            names.add(file.name)
-            expected += file.num_instances
-    for segment in run.segments:
-        numbers = (segment.first_step, segment.num_steps, segment.epoch, segment.instances_per_batch, segment.attempt)
-        if not all(type(number) is int and number >= 1 for number in numbers) or segment.first_position < 0:
-            raise ValueError(f"the segment at step {segment.first_step}")
-    return run
-
-
 def _run_from_table(table: Mapping[str, Any], base: Path) -> Run:
     def files(key: str) -> tuple[TokenFile, ...]:
-        return tuple(TokenFile(**(entry | {"path": base / entry["path"]})) for entry in table.get(key, []))
+        paths = ("path", "label_mask", "lines")
+        return tuple(
+            TokenFile(**(entry | {name: base / entry[name] for name in paths if name in entry}))
+            for entry in table.get(key, [])
+        )
 
+    pieces, masking = table.get("pieces"), table.get("masking", {})
     parent = table.get("parent")
     segments = tuple(Segment(**entry) for entry in table["segments"])
     if not segments:
@@ -165,6 +165,10 @@ def _run_from_table(table: Mapping[str, Any], base: Path) -> Run:
         trust=OrderTrust(**table["trust"]),
         config_format=table["config_format"],
         config=table["config"],
+        extra_label=bool(table.get("extra_label", False)),
+        pieces=PieceFile(**(pieces | {"path": base / pieces["path"]})) if pieces else None,
+        masking=_masking(masking),
+        pad_token_id=table.get("pad_token_id"),
         recipe_overrides=table.get("recipe_overrides", {}),
         tokenizer=base / table["tokenizer"] if "tokenizer" in table else None,
         eos_token_id=table.get("eos_token_id"),
@@ -173,4 +177,16 @@ def _run_from_table(table: Mapping[str, Any], base: Path) -> Run:
         environment=table.get("environment", {}),
         facts=table.get("facts", {}),
     )
-    return _check(run)
+    return check_run(run)
+
+
+def _masking(table: Mapping[str, Any]) -> Masking:
+    repetition = table.get("repetition")
+    if repetition is not None:
+        longest, shortest, most = (int(number) for number in repetition)
+        repetition = (longest, shortest, most)
+    return Masking(
+        repetition=repetition,
+        filter_sees_padding=bool(table.get("filter_sees_padding", False)),
+        hidden_token_id=table.get("hidden_token_id"),
+    )

@@ -29,8 +29,10 @@ QUERY_MEMORY = "2GB"
 
 _INDEX_VIEWS = {
     "segments": "first_step BIGINT, num_steps BIGINT, attempt BIGINT, epoch BIGINT, first_position BIGINT, "
-    "instances_per_batch BIGINT, loss_denominator BIGINT",
-    "files": "file VARCHAR, path VARCHAR, dtype VARCHAR, num_bytes BIGINT, first_instance BIGINT, num_instances BIGINT",
+    "instances_per_batch BIGINT, loss_denominator BIGINT, outcome VARCHAR",
+    "files": "file VARCHAR, path VARCHAR, dtype VARCHAR, num_bytes BIGINT, first_instance BIGINT, "
+    "num_instances BIGINT, first_token BIGINT",
+    "pieces": "instance BIGINT, first_token BIGINT, file VARCHAR, start BIGINT, stop BIGINT",
     "batches": "step BIGINT, attempt INTEGER, epoch INTEGER, position BIGINT, instance BIGINT, file VARCHAR, "
     '"offset" BIGINT, num_tokens INTEGER',
     "instances": "instance BIGINT, epoch INTEGER, step BIGINT, attempt INTEGER, position BIGINT, file VARCHAR, "
@@ -285,6 +287,7 @@ def plan_of(workspace: Workspace, run: Run, first: int, last: int) -> IndexedPla
                 instances=np.asarray(rows["instance"][start:stop], dtype=np.int64),
                 masks=tuple(hidden.get(int(step), ())),
                 loss_denominator=run.segment_of_step(int(step)).loss_denominator,
+                outcome=run.segment_of_step(int(step)).outcome,
             )
             for step, start, stop in zip(steps, starts, stops, strict=True)
         }
@@ -309,7 +312,7 @@ def reader_of(workspace: Workspace, run: Run, *, verify: bool = True) -> TokenRe
 def batch_rows(workspace: Workspace, run: Run, first: int, last: int, instance: int | None = None) -> Any:
     """Rows of `batch`: one for each row of steps first+1 .. last, as an Arrow table.
 
-    `masked` counts the tokens hidden from the loss; it is null where the run hides some that are not computed.
+    `masked` counts the tokens that edits hide from the loss; what the trainer hides is known once the tokens are read.
     """
     return (
         connect(workspace, [run.name])
@@ -322,17 +325,12 @@ def batch_rows(workspace: Workspace, run: Run, first: int, last: int, instance: 
             hidden AS (SELECT step, attempt, position, sum(stop - start)::BIGINT AS masked FROM masks GROUP BY ALL)
             SELECT b.step, b.attempt, b.position, b.instance, b.file, b."offset", b.num_tokens,
                    coalesce(p.document_ids, []) AS document_ids,
-                   CASE WHEN $masks_known THEN coalesce(h.masked, 0) END AS masked, b.epoch
+                   coalesce(h.masked, 0) AS masked, b.epoch
             FROM b LEFT JOIN pieces p USING (instance)
             LEFT JOIN hidden h ON h.step = b.step AND h.attempt = b.attempt AND h.position = b.position
             ORDER BY b.step, b.attempt, b.position
             """,
-            params={
-                "first": first,
-                "last": last,
-                "instance": instance,
-                "masks_known": "masks_unknown" not in run.facts,
-            },
+            params={"first": first, "last": last, "instance": instance},
         )
         .to_arrow_table()
     )

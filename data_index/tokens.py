@@ -1,19 +1,24 @@
-"""Token rows from raw little-endian files; the only token IO.
+"""Token rows from files; the only token IO.
 
-Files of every trainer read here are headerless arrays, also where they are called .npy. Instance i of a run lies in
-the file that holds it, `(i - first_instance) * sequence_length` tokens from the file's start.
+Files of every trainer read here are headerless arrays, also where they are called .npy, or lines of JSON. Most
+instances lie in one file, `(i - first_instance) * sequence_length` tokens from its first one; some are put together
+from pieces.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
 from data_index.errors import CorruptFile, MissingFile, UnknownInstance
 from data_index.files import BLOCK_BYTES
+from data_index.pieces import Pieces, read_pieces
 from data_index.run import Run, TokenFile
+from data_index.run_check import LINES
 
 BlockHashes = Mapping[tuple[str, int], str]
 
@@ -28,69 +33,179 @@ class TokenReader:
     """
 
     def __init__(self, run: Run, block_hashes: BlockHashes | None) -> None:
-        self._starts = np.array([file.first_instance for file in run.files], dtype=np.int64)
+        self.run = run
+        self._cut = [number for number, file in enumerate(run.files) if file.num_instances]
+        self._starts = np.array([run.files[number].first_instance for number in self._cut], dtype=np.int64)
         self._length = run.sequence_length
-        self._run = run
         self._maps: dict[str, np.ndarray] = {}
         self._hashes = block_hashes
         self._checked: set[tuple[str, int]] = set()
         self.first_seen: dict[tuple[str, int], str] = {}
 
-    def place_of(self, instance: int) -> tuple[TokenFile, int]:
-        """The file of an instance and its offset in tokens from the file's start.
+    @cached_property
+    def pieces(self) -> Pieces | None:
+        return read_pieces(self.run.pieces) if self.run.pieces else None
+
+    def pieces_of(self, instance: int) -> list[tuple[int, int, int]]:
+        """(file number, start, stop) of the stretches of tokens that an instance is made of, in row order.
 
         Raises:
             UnknownInstance
         """
-        if not 0 <= instance < self._run.num_instances:
-            raise UnknownInstance(f"{self._run.name} has instances 0..{self._run.num_instances - 1}, not {instance}")
-        file = self._run.files[int(np.searchsorted(self._starts, instance, side="right")) - 1]
-        return file, (instance - file.first_instance) * self._length
+        if not 0 <= instance < self.run.num_instances:
+            raise UnknownInstance(f"{self.run.name} has instances 0..{self.run.num_instances - 1}, not {instance}")
+        if self.pieces is not None and instance < self.pieces.num_instances:
+            return self.pieces.of_instance(instance)
+        number = self._cut[int(np.searchsorted(self._starts, instance, side="right")) - 1]
+        file = self.run.files[number]
+        start = file.first_token + (instance - file.first_instance) * self._length
+        found, missing = [], self._length
+        while missing:
+            stop = min(start + missing, self._num_tokens(number))
+            found.append((number, start, stop))
+            number, missing, start = number + 1, missing - (stop - start), 0
+        return found
+
+    def _num_tokens(self, number: int) -> int:
+        file = self.run.files[number]
+        if file.dtype == LINES:
+            return file.num_instances * self._length
+        return file.num_bytes // np.dtype(file.dtype).itemsize
+
+    def place_of(self, instance: int) -> tuple[TokenFile, int]:
+        """The file that an instance begins in, and its offset in tokens from the file's start.
+
+        Raises:
+            UnknownInstance
+        """
+        pieces = self.pieces_of(instance)
+        number, start, _ = pieces[0] if pieces else (0, 0, 0)
+        return self.run.files[number], start
 
     def rows(self, instances: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Token ids of instances, int64 of shape [len(instances), sequence_length].
+        """Token ids of instances, int64 of shape [len(instances), sequence_length]; short ones are padded.
 
         Raises:
             UnknownInstance, MissingFile, CorruptFile
         """
-        rows = np.empty((len(instances), self._length), dtype=np.int64)
+        padding = self.run.pad_token_id or 0
+        rows = np.full((len(instances), self._length), padding, dtype=np.int64)
         for row, instance in enumerate(instances):
-            file, offset = self.place_of(int(instance))
-            rows[row] = self.read(file, offset, offset + self._length)
+            filled = 0
+            for number, start, stop in self.pieces_of(int(instance)):
+                rows[row, filled : filled + stop - start] = self.read(self.run.files[number], start, stop)
+                filled += stop - start
         return rows
+
+    def counts_as_target(self, instances: Sequence[int] | np.ndarray) -> np.ndarray:
+        """What padding and label-mask files leave in the loss: bool of shape [len(instances), sequence_length].
+
+        Raises:
+            UnknownInstance, MissingFile, CorruptFile
+        """
+        counts = np.ones((len(instances), self._length), dtype=bool)
+        if self.run.pieces is None and not any(file.label_mask for file in self.run.files):
+            return counts
+        for row, instance in enumerate(instances):
+            filled = 0
+            for number, start, stop in self.pieces_of(int(instance)):
+                file = self.run.files[number]
+                if file.label_mask is not None:
+                    counts[row, filled : filled + stop - start] = self._label_mask(file)[start:stop]
+                filled += stop - start
+            counts[row, filled:] = False
+        return counts
+
+    def num_tokens_of(self, instances: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Tokens of each instance before its padding, int64 of shape [len(instances)]."""
+        if self.run.pieces is None:
+            return np.full(len(instances), self._length)
+        return np.array([sum(stop - start for _, start, stop in self.pieces_of(int(i))) for i in instances])
 
     def read(self, file: TokenFile, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) of a file, in the file's own dtype; a copy-free view where it can be."""
-        tokens = self._map(file)
-        if self._hashes is not None:
-            item = tokens.dtype.itemsize
-            for block in range(start * item // BLOCK_BYTES, max(stop * item - 1, 0) // BLOCK_BYTES + 1):
-                self._check(file, block)
-        return tokens[start:stop]
+        if file.dtype == LINES:
+            return self._read_line(file, start, stop)
+        dtype = np.dtype(file.dtype).newbyteorder("<")
+        first, last = start * dtype.itemsize, stop * dtype.itemsize
+        raw = self._map(file)
+        self._check_bytes(file, first, last)
+        return raw[first:last].view(dtype)
+
+    def _read_line(self, file: TokenFile, start: int, stop: int) -> np.ndarray:
+        """Tokens of a file with one instance a line; all lines have `sequence_length` tokens."""
+        line, within = divmod(start, self._length)
+        first, last = (int(offset) for offset in self._line_offsets(file)[line : line + 2])
+        self._check_bytes(file, first, last)
+        try:
+            ids = np.array(json.loads(self._map(file)[first:last].tobytes())["token_ids"], dtype=np.int64)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise CorruptFile(f"{file.path} line {line + 1} is no object with token_ids: {error}") from error
+        if ids.shape != (self._length,):
+            raise CorruptFile(
+                f"{file.path} line {line + 1} has {ids.size} token ids; the run's rows have {self._length}"
+            )
+        return ids[within : within + stop - start]
+
+    def _line_offsets(self, file: TokenFile) -> np.ndarray:
+        key = f"{file.name} lines"
+        if key not in self._maps:
+            if file.lines is None:
+                raise CorruptFile(f"run.toml of {self.run.name} names no line offsets for {file.name}")
+            try:
+                offsets = np.load(file.lines, mmap_mode="r", allow_pickle=False)
+            except FileNotFoundError as error:
+                raise MissingFile(f"{file.lines} is not there: register {self.run.name} again") from error
+            except Exception as error:  # numpy evaluates the header, which fails in many ways
+                raise CorruptFile(f"{file.lines} is not a whole .npy file: {error}") from error
+            if offsets.shape != (file.num_instances + 1,) or offsets.dtype != np.int64:
+                raise CorruptFile(f"{file.lines} does not hold the offsets of {file.num_instances} lines")
+            self._maps[key] = offsets
+        return self._maps[key]
 
     def _map(self, file: TokenFile) -> np.ndarray:
+        """The bytes of a file, mapped."""
         if file.name not in self._maps:
-            try:
-                size = file.path.stat().st_size
-            except FileNotFoundError as error:
-                raise MissingFile(f"{file.path}, a token file of {self._run.name}, is not there") from error
-            if size != file.num_bytes:
-                raise CorruptFile(
-                    f"{file.path} has {size:,} bytes; {self._run.name} was indexed with {file.num_bytes:,}: it was "
-                    "truncated or replaced; restore the file"
-                )
-            dtype = np.dtype(file.dtype).newbyteorder("<")
-            whole = size // dtype.itemsize
-            self._maps[file.name] = (
-                np.memmap(file.path, dtype=dtype, mode="r", shape=(whole,)) if whole else np.empty(0, dtype)
-            )
+            size = self._size(file)
+            self._maps[file.name] = np.memmap(file.path, dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
         return self._maps[file.name]
+
+    def _size(self, file: TokenFile) -> int:
+        try:
+            size = file.path.stat().st_size
+        except FileNotFoundError as error:
+            raise MissingFile(f"{file.path}, a token file of {self.run.name}, is not there") from error
+        if size != file.num_bytes:
+            raise CorruptFile(
+                f"{file.path} has {size:,} bytes; {self.run.name} was indexed with {file.num_bytes:,}: it was "
+                "truncated or replaced; restore the file"
+            )
+        return size
+
+    def _label_mask(self, file: TokenFile) -> np.ndarray:
+        key, path = f"{file.name} label mask", file.label_mask
+        assert path is not None
+        if key not in self._maps:
+            wanted = file.num_bytes // np.dtype(file.dtype).itemsize
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError as error:
+                raise MissingFile(f"{path}, a label mask of {self.run.name}, is not there") from error
+            if size != wanted:
+                raise CorruptFile(f"{path} has {size:,} booleans; {file.name} has {wanted:,} tokens")
+            self._maps[key] = np.memmap(path, dtype=bool, mode="r") if size else np.empty(0, bool)
+        return self._maps[key]
+
+    def _check_bytes(self, file: TokenFile, start: int, stop: int) -> None:
+        if self._hashes is not None:
+            for block in range(start // BLOCK_BYTES, max(stop - 1, 0) // BLOCK_BYTES + 1):
+                self._check(file, block)
 
     def _check(self, file: TokenFile, block: int) -> None:
         key = (file.name, block)
         if key in self._checked:
             return
-        raw = self._map(file).view(np.uint8)[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
+        raw = self._map(file)[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
         actual = hashlib.sha256(raw.tobytes()).hexdigest()
         expected = self._hashes.get(key) if self._hashes else None
         if expected is None:
@@ -102,3 +217,13 @@ class TokenReader:
                 f"of {expected[:12]}…; restore the file, or read it as it is with --no-verify"
             )
         self._checked.add(key)
+
+
+def pieces_of_instances(run: Run, instances: Sequence[int]) -> Pieces:
+    """The pieces of some instances, as arrays."""
+    reader = TokenReader(run, None)
+    found = [reader.pieces_of(instance) for instance in instances]
+    flat = [piece for pieces in found for piece in pieces]
+    file, start, stop = np.array(flat, dtype=np.int64).reshape(-1, 3).T
+    first = np.cumsum([0, *map(len, found)])
+    return Pieces(first=first, file=file.astype(np.int32), start=start, stop=stop)

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from data_index.batch import Plan
+from data_index.batch import Denominator, Plan, StepPlan, batch_of, denominator_of_rows, read_batch
 from data_index.errors import CorruptFile, FailedQuery, InvalidEdit, MissingFile
 from data_index.run import Run
 from data_index.store import locked_connection, query_locked, require_one_select
+from data_index.tokens import TokenReader
 from data_index.workspace import Workspace
 from replay.intervention import (
     Edit,
@@ -22,6 +23,7 @@ from replay.intervention import (
     Intervention,
     Row,
     RowEdit,
+    RowWeight,
     Shuffle,
     SwapSteps,
     option_flag,
@@ -54,12 +56,29 @@ class Inserted:
         return Row(instance, ((length - num_padding, length),) if num_padding else ())
 
 
+def row_weight(run: Run, rule: Denominator, reader: TokenReader, inserted: Inserted) -> RowWeight:
+    """What a row adds to the loss denominator, as a function; it reads the row's tokens."""
+
+    def weight(row: Row) -> int:
+        masks = tuple((0, start, stop) for start, stop in row.masks)
+        plan = StepPlan(step=0, epoch=1, instances=np.array([row.instance]), masks=masks)
+        if row.instance >= inserted.first_instance:
+            ids = inserted.rows[row.instance - inserted.first_instance][None]
+            batch = batch_of(plan, ids, np.ones(ids.shape, dtype=bool), np.array([ids.shape[1]]), run.masking)
+        else:
+            batch = read_batch(plan, reader)
+        return int(denominator_of_rows(batch, rule)[0])
+
+    return weight
+
+
 @dataclass(slots=True, kw_only=True)
 class Resolver:
     """Resolves the edits of one fork, against its parent's index and plan.
 
     Attributes:
         plan: the parent's plan over the fork's steps.
+        weight: what a row adds to the denominator of its step's loss.
         described: what each edit hits, in a sentence, for the fork's record and its user.
     """
 
@@ -67,6 +86,7 @@ class Resolver:
     run: Run
     plan: Plan
     inserted: Inserted
+    weight: RowWeight
     described: list[str] = field(default_factory=list)
 
     def resolve(self, edit: Edit) -> Intervention:
@@ -75,16 +95,15 @@ class Resolver:
             InvalidEdit: it reaches outside the fork's steps, or hits nothing.
         """
         steps = self._steps(edit)
-        length = self.run.sequence_length
         if edit.operation == "shuffle":
             self.described.append(f"shuffle all rows of steps {steps.start}..{steps.stop - 1}")
-            return Shuffle(length=length, steps=steps, seed=option_number(edit, "seed", 0))
+            return Shuffle(weight=self.weight, steps=steps, seed=option_number(edit, "seed", 0))
         if edit.operation == "swap" and edit.selector is None:
             return self._swap_steps(edit, steps)
         if edit.operation == "insert":
             rows = self._given_rows(edit)
             self.described.append(f"insert {len(rows)} rows into each of steps {steps.start}..{steps.stop - 1}")
-            return Insert(length=length, steps=steps, rows=rows)
+            return Insert(weight=self.weight, steps=steps, rows=rows)
         return self._row_edit(edit, steps, self._selected(edit, steps))
 
     def _steps(self, edit: Edit) -> range:
@@ -107,7 +126,7 @@ class Resolver:
                 f"{self.plan.steps.stop - 1}), such as swap @{self.plan.steps.start} with={self.plan.steps.stop - 1}"
             )
         self.described.append(f"swap the batches of steps {steps.start} and {second}")
-        return SwapSteps(length=self.run.sequence_length, first=steps.start, second=second)
+        return SwapSteps(weight=self.weight, first=steps.start, second=second)
 
     def _row_edit(self, edit: Edit, steps: range, spans: Spans) -> RowEdit:
         instances = list(spans)
@@ -139,7 +158,7 @@ class Resolver:
             change = {a: (row,) for a, row in rows.items() if row.instance != a}
         self._describe(edit, steps, spans, rescale)
         return RowEdit(
-            length=self.run.sequence_length,
+            weight=self.weight,
             steps=steps,
             change=change,
             hide=hide,
@@ -276,7 +295,7 @@ def token_row(line: Any, number: int, path: Path, run: Run) -> tuple[np.ndarray,
         raise InvalidEdit(
             f"{path} line {number} has {len(ids)} tokens; a row of {run.name} takes 2 to {length}: split it"
         )
-    vocabulary = np.iinfo(run.files[0].dtype).max
+    vocabulary = run.largest_token_id
     if min(ids) < 0 or max(ids) > vocabulary:
         raise InvalidEdit(f"{path} line {number}: token ids must lie in 0..{vocabulary}")
     padding = length - len(ids)

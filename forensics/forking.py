@@ -34,23 +34,34 @@ from data_index.files import (
 from data_index.index import build_index
 from data_index.kinds import table_of_rows
 from data_index.run import Order, OrderTrust, Run, Segment, TokenFile, parse_steps
+from data_index.run_check import LINES
 from data_index.run_file import read_run, write_run
 from data_index.sources.native import saved_steps
 from data_index.store import plan_of, reader_of
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
-from forensics.edits import Inserted, Resolver
-from forensics.reproduction import Progress, fingerprint_of, metrics_by_step, prepare, saved_checkpoint
+from forensics.edits import Inserted, Resolver, row_weight
+from forensics.reproduction import (
+    Progress,
+    fingerprint_of,
+    metrics_by_step,
+    prepare,
+    saved_checkpoint,
+    start_state,
+)
+from forensics.starting import plan_as_taken
 from forensics.tracing import NormTrace, ParentComparison, layers_of_model
 from replay.determinism import deterministic, environment
 from replay.intervention import Edit, parse_edit
-from replay.recipe import apply_overrides, recipe_of_run
+from replay.models import require_architecture
+from replay.recipe import Recipe, apply_overrides, recipe_of_run
 from replay.recording import Recording, SavePolicy, advance
-from replay.train_state import TrainState, load_state
+from replay.train_state import TrainState
 from replay.weights import read_weights
 
 # Held-out tokens looked at for a fork's held-out loss; all of them where there are fewer.
 HELDOUT_TOKENS = 32_768
+RECIPE_FACTS = ("world_size", "instances_per_epoch", "approximate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +76,37 @@ class ForkResult:
     steps: tuple[Mapping[str, Any], ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkRequest:
+    """A fork as it was asked for: steps first+1 .. last of `parent`, with edits and recipe overrides."""
+
+    parent: Run
+    first: int
+    last: int
+    edits: tuple[Edit, ...]
+    overrides: Mapping[str, Any]
+    approximate: bool = False
+    device: str = "auto"
+
+    def to_table(self) -> dict[str, Any]:
+        """fork.toml: what makes a fork this one. Files named by edits count by content."""
+        tables = [edit.to_table() for edit in self.edits]
+        for edit, table in zip(self.edits, tables, strict=True):
+            given = edit.options.get("with", "")
+            if given and not given.startswith("instance:") and not given.isdigit():
+                table["file_sha256"] = sha256_of_file(Path(given))
+        return {
+            "parent": self.parent.name,
+            "from_step": self.first,
+            "num_steps": self.last - self.first,
+            "edits": tables,
+            "recipe": dict(self.overrides),
+        } | ({"approximate": True} if self.approximate else {})
+
+    def recipe(self) -> Recipe:
+        return apply_overrides(recipe_of_run(self.parent, approximate=self.approximate), self.overrides)
+
+
 def fork(
     run: str,
     *,
@@ -77,6 +119,7 @@ def fork(
     device: str = "auto",
     precision: str = "recipe",
     enforce_determinism: bool = True,
+    approximate: bool = False,
     progress: Progress = lambda result, last: None,
     say: Callable[[str], None] = lambda message: None,
 ) -> ForkResult:
@@ -86,6 +129,7 @@ def fork(
         edits: in the grammar of replay/intervention.py, applied in order; none: the fork equals its parent.
         overrides: recipe fields by dotted name, such as {"recipe.learning_rate": 1e-3}.
         save_every: keep every K-th state; default: what an earlier call said, else the last one only.
+        approximate: pass over settings of the trainer that define another step.
     Raises:
         InvalidEdit, InvalidRange, UnknownRun, MissingCheckpoint, MissingState, UnsupportedRecipe, CorruptFile, Busy,
         DiskFull, OutOfMemory
@@ -96,15 +140,22 @@ def fork(
         raise InvalidRange(f"--num-steps {num_steps}: a fork takes at least one step")
     first, last = parse_steps(f"{from_step}:{from_step + num_steps}", parent)
     overrides = dict(overrides or {}) | ({"precision": "fp32"} if precision == "fp32" else {})
-    apply_overrides(recipe_of_run(parent), overrides)
-    parsed = [parse_edit(edit) for edit in edits]
-    table = fork_table(parent, first, num_steps, parsed, overrides)
-    folder = workspace.folder / "forks" / fork_id(table)
+    asked = ForkRequest(
+        parent=parent,
+        first=first,
+        last=last,
+        edits=tuple(parse_edit(edit) for edit in edits),
+        overrides=overrides,
+        approximate=approximate,
+        device=device,
+    )
+    require_architecture(asked.recipe().model)
+    folder = workspace.folder / "forks" / fork_id(asked.to_table())
     workspace.create()
     with exclusive_lock(folder.with_name(f".{folder.name}.lock"), f"running fork {folder.name}"):
         if not (folder / "run.toml").exists():
             workspace.checkpoint(parent, first)
-            create_fork(workspace, parent, first, last, parsed, overrides, table, folder, device)
+            create_fork(workspace, asked, folder)
         for line in described(folder):
             say(line)
         child = workspace.run(folder.name)
@@ -121,24 +172,6 @@ def _remember_saving(folder: Path, save_every: int | None) -> int | None:
     if every != before:
         write_json(path, {"every": every})
     return every
-
-
-def fork_table(
-    parent: Run, first: int, num_steps: int, edits: Sequence[Edit], overrides: Mapping[str, Any]
-) -> dict[str, Any]:
-    """fork.toml: what makes a fork this one. Files named by edits count by content."""
-    tables = [edit.to_table() for edit in edits]
-    for edit, table in zip(edits, tables, strict=True):
-        given = edit.options.get("with", "")
-        if given and not given.startswith("instance:") and not given.isdigit():
-            table["file_sha256"] = sha256_of_file(Path(given))
-    return {
-        "parent": parent.name,
-        "from_step": first,
-        "num_steps": num_steps,
-        "edits": tables,
-        "recipe": dict(overrides),
-    }
 
 
 def fork_id(table: Mapping[str, Any]) -> str:
@@ -169,36 +202,26 @@ def result_of(workspace: Workspace, fork_name: str) -> ForkResult:
 # --- creating ------------------------------------------------------------------------------------------------------
 
 
-def create_fork(
-    workspace: Workspace,
-    parent: Run,
-    first: int,
-    last: int,
-    edits: Sequence[Edit],
-    overrides: Mapping[str, Any],
-    table: Mapping[str, Any],
-    folder: Path,
-    device: str,
-) -> None:
+def create_fork(workspace: Workspace, asked: ForkRequest, folder: Path) -> None:
     """Resolve the edits, write the plan down as a native run folder, and index it; all in one rename."""
-    base: Plan = plan_of(workspace, parent, first, last)
-    resolver = Resolver(
-        workspace=workspace, run=parent, plan=base, inserted=Inserted(first_instance=parent.num_instances)
-    )
-    plan = base
-    for edit in edits:
+    parent, recipe = asked.parent, asked.recipe()
+    plan: Plan = plan_as_taken(workspace, parent, asked.first, asked.last, recipe)
+    inserted = Inserted(first_instance=parent.num_instances)
+    weight = row_weight(parent, recipe.denominator, reader_of(workspace, parent), inserted)
+    resolver = Resolver(workspace=workspace, run=parent, plan=plan, inserted=inserted, weight=weight)
+    for edit in asked.edits:
         resolver.plan = plan
         plan = resolver.resolve(edit)(plan)
     steps = [plan[step] for step in plan.steps]
     remove_dead_siblings(folder)
     with atomic_folder(folder) as building:
-        write_toml(building / "fork.toml", dict(table) | {"described": resolver.described})
-        inserted = _write_inserted(building, parent, resolver.inserted)
-        child = _child_run(workspace, parent, first, overrides, table, device, building, steps, inserted)
+        write_toml(building / "fork.toml", asked.to_table() | {"described": resolver.described})
+        files = _write_inserted(building, parent, inserted)
+        child = _child_run(workspace, asked, building, steps, files)
         write_run(child, building)
-        at_home = [replace(f, path=folder / f.path.relative_to(building)) if f in inserted else f for f in child.files]
+        at_home = [replace(f, path=folder / f.path.relative_to(building)) if f in files else f for f in child.files]
         build_index(replace(child, files=tuple(at_home)), building / "index.duckdb")
-        current = _shared_tables(workspace, parent, building, inserted)
+        current = _shared_tables(workspace, parent, building)
         if masks := _mask_rows(steps):
             write_parquet(building / "masks.parquet", table_of_rows("masks", masks, folder))
             current["masks"] = ["masks.parquet"]
@@ -210,13 +233,14 @@ def _write_inserted(building: Path, parent: Run, inserted: Inserted) -> tuple[To
         return ()
     path = building / "tokens" / "inserted.bin"
     path.parent.mkdir()
-    dtype = np.dtype(parent.files[0].dtype).newbyteorder("<")
-    path.write_bytes(np.stack(inserted.rows).astype(dtype).tobytes())
+    # Lines of JSON have no dtype of their own.
+    dtype = "uint32" if parent.files[0].dtype == LINES else parent.files[0].dtype
+    path.write_bytes(np.stack(inserted.rows).astype(np.dtype(dtype).newbyteorder("<")).tobytes())
     return (
         TokenFile(
             name="inserted.bin",
             path=path,
-            dtype=parent.files[0].dtype,
+            dtype=dtype,
             num_bytes=path.stat().st_size,
             first_instance=inserted.first_instance,
             num_instances=len(inserted.rows),
@@ -226,32 +250,28 @@ def _write_inserted(building: Path, parent: Run, inserted: Inserted) -> tuple[To
 
 
 def _child_run(
-    workspace: Workspace,
-    parent: Run,
-    first: int,
-    overrides: Mapping[str, Any],
-    table: Mapping[str, Any],
-    device: str,
-    building: Path,
-    steps: Sequence[StepPlan],
-    inserted: tuple[TokenFile, ...],
+    workspace: Workspace, asked: ForkRequest, building: Path, steps: Sequence[StepPlan], inserted: tuple[TokenFile, ...]
 ) -> Run:
+    parent, overrides = asked.parent, {k.removeprefix("recipe."): v for k, v in asked.overrides.items()}
+    # What the parent's trainer knew and the recipe depends on stays with the child.
+    facts = {name: parent.environment[name] for name in RECIPE_FACTS if name in parent.environment}
     child = replace(
         parent,
-        name=fork_id(table),
+        name=fork_id(asked.to_table()),
         layout="native",
         source=building,
         files=(*parent.files, *inserted),
         order=_write_orders(building, steps),
         segments=segments_of(steps),
         trust=OrderTrust(level="exact", witness="the plan that the fork was run from"),
-        recipe_overrides=dict(parent.recipe_overrides) | {k.removeprefix("recipe."): v for k, v in overrides.items()},
-        parent=(parent.name, first),
-        facts={"tokens_before": str(parent.tokens_after(first))},
+        recipe_overrides=dict(parent.recipe_overrides) | overrides,
+        parent=(parent.name, asked.first),
+        environment=facts | ({"approximate": True} if asked.approximate else {}),
+        facts={"tokens_before": str(parent.tokens_after(asked.first))},
     )
-    setup = prepare(workspace, child, device, "recipe")
+    setup = prepare(workspace, child, asked.device, "recipe")
     made_with = environment() | {"num_threads": setup.recipe.num_threads, "fingerprint": fingerprint_of(setup)}
-    return replace(child, environment=made_with)
+    return replace(child, environment=dict(child.environment) | made_with)
 
 
 def _write_orders(building: Path, steps: Sequence[StepPlan]) -> Order:
@@ -269,8 +289,8 @@ def segments_of(steps: Sequence[StepPlan]) -> tuple[Segment, ...]:
     segments: list[Segment] = []
     for plan in steps:
         rows, last = len(plan.instances), segments[-1] if segments else None
-        alike = last and (last.epoch, last.instances_per_batch, last.loss_denominator)
-        if last and alike == (plan.epoch, rows, plan.loss_denominator):
+        alike = last and (last.epoch, last.instances_per_batch, last.loss_denominator, last.outcome)
+        if last and alike == (plan.epoch, rows, plan.loss_denominator, plan.outcome):
             segments[-1] = replace(last, num_steps=last.num_steps + 1)
             continue
         position = last.first_position + last.num_steps * last.instances_per_batch if last else 0
@@ -282,6 +302,7 @@ def segments_of(steps: Sequence[StepPlan]) -> tuple[Segment, ...]:
                 first_position=position if last and last.epoch == plan.epoch else 0,
                 instances_per_batch=rows,
                 loss_denominator=plan.loss_denominator,
+                outcome=plan.outcome,
             )
         )
     return tuple(segments)
@@ -306,9 +327,7 @@ def _mask_rows(steps: Sequence[StepPlan]) -> list[dict[str, Any]]:
     return rows
 
 
-def _shared_tables(
-    workspace: Workspace, parent: Run, building: Path, inserted: tuple[TokenFile, ...]
-) -> dict[str, list[str]]:
+def _shared_tables(workspace: Workspace, parent: Run, building: Path) -> dict[str, list[str]]:
     """Documents and block hashes are the parent's: named where they are, not copied."""
     home = workspace.home(parent.name)
     current = {}
@@ -325,7 +344,8 @@ def _run_fork(
 ) -> None:
     setup = prepare(workspace, child, device, "recipe", enforce)
     assert child.parent is not None
-    start = workspace.checkpoint(workspace.run(child.parent[0]), child.parent[1])
+    parent = workspace.run(child.parent[0])
+    start = workspace.checkpoint(parent, child.parent[1])
     observers: list[Any] = []
     recording = Recording(folder=child.source, policy=SavePolicy(every=save_every))
     reader = reader_of(workspace, child)
@@ -333,7 +353,7 @@ def _run_fork(
     def begin(saved: int | None) -> TrainState:
         tokens = child.tokens_after(saved or start.step)
         place = start if saved is None else saved_checkpoint(child.source, child.name, saved, tokens)
-        state = load_state(place, setup.recipe, device=setup.device)
+        state = start_state(setup, place)
         layers = layers_of_model(state.model)
         recording.labels["layers"] = list(layers)
         parents = {c.step: c for c in workspace.checkpoints(workspace.run(start.run)) if c.step > start.step}

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from data_index.batch import Batch, read_batches
+from data_index.batch import Batch, read_batch, read_batches
 from data_index.errors import ForensicsError, InvalidRange, UnknownDocument, UnknownInstance
 from data_index.run import Run, parse_steps
 from data_index.store import (
@@ -59,12 +57,31 @@ def batch(
             f"steps {first + 1}..{last} of {run} did not read instance {instance} "
             f"(who did: forensics where {run} --instance {instance})"
         )
+    if record.hides_tokens and table.num_rows:
+        table = _with_hidden(workspace, record, table, verify)
     if tokens:
         reader = reader_of(workspace, record, verify=verify)
         rows = reader.rows(table.column("instance").to_numpy())
         remember_first_seen(workspace, record, reader)
         table = table.append_column("token_ids", pyarrow.array(list(rows), pyarrow.list_(pyarrow.int64())))
     return table
+
+
+def _with_hidden(workspace: Workspace, run: Run, table: Any, verify: bool) -> Any:
+    """`masked` as it is once the tokens are read: hidden by the trainer or by an edit."""
+    import pyarrow
+
+    reader = reader_of(workspace, run, verify=verify)
+    steps = table.column("step").to_pylist()
+    hidden: dict[tuple[int, int], int] = {}
+    whole = plan_of(workspace, run, min(steps) - 1, max(steps))
+    for plan in (whole[step] for step in dict.fromkeys(steps)):
+        start = run.segment_of_step(plan.step).positions_of_step(plan.step).start
+        counts = (~read_batch(plan, reader).counts_as_target).sum(axis=1)
+        hidden |= {(plan.step, start + row): int(count) for row, count in enumerate(counts)}
+    remember_first_seen(workspace, run, reader)
+    masked = [hidden[key] for key in zip(steps, table.column("position").to_pylist(), strict=True)]
+    return table.set_column(table.column_names.index("masked"), "masked", pyarrow.array(masked, pyarrow.int64()))
 
 
 def batches(run: str, first: int, last: int, *, workspace: Workspace | None = None) -> Iterator[Batch]:
@@ -102,7 +119,7 @@ def where(
         instances = list(find_text(record, reader_of(workspace, record), text))
     else:
         assert token is not None
-        if token < 0 or token > np.iinfo(record.files[0].dtype).max:
+        if token < 0 or token > record.largest_token_id:
             raise UnknownDocument(f"{token} cannot be a token id of {run}")
         instances = list(find_token(record, reader_of(workspace, record), token))
     return readings_of_instances(workspace, record, instances)

@@ -24,11 +24,13 @@ from data_index.files import (
 )
 from data_index.run import Checkpoint, Run, parse_steps
 from data_index.sources.native import read_pieces
-from data_index.store import logged_metrics, plan_of, reader_of
+from data_index.store import logged_metrics, reader_of
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
+from forensics.starting import complete_state, plan_as_taken
 from replay import fidelity
 from replay.determinism import arithmetic_fingerprint, choose_device, deterministic, environment
+from replay.models import require_architecture
 from replay.recipe import Recipe, recipe_of_run
 from replay.recording import Recording, SavePolicy, advance
 from replay.train_state import TrainState, load_state, moment_tensors, weight_tensors
@@ -52,12 +54,15 @@ class Setup:
     enforce: bool
 
 
-def prepare(workspace: Workspace, run: Run, device: str, precision: str, enforce: bool = True) -> Setup:
+def prepare(
+    workspace: Workspace, run: Run, device: str, precision: str, enforce: bool = True, approximate: bool = False
+) -> Setup:
     """
     Raises:
         UnsupportedRecipe: the run's step cannot be taken; the message names the setting.
     """
-    recipe = recipe_of_run(run)
+    recipe = recipe_of_run(run, approximate=approximate or bool(run.environment.get("approximate")))
+    require_architecture(recipe.model)
     if precision == "fp32":
         recipe = replace(recipe, precision="fp32")
     threads = run.environment.get("num_threads")
@@ -75,6 +80,7 @@ def replay(
     precision: str = "recipe",
     verify: bool = True,
     enforce_determinism: bool = True,
+    approximate: bool = False,
     progress: Progress = lambda result, last: None,
 ) -> fidelity.ReplayReport:
     """Take steps A+1 .. B again from checkpoint A, and compare with the log and with checkpoint B.
@@ -84,6 +90,7 @@ def replay(
     Args:
         steps: "A:B", from checkpoint A to checkpoint B.
         verify: check token files against their hashes while reading.
+        approximate: pass over settings of the trainer that define another step; the grade is `unbanded` then.
     Raises:
         UnknownRun, StepOutOfRange, MissingCheckpoint, MissingState, CorruptFile, UnsupportedRecipe, OutOfMemory, Busy
     """
@@ -92,7 +99,7 @@ def replay(
     if ":" not in steps:
         raise InvalidRange(f"replay takes a range from checkpoint to checkpoint, such as 100:160, not {steps!r}")
     first, last = parse_steps(steps, record)
-    setup = prepare(workspace, record, device, precision, enforce_determinism)
+    setup = prepare(workspace, record, device, precision, enforce_determinism, approximate)
     start = workspace.checkpoint(record, first)
     folder = replay_folder(setup, first, last, verify)
     with exclusive_lock(folder.with_name(f".{folder.name}.lock"), f"replaying {run} {first}:{last}"):
@@ -122,19 +129,20 @@ def _replay(
         remove_folder(folder)
     logged = logged_metrics(workspace, run, start.step, last)
     reader = reader_of(workspace, run, verify=verify)
-    observers = [ParameterHashes(workspace, run, start.step, last, setup.recipe.parameter_order)]
+    observers = [ParameterHashes(workspace, run, start.step, last, setup.recipe)]
     final: dict[str, TrainState] = {}
+    not_known: list[str] = []
 
     def begin(saved: int | None) -> TrainState:
         place = start if saved is None else saved_checkpoint(folder, run.name, saved, run.tokens_after(saved))
-        final["state"] = load_state(place, setup.recipe, device=setup.device)
+        final["state"] = start_state(setup, place, not_known)
         return final["state"]
 
     with deterministic(setup.recipe.num_threads, enforce=setup.enforce):
         results = advance(
             Recording(folder=folder, policy=SavePolicy(record_batches=False)),
             start=begin,
-            plan=plan_of(workspace, run, start.step, last),
+            plan=plan_as_taken(workspace, run, start.step, last, setup.recipe),
             reader=reader,
             recipe=setup.recipe,
             observers=observers if observers[0].expected else (),
@@ -145,12 +153,28 @@ def _replay(
         replayed = metrics_by_step(folder)
         rows = [fidelity.step_row(s, replayed[s], logged.get(s, {})) for s in range(start.step + 1, last + 1)]
         report = _compare(setup, state, start, last, rows)
+        report = replace(report, notes=(*report.notes, *not_known))
     if first_seen := remember_first_seen(workspace, run, reader):
         report = replace(report, notes=(*report.notes, f"{first_seen}."))
     # The state goes first: a report says that nothing of the replay is left to go on with.
     remove_folder(folder / "checkpoints")
     write_json(folder / "report.json", asdict(report) | {"finished": time.time()})
     return report
+
+
+def start_state(setup: Setup, place: Checkpoint, not_known: list[str] | None = None) -> TrainState:
+    """The state of a checkpoint, completed from the log where a trainer's checkpoint does not hold all that matters.
+
+    Args:
+        not_known: gets a sentence for what neither of them says.
+    """
+    state = load_state(place, setup.recipe, device=setup.device)
+    if place.layout != "native":
+        run = setup.workspace.run(place.run)
+        notes = complete_state(state, setup.workspace, run, place, setup.recipe)
+        if not_known is not None:
+            not_known[:] = notes
+    return state
 
 
 def saved_checkpoint(folder: Path, run: str, step: int, tokens: int) -> Checkpoint:
@@ -176,10 +200,10 @@ def metrics_by_step(folder: Path) -> dict[int, dict[str, float]]:
 class ParameterHashes:
     """Compares the weights after each step with the trainer's hash of them, where it recorded one."""
 
-    def __init__(self, workspace: Workspace, run: Run, first: int, last: int, convention: str) -> None:
+    def __init__(self, workspace: Workspace, run: Run, first: int, last: int, recipe: Recipe) -> None:
         rows = workspace.learned(workspace.home(run.name), "parameter_hashes")
         self.expected = {row["step"]: row["sha256"] for row in rows if first < row["step"] <= last}
-        self.convention, self.last = convention, last
+        self.recipe, self.last = recipe, last
 
     def before_step(self, state: TrainState, batch: Batch) -> None: ...
 
@@ -189,7 +213,7 @@ class ParameterHashes:
         small = sum(p.numel() for p in state.model.parameters()) < HASH_EVERY_STEP_PARAMETERS
         if batch.step not in self.expected or not (small or batch.step == self.last):
             return {}, {}
-        actual = trainer_parameter_hash(weight_tensors(state), self.convention)
+        actual = trainer_parameter_hash(weight_tensors(state), self.recipe.parameter_order)
         return {"parameters_equal": float(actual == self.expected[batch.step])}, {}
 
 
@@ -219,7 +243,7 @@ def _compare(
         run=run.name,
         first=start.step,
         last=last,
-        grade=fidelity.grade(rows, states_equal),
+        grade=fidelity.grade(rows, states_equal, approximate=bool(setup.recipe.approximated)),
         fingerprint_matches=None if recorded is None else fingerprint == recorded,
         first_divergent_step=divergent[0] if divergent else None,
         max_abs_loss_difference=max(gaps) if gaps else None,
@@ -246,6 +270,7 @@ def _notes(
     setup: Setup, rows: list[dict[str, Any]], end: Checkpoint | None, recorded: str | None, fingerprint: str
 ) -> Iterator[str]:
     run = setup.run
+    yield from (f"Passed over on request: {what}." for what in setup.recipe.approximated)
     yield from (f"{note}." for note in setup.recipe.unfaithful)
     if recorded is None:
         yield f"{run.name} recorded no arithmetic fingerprint, so equal kernels cannot be told from its files."

@@ -25,10 +25,12 @@ from data_index.files import (
     write_parquet,
 )
 from data_index.kinds import table_of_rows
-from data_index.run import Order, OrderTrust, Run, Segment, TokenFile, place_files
+from data_index.run import Order, OrderTrust, Run, Segment, TokenFile
 from data_index.run_file import write_run
+from data_index.sources.folder import place_files
 from forensics import corpus
 from forensics.corpus import SourceDocument
+from replay.curves import CosineWithWarmup
 from replay.determinism import arithmetic_fingerprint, deterministic, environment
 from replay.recipe import Recipe
 from replay.schedule import Schedule
@@ -213,12 +215,12 @@ def _lay_out(
 
 
 def _write_streams(folder: Path, kind: str, streams: list[TokenStream], spec: SampleSpec) -> tuple[TokenFile, ...]:
-    found = []
-    for stream in streams:
-        path = folder / kind / stream.name
+    paths = [folder / kind / stream.name for stream in streams]
+    for stream, path in zip(streams, paths, strict=True):
         write_bytes(path, np.array(stream.tokens, dtype="<u2").tobytes())
-        found.append((stream.name, path, path.stat().st_size, sha256_of_file(path)))
-    return place_files(found, "uint16", lambda num_bytes: num_bytes // (2 * spec.sequence_length))
+    names = [stream.name for stream in streams]
+    placed = place_files(names, paths, "uint16", lambda num_bytes: num_bytes // (2 * spec.sequence_length))
+    return tuple(replace(file, sha256=sha256_of_file(file.path)) for file in placed)
 
 
 def _instances(files: tuple[TokenFile, ...], place: tuple[str, range]) -> np.ndarray:
@@ -333,7 +335,7 @@ def sample_recipe(spec: SampleSpec, end: int, vocabulary: int) -> Recipe:
         eps=1e-8,
         weight_decay=0.1,
         no_decay=("model.embed_tokens.weight",),
-        schedule=Schedule(kind="cosine_with_warmup", warmup_steps=spec.warmup_steps, max_steps=spec.num_steps),
+        schedule=Schedule(curve=CosineWithWarmup(warmup_steps=spec.warmup_steps, max_steps=spec.num_steps)),
         max_grad_norm=1.0,
         z_loss=1e-4,
         num_threads=1,

@@ -65,6 +65,8 @@ def step_row(step: int, replayed: Mapping[str, float], logged: Mapping[str, floa
     for name in COMPARED_METRICS:
         row[name] = replayed.get(name)
         row[f"{name}_logged"] = logged.get(name)
+    row["skipped"] = bool(replayed.get("skipped"))
+    row["skipped_logged"] = None if "skipped" not in logged else bool(logged["skipped"])
     row["parameters_equal"] = None if "parameters_equal" not in replayed else bool(replayed["parameters_equal"])
     return row
 
@@ -72,6 +74,8 @@ def step_row(step: int, replayed: Mapping[str, float], logged: Mapping[str, floa
 def step_diverges(row: Mapping[str, Any]) -> bool:
     """Does anything that was logged for this step differ in a bit?"""
     pairs = ((row[name], row[f"{name}_logged"]) for name in COMPARED_METRICS)
+    if row["skipped_logged"] is not None and row["skipped"] != row["skipped_logged"]:
+        return True
     return row["parameters_equal"] is False or any(
         logged is not None and replayed is not None and not same_bits(replayed, logged) for replayed, logged in pairs
     )
@@ -108,16 +112,19 @@ def relative_distance(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, tor
     return math.sqrt(gap / max(sum(float(t.double().square().sum()) for t in theirs.values()), 1e-300))
 
 
-def grade(rows: Sequence[Mapping[str, Any]], states_equal: bool | None) -> str:
+def grade(rows: Sequence[Mapping[str, Any]], states_equal: bool | None, *, approximate: bool = False) -> str:
     """The fidelity grade.
 
     Args:
         states_equal: all tensors of checkpoint B, or its hash, equal; None where neither exists.
+        approximate: settings of the trainer were passed over; equal numbers would not show that the step is the same.
     """
     compared = [(row["loss"], row["loss_logged"]) for row in rows if row["loss_logged"] is not None]
     equal = all(same_bits(a, b) for a, b in compared)
-    if states_equal and equal:
+    if states_equal and equal and not approximate:
         return "R0"
+    if approximate:
+        return "unbanded"
     if compared and all(same_bits(a, b) or abs(a - b) <= R1_RELATIVE * abs(b) for a, b in compared):
         return "R1"
     return "unbanded"

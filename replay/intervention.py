@@ -156,30 +156,25 @@ def merged(spans: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
     return tuple(union)
 
 
-def num_targets(rows: list[Row], length: int) -> int:
-    """Tokens that count in the loss: all but the first of each row, less the hidden ones."""
-    hidden = sum(stop - max(start, 1) for row in rows for start, stop in merged(row.masks) if stop > 1)
-    return len(rows) * (length - 1) - hidden
+# What a row adds to the denominator of its step's loss, by the recipe's rule: its targets, mostly.
+RowWeight = Callable[[Row], int]
 
 
-def with_rows(plan: StepPlan, rows: list[Row], length: int, *, rescale: bool = True) -> StepPlan:
+def with_rows(plan: StepPlan, rows: list[Row], weight: RowWeight, *, rescale: bool = True) -> StepPlan:
     """The step with other rows.
 
     Args:
-        rescale: divide the loss by the targets that are there now; otherwise by as many as there were, so that rows
-            taken away count as rows with zero loss and the remaining ones weigh what they weighed.
+        rescale: divide the loss by what is there now; otherwise by as much as there was, so that rows taken away count
+            as rows with zero loss and the remaining ones weigh what they weighed.
     """
     if not rows:
         raise InvalidEdit(f"step {plan.step} is left without a row: mask the rows instead of dropping all of them")
-    before, after = num_targets(rows_of(plan), length), num_targets(rows, length)
     denominator = plan.loss_denominator
-    if rescale:
-        denominator = None if denominator is None else denominator + after - before
-    elif denominator is None:
-        denominator = before
-    return StepPlan(
-        step=plan.step,
-        epoch=plan.epoch,
+    if denominator is not None or not rescale:
+        before, after = (sum(weight(row) for row in some) for some in (rows_of(plan), rows))
+        denominator = (before if denominator is None else denominator) + (after - before if rescale else 0)
+    return replace(
+        plan,
         instances=np.array([row.instance for row in rows], dtype=np.int64),
         masks=tuple((number, start, stop) for number, row in enumerate(rows) for start, stop in row.masks),
         loss_denominator=denominator,
@@ -217,7 +212,7 @@ class RowEdit:
         swap: two instances whose rows change places, each with the masks it has.
     """
 
-    length: int
+    weight: RowWeight
     steps: range
     change: Mapping[int, tuple[Row, ...]] = field(default_factory=dict)
     hide: Mapping[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
@@ -236,7 +231,7 @@ class RowEdit:
     def _edit(self, plan: StepPlan) -> StepPlan:
         before = rows_of(plan)
         rows = [new for row in before for new in self._rows(row)]
-        return plan if rows == before else with_rows(plan, rows, self.length, rescale=self.rescale)
+        return plan if rows == before else with_rows(plan, rows, self.weight, rescale=self.rescale)
 
     def _rows(self, row: Row) -> tuple[Row, ...]:
         if row.instance in self.hide:
@@ -248,13 +243,13 @@ class RowEdit:
 class Insert:
     """Add rows at the end of each of the steps' batches."""
 
-    length: int
+    weight: RowWeight
     steps: range
     rows: tuple[Row, ...]
 
     def __call__(self, plan: Plan) -> Plan:
         return EditedPlan(
-            base=plan, change=lambda p: with_rows(p, rows_of(p) + list(self.rows), self.length), where=self.steps
+            base=plan, change=lambda p: with_rows(p, rows_of(p) + list(self.rows), self.weight), where=self.steps
         )
 
 
@@ -262,7 +257,7 @@ class Insert:
 class SwapSteps:
     """Exchange what two steps read; each keeps its own place in the epoch and its own learning rate."""
 
-    length: int
+    weight: RowWeight
     first: int
     second: int
 
@@ -270,7 +265,7 @@ class SwapSteps:
         other = {self.first: self.second, self.second: self.first}
 
         def change(own: StepPlan) -> StepPlan:
-            return with_rows(own, rows_of(plan[other[own.step]]), self.length)
+            return with_rows(own, rows_of(plan[other[own.step]]), self.weight)
 
         steps = range(min(other), max(other) + 1, max(max(other) - min(other), 1))
         return EditedPlan(base=plan, change=change, where=steps)
@@ -280,7 +275,7 @@ class SwapSteps:
 class Shuffle:
     """Permute all rows of the steps with PCG64; batch sizes stay as they are."""
 
-    length: int
+    weight: RowWeight
     steps: range
     seed: int
 
@@ -289,7 +284,7 @@ class Shuffle:
         order = np.random.Generator(np.random.PCG64(seed=self.seed)).permutation(len(rows))
         shuffled = iter([rows[i] for i in order])
         taken = {step: [next(shuffled) for _ in rows_of(plan[step])] for step in self.steps}
-        return EditedPlan(base=plan, change=lambda p: with_rows(p, taken[p.step], self.length), where=self.steps)
+        return EditedPlan(base=plan, change=lambda p: with_rows(p, taken[p.step], self.weight), where=self.steps)
 
 
 Intervention = RowEdit | Insert | SwapSteps | Shuffle

@@ -1,17 +1,52 @@
-"""Models from recipes, and the trainers' own names for their parameters."""
+"""Models from recipes, and what they attend to."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import repeat_kv
+from transformers.masking_utils import sdpa_mask
 
 from data_index.errors import UnsupportedRecipe
 
-ARCHITECTURES = ("olmo2",)
+ARCHITECTURES = ("olmo", "olmo2", "olmo3", "gpt_neox", "llama")
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """torch's own attention, with shared key and value heads repeated first, as the trainers do.
+
+    transformers would hand shared heads to a kernel that adds up their gradients in another order.
+
+    Args:
+        query: [rows, heads, length, size]. key, value: the same with fewer heads.
+    """
+    groups = getattr(module, "num_key_value_groups", 1)
+    attended = F.scaled_dot_product_attention(
+        query,
+        repeat_kv(key, groups),
+        repeat_kv(value, groups),
+        attn_mask=attention_mask,
+        is_causal=attention_mask is None,
+        scale=scaling,
+    )
+    return attended.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("forensics", attention)
+AttentionMaskInterface.register("forensics", sdpa_mask)
 
 
 def build_model(config: Mapping[str, Any], *, device: torch.device, seed: int | None = None) -> torch.nn.Module:
@@ -21,12 +56,9 @@ def build_model(config: Mapping[str, Any], *, device: torch.device, seed: int | 
         config: a transformers config as a dict.
         seed: initialize with this seed; None leaves the weights undefined, to be loaded.
     Raises:
-        UnsupportedRecipe: another architecture.
+        UnsupportedRecipe: another architecture, or one with dropout.
     """
-    if config.get("model_type") not in ARCHITECTURES:
-        raise UnsupportedRecipe(
-            f"models of type {config.get('model_type')!r} are not replayed; {', '.join(ARCHITECTURES)} are"
-        )
+    require_architecture(config)
     settings = {key: value for key, value in config.items() if key != "model_type"}
     settings.setdefault("bos_token_id", None)
     # transformers would give the padding token a zero embedding that never learns; no supported trainer does that.
@@ -35,68 +67,56 @@ def build_model(config: Mapping[str, Any], *, device: torch.device, seed: int | 
     if seed is not None:
         torch.manual_seed(seed)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(parsed, dtype=torch.float32, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(parsed, dtype=torch.float32, attn_implementation="forensics")
     return model.train()
 
 
-# OLMo-core's name -> transformers' name. No tensor is permuted.
-_OLMO_CORE = (
-    (r"^embeddings\.weight$", "model.embed_tokens.weight"),
-    (r"^lm_head\.norm\.weight$", "model.norm.weight"),
-    (r"^lm_head\.w_out\.weight$", "lm_head.weight"),
-    (r"^blocks\.(\d+)\.attention\.w_out\.weight$", r"model.layers.\1.self_attn.o_proj.weight"),
-    (r"^blocks\.(\d+)\.attention\.w_([qkv])\.weight$", r"model.layers.\1.self_attn.\2_proj.weight"),
-    (r"^blocks\.(\d+)\.attention\.([qk])_norm\.weight$", r"model.layers.\1.self_attn.\2_norm.weight"),
-    (r"^blocks\.(\d+)\.attention_norm\.weight$", r"model.layers.\1.post_attention_layernorm.weight"),
-    (r"^blocks\.(\d+)\.feed_forward\.w1\.weight$", r"model.layers.\1.mlp.gate_proj.weight"),
-    (r"^blocks\.(\d+)\.feed_forward\.w2\.weight$", r"model.layers.\1.mlp.down_proj.weight"),
-    (r"^blocks\.(\d+)\.feed_forward\.w3\.weight$", r"model.layers.\1.mlp.up_proj.weight"),
-    (r"^blocks\.(\d+)\.feed_forward_norm\.weight$", r"model.layers.\1.post_feedforward_layernorm.weight"),
-)
-
-
-def from_olmo_core(name: str) -> str:
-    """transformers' name of an OLMo-core parameter.
-
+def require_architecture(config: Mapping[str, Any]) -> None:
+    """
     Raises:
-        UnsupportedRecipe: it has none.
+        UnsupportedRecipe
     """
-    for pattern, replacement in _OLMO_CORE:
-        if re.match(pattern, name):
-            return re.sub(pattern, replacement, name)
-    raise UnsupportedRecipe(f"the OLMo-core parameter {name!r} has no place in an Olmo2 model")
-
-
-NAME_MAPS: Mapping[str, Callable[[str], str]] = {"native": lambda name: name, "olmo_core": from_olmo_core}
-
-
-_OLMO_CORE_BLOCK = (
-    *("attention.w_q", "attention.w_k", "attention.w_v", "attention.w_out", "attention.q_norm", "attention.k_norm"),
-    *("attention_norm", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "feed_forward_norm"),
-)
-
-
-def trainer_parameters(names: Iterable[str], convention: str) -> dict[str, str]:
-    """The trainer's parameter names in the trainer's order, each with transformers' name.
-
-    The order matters: a global gradient norm is a norm of norms, and its last bit depends on it.
-
-    Args:
-        names: transformers' names, in the model's order.
-    """
-    names = list(names)
-    if convention == "native":
-        return {name: name for name in names}
-    layers = sorted({int(match[1]) for name in names if (match := re.search(r"\.layers\.(\d+)\.", name))})
-    blocks = [f"blocks.{layer}.{part}.weight" for layer in layers for part in _OLMO_CORE_BLOCK]
-    theirs = ["embeddings.weight", *blocks, "lm_head.norm.weight", "lm_head.w_out.weight"]
-    return {name: ours for name in theirs if (ours := from_olmo_core(name)) in names}
+    if config.get("model_type") not in ARCHITECTURES:
+        raise UnsupportedRecipe(
+            f"models of type {config.get('model_type')!r} are not replayed; {', '.join(ARCHITECTURES)} are. The run "
+            "can be indexed and probed all the same"
+        )
+    for name in ("attention_dropout", "hidden_dropout"):
+        if config.get(name):
+            raise UnsupportedRecipe(
+                f"the model has {name} = {config[name]}: which units were dropped is not known, so the step cannot be "
+                "taken again"
+            )
 
 
 def layer_of(name: str) -> str:
     """The layer a parameter is counted to: `embedding`, `layer 3`, `final norm`, `head`."""
     if match := re.search(r"\.(?:layers|h)\.(\d+)\.", name):
         return f"layer {match[1]}"
-    if "embed" in name or "wte" in name:
+    if "embed_in" in name or "embed_tokens" in name or "wte" in name:
         return "embedding"
     return "head" if "head" in name or "embed_out" in name else "final norm"
+
+
+def document_masks(
+    token_ids: torch.Tensor, end_token_id: int, config: Mapping[str, Any]
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Attention that ends at document borders: each token sees itself and what came before it in its document.
+
+    The end token belongs to the document that it ends.
+
+    Args:
+        token_ids: [rows, length].
+    Returns:
+        bool of shape [rows, 1, length, length], True where attention is; by layer type where the model has several.
+    """
+    ends = (token_ids == end_token_id).long()
+    document = ends.cumsum(dim=1) - ends
+    length = token_ids.shape[1]
+    distance = torch.arange(length, device=token_ids.device)[:, None] - torch.arange(length, device=token_ids.device)
+    same = (document[:, :, None] == document[:, None, :]) & (distance >= 0)
+    full = same[:, None]
+    if "layer_types" not in config:
+        return full
+    near = full & (distance < config["sliding_window"]) if config.get("sliding_window") else full
+    return {"full_attention": full, "sliding_attention": near}

@@ -1,19 +1,45 @@
 """Everything a step does besides the data, understood from the trainer's own config.
 
-One reader per config format. A reader takes every field that defines the step, and refuses by name what it does not
-know: a setting passed over in silence would make every later number wrong.
+One reader per config format (`replay.recipes`). A reader takes every field that defines the step, and refuses by name
+what it does not know: a setting passed over in silence would make every later number wrong.
 """
 
 from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from data_index.batch import Denominator
 from data_index.errors import CorruptFile, UnsupportedRecipe
 from data_index.run import Run
 from replay.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkipRule:
+    """OLMo-core's SkipStepAdamW: a step whose loss or gradient norm stands out from the last ones is not applied.
+
+    Attributes:
+        interval: how many steps before it a step is compared with.
+        sigma: standard deviations above their mean that are too many.
+        foreach: multi-tensor kernels, which round otherwise than the plain ones.
+        counts_steps: False where the trainer had the bug that Adam's step counter stood still.
+    """
+
+    interval: int = 128
+    sigma: float = 6.0
+    foreach: bool = True
+    counts_steps: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipWarmup:
+    """The legacy OLMo trainer's other limit of the gradient norm at the start, in the schedule's units."""
+
+    until: int
+    factor: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,14 +49,26 @@ class Recipe:
     Attributes:
         model: a transformers config as a dict, with `model_type`.
         learning_rate: the base rate that the schedule works on.
+        base_rate_changes: (first step, factor): from there on the base rate is multiplied (batch-size schedules).
         no_decay: parameter names (transformers') without weight decay.
+        skip: the rule by which the optimizer leaves steps out; None: plain AdamW.
         max_grad_norm: clip the global gradient norm to this; None: do not clip.
+        clip_warmup: another limit at the start. The trainer sets the limit after clipping, so that each is in force one
+            step later, and after a restart first `max_grad_norm` is.
         z_loss: multiplier of the mean squared log-normalizer; 0: none.
+        logs_z_loss_in_loss: the logged loss contains the z-loss.
+        denominator: what the summed loss is divided by.
+        labels: what becomes of the last token of a row, which has no next one (`replay.train_step`).
+        document_end_token: attention ends at this token; None: it does not.
+        withholds_logged_skips: steps that the log marks as skipped were computed and not applied (a loss scale that
+            overflowed), and do not advance the schedule.
+        num_ranks: data-parallel ranks of the run; each divides by its own denominator.
         instances_per_microbatch: rows per forward and backward pass; None: all at once.
         precision: fp32, or bf16 autocast over fp32 master weights.
         num_threads: intra-op threads the bits were made with.
         parameter_order: whose order of parameters the gradient norm is taken in.
         unfaithful: settings of the trainer that are replayed with other kernels, for the report.
+        approximated: settings that define another step and were passed over on request; no bits can be claimed.
     """
 
     model: Mapping[str, Any]
@@ -39,35 +77,84 @@ class Recipe:
     eps: float
     weight_decay: float
     schedule: Schedule
+    base_rate_changes: tuple[tuple[int, float], ...] = ()
     no_decay: tuple[str, ...] = ()
+    skip: SkipRule | None = None
     max_grad_norm: float | None = None
+    clip_warmup: ClipWarmup | None = None
     z_loss: float = 0.0
+    logs_z_loss_in_loss: bool = False
+    denominator: Denominator = "targets"
+    labels: Literal["last_ignored", "last_dropped", "extra_token"] = "last_ignored"
+    document_end_token: int | None = None
+    withholds_logged_skips: bool = False
+    num_ranks: int = 1
     instances_per_microbatch: int | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     num_threads: int = 1
-    parameter_order: Literal["native", "olmo_core"] = "native"
+    parameter_order: Literal["native", "olmo_core", "olmo"] = "native"
     unfaithful: tuple[str, ...] = ()
+    approximated: tuple[str, ...] = ()
 
     def to_table(self) -> dict[str, Any]:
-        """The `[recipe]` table of the native format: everything but the model, None left out."""
-        table = {key: value for key, value in asdict(self).items() if value is not None}
-        del table["model"]
-        return table
+        """The `[recipe]` table of the native format: everything but the model; what is as by default is left out."""
+        default = {field.name: field.default for field in fields(self)}
+        table = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("model", "schedule") or value is None or value == default[field.name]:
+                continue
+            table[field.name] = asdict(value) if isinstance(value, SkipRule | ClipWarmup) else value
+        return table | {"schedule": self.schedule.to_table()}
+
+    def tokens_per_instance(self, row_length: int) -> int:
+        return row_length - (self.labels == "extra_token")
+
+    def learning_rate_of(self, step: int, tokens: int, num_skipped: int) -> float:
+        """The rate of a step, in the arithmetic of the trainer.
+
+        Args:
+            tokens: consumed since the run's start, this step's included.
+            num_skipped: steps before this one that were not applied.
+        """
+        base = self.learning_rate
+        for first, factor in self.base_rate_changes:
+            if step >= first:
+                base *= factor
+        return self.schedule.learning_rate(
+            base, step=step, tokens=tokens, num_skipped=num_skipped if self.withholds_logged_skips else 0
+        )
+
+    def max_grad_norm_of(self, step: int, tokens: int, *, restarted: bool) -> float | None:
+        """The limit in force at a step: the one that the trainer set at the step before."""
+        if self.clip_warmup is None or self.max_grad_norm is None or restarted:
+            return self.max_grad_norm
+        tokens_per_step = tokens // step
+        before = step - 1 if self.schedule.units == "steps" else tokens - tokens_per_step
+        return self.max_grad_norm * (self.clip_warmup.factor if before <= self.clip_warmup.until else 1.0)
 
 
-def recipe_of_run(run: Run) -> Recipe:
+def recipe_of_run(run: Run, *, approximate: bool = False) -> Recipe:
     """The recipe that a run was trained with, its overrides applied.
 
     Raises:
-        UnsupportedRecipe: a setting defines the step differently; the message names it.
+        UnsupportedRecipe: a setting defines the step differently; the message names it. With `approximate` it is passed
+            over and kept in `Recipe.approximated`.
         CorruptFile: the config cannot be read.
     """
-    reader = {"native": _from_native, "olmo_core": _from_olmo_core}.get(run.config_format)
-    if reader is None:
-        raise UnsupportedRecipe(f"{run.name} has a config of format {run.config_format!r}, which is not replayed")
+    from replay.recipes import native, neox, olmo, olmo_core
+
+    readers = {"native": native, "olmo_core": olmo_core, "olmo": olmo, "neox": neox}
+    if run.config_format not in readers:
+        raise UnsupportedRecipe(
+            f"{run.name} has a config of format {run.config_format!r}, whose step is not replayed; the run can be "
+            "indexed, searched and probed"
+        )
     try:
-        recipe = reader(run.config)
-    except (KeyError, TypeError, ValueError) as error:
+        recipe = readers[run.config_format].recipe_from(run, approximate)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if isinstance(error, UnsupportedRecipe):
+            raise
         raise CorruptFile(f"the config of {run.name} lacks or misstates {error}") from error
     return apply_overrides(recipe, run.recipe_overrides)
 
@@ -84,13 +171,16 @@ def apply_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def _override(record: Any, path: list[str], value: Any, name: str) -> Any:
-    known = {field.name for field in fields(record)} - {"model", "unfaithful"}
+    if isinstance(record, Schedule):
+        return record.with_field(".".join(path), value)
+    known = {field.name for field in fields(record)} - {"model", "unfaithful", "approximated"}
     if path[0] not in known:
         raise UnsupportedRecipe(f"the recipe has no field {name!r}; it has {', '.join(sorted(known))}")
     if len(path) > 1:
-        if path[0] != "schedule":
+        inner = getattr(record, path[0])
+        if not is_dataclass(inner):
             raise UnsupportedRecipe(f"recipe.{path[0]} has no field {'.'.join(path[1:])!r}")
-        return replace(record, schedule=_override(record.schedule, path[1:], value, name))
+        return replace(record, **{path[0]: _override(inner, path[1:], value, name)})
     kind = get_type_hints(type(record))[path[0]]
     return replace(record, **{path[0]: _typed(value, kind, name)})
 
@@ -109,175 +199,6 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
         return float(value)
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
+    if kind is bool and isinstance(value, bool):
+        return value
     raise UnsupportedRecipe(f"{name} = {value!r} is not a {getattr(kind, '__name__', kind)}")
-
-
-def _from_native(config: Mapping[str, Any]) -> Recipe:
-    table = dict(config["recipe"])
-    known = {field.name for field in fields(Recipe)} - {"model"}
-    if unknown := set(table) - known:
-        raise UnsupportedRecipe(f"the recipe has fields that this version does not know: {', '.join(sorted(unknown))}")
-    table["schedule"] = Schedule(**table["schedule"])
-    for name in ("betas", "no_decay", "unfaithful"):
-        table[name] = tuple(table.get(name, ()))
-    return Recipe(model=config["model"], **table)
-
-
-# --- OLMo-core ---------------------------------------------------------------------------------------------------
-# Source for all of this: Python package ai2-olmo-core 3.0.0 (train/train_module/transformer/train_module.py,
-# optim/adamw.py, optim/scheduler.py, nn/).
-
-_BLOCK_DEFAULTS: Mapping[str, Any] = {
-    "name": "reordered_norm",
-    "sequence_mixer.name": "default",
-    "sequence_mixer.type": "attention",
-    "sequence_mixer.bias": False,
-    "sequence_mixer.use_head_qk_norm": False,
-    "sequence_mixer.scalable_softmax": False,
-    "sequence_mixer.attention_sinks": False,
-    "sequence_mixer.clip_qkv": None,
-    "sequence_mixer.dropout": (None, 0.0),
-    "sequence_mixer.sliding_window": None,
-    "sequence_mixer.gate": None,
-    "sequence_mixer.rope.name": "default",
-    "sequence_mixer.rope.full_precision": True,
-    "sequence_mixer.rope.no_global_rope": False,
-    "sequence_mixer.rope.partial_rotary_factor": (None, 1.0),
-    "sequence_mixer.rope.scaling": None,
-    "sequence_mixer.qk_norm.name": "rms",
-    "sequence_mixer.qk_norm.bias": False,
-    "layer_norm.name": "rms",
-    "layer_norm.bias": False,
-    "feed_forward.name": "default",
-    "feed_forward.bias": False,
-    "feed_forward.activation": (None, "silu"),
-    "feed_forward_moe": None,
-    "dropout": (None, 0.0),
-    "block_overrides": None,
-}
-
-
-def _from_olmo_core(config: Mapping[str, Any]) -> Recipe:
-    module, optim = config["train_module"], config["train_module"]["optim"]
-    dataset = config["dataset"]
-    _require(
-        config,
-        {
-            "dataset.generate_doc_lengths": (None, False),
-            "dataset.instance_filter_config": None,
-            "dataset.label_mask_paths": None,
-            "train_module.float8_config": None,
-            "train_module.autocast_precision": (None, "bfloat16"),
-            "train_module.label_ignore_index": (None, -100),
-            "train_module.tp_config": None,
-            "train_module.cp_config": None,
-            "train_module.ep_config": None,
-            "train_module.pp_config": None,
-            "train_module.dp_config": None,
-            "train_module.optim.type": "adamw",
-            "train_module.optim.amsgrad": (None, False),
-            "train_module.optim.fixed_fields": (["initial_lr"],),
-            "trainer.steps_to_skip": (None, []),
-            "trainer.callbacks.batch_size_scheduler": None,
-            "trainer.callbacks.sequence_length_scheduler": None,
-        },
-    )
-    length = int(dataset["sequence_length"])
-    compiled = [
-        name for name, on in (("compile_model", module.get("compile_model")), ("compile", optim.get("compile"))) if on
-    ]
-    return Recipe(
-        model=_olmo_core_model(config),
-        learning_rate=float(optim["lr"]),
-        betas=(float(optim["betas"][0]), float(optim["betas"][1])),
-        eps=float(optim["eps"]),
-        weight_decay=float(optim["weight_decay"]),
-        no_decay=_olmo_core_no_decay(optim),
-        schedule=_olmo_core_schedule(config),
-        max_grad_norm=module.get("max_grad_norm"),
-        z_loss=float(module.get("z_loss_multiplier") or 0.0),
-        instances_per_microbatch=int(module["rank_microbatch_size"]) // length,
-        precision="bf16" if module.get("autocast_precision") == "bfloat16" else "fp32",
-        parameter_order="olmo_core",
-        unfaithful=tuple(f"train_module.{name} is replayed without compilation" for name in compiled),
-    )
-
-
-def _lookup(config: Mapping[str, Any], path: str) -> Any:
-    value: Any = config
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def _require(config: Mapping[str, Any], expected: Mapping[str, Any], where: str = "") -> None:
-    """Raise UnsupportedRecipe for the first field whose value is none of the expected ones."""
-    for path, allowed in expected.items():
-        actual = _lookup(config, path)
-        options = allowed if isinstance(allowed, tuple) else (allowed,)
-        if actual not in options:
-            raise UnsupportedRecipe(
-                f"config.json: {where}{path} = {actual!r} makes a different step than this version replays "
-                f"({' or '.join(map(repr, options))})"
-            )
-
-
-def _olmo_core_no_decay(optim: Mapping[str, Any]) -> tuple[str, ...]:
-    overrides = optim.get("group_overrides") or []
-    for group in overrides:
-        if list(group.get("opts", {})) != ["weight_decay"] or group["opts"]["weight_decay"] != 0.0:
-            raise UnsupportedRecipe(
-                f"config.json: train_module.optim.group_overrides {group.get('opts')} is not replayed"
-            )
-        if list(group["params"]) != ["embeddings.weight"]:
-            raise UnsupportedRecipe(
-                f"config.json: train_module.optim.group_overrides for {group['params']} is not replayed"
-            )
-    return ("model.embed_tokens.weight",) if overrides else ()
-
-
-def _olmo_core_schedule(config: Mapping[str, Any]) -> Schedule:
-    scheduler = config["train_module"].get("scheduler")
-    if scheduler is None or scheduler.get("type") != "cos_with_warmup":
-        raise UnsupportedRecipe(f"config.json: train_module.scheduler {(scheduler or {}).get('type')} is not replayed")
-    _require(scheduler, {"units": (None, "steps"), "warmup_fraction": None, "t_max": None}, "train_module.scheduler.")
-    duration = config["trainer"]["max_duration"]
-    if duration["unit"] != "steps":
-        raise UnsupportedRecipe(f"config.json: trainer.max_duration in {duration['unit']} is not replayed; steps are")
-    return Schedule(
-        kind="cosine_with_warmup",
-        warmup_steps=int(scheduler["warmup"]),
-        max_steps=int(duration["value"]),
-        alpha_final=float(scheduler["alpha_f"]),
-        warmup_min=float(scheduler.get("warmup_min_lr") or 0.0),
-    )
-
-
-def _olmo_core_model(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The transformers config (Olmo2) of an OLMo-core transformer."""
-    model = config["model"]
-    block = model["block"]
-    _require(model, {"name": "default", "dtype": "float32", "block_overrides": None}, "model.")
-    _require(model["lm_head"], {"name": "default", "bias": False, "loss_implementation": "default"}, "model.lm_head.")
-    _require(block, _BLOCK_DEFAULTS, "model.block.")
-    attention, norm_eps = block["sequence_mixer"], block["layer_norm"]["eps"]
-    if {attention["qk_norm"]["eps"], model["lm_head"]["layer_norm"]["eps"]} != {norm_eps}:
-        raise UnsupportedRecipe("config.json: the model's norms have different eps")
-    return {
-        "model_type": "olmo2",
-        "vocab_size": model["vocab_size"],
-        "hidden_size": model["d_model"],
-        "intermediate_size": block["feed_forward"]["hidden_size"],
-        "num_hidden_layers": model["n_layers"],
-        "num_attention_heads": attention["n_heads"],
-        "num_key_value_heads": attention.get("n_kv_heads") or attention["n_heads"],
-        "rms_norm_eps": norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": attention["rope"]["theta"]},
-        "tie_word_embeddings": bool(model.get("tie_word_embeddings")),
-        "max_position_embeddings": config["dataset"]["sequence_length"],
-        "eos_token_id": config["dataset"]["tokenizer"]["eos_token_id"],
-        "bos_token_id": None,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "hidden_act": "silu",
-    }

@@ -132,6 +132,7 @@ def metric_rows(result: StepResult) -> Iterator[dict[str, Any]]:
         "learning_rate": result.learning_rate,
         "tokens": float(result.tokens),
         "num_targets": float(result.num_targets),
+        **({"skipped": 1.0} if result.skipped else {}),
         **result.scalars,
     }
     for name, value in numbers.items():

@@ -13,8 +13,10 @@ import torch
 from data_index.errors import CorruptFile
 from data_index.files import atomic_folder, read_json, write_json
 from data_index.run import Checkpoint
-from replay.models import build_model, trainer_parameters
+from replay.models import build_model
+from replay.parameter_names import trainer_tensors
 from replay.recipe import Recipe
+from replay.skip_step import SkipStepAdamW, SkipWindow
 from replay.weights import read_optimizer, read_weights, write_safetensors
 
 
@@ -25,17 +27,23 @@ class TrainState:
     Attributes:
         step: the checkpoint this state equals.
         tokens: tokens consumed so far, masked ones included.
+        num_skipped: steps so far that were consumed but not applied.
+        restarted: no step has been taken since a checkpoint was loaded.
     """
 
     model: torch.nn.Module
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     step: int
     tokens: int
     device: torch.device
+    num_skipped: int = 0
+    restarted: bool = True
 
-    def parameters_in_order(self, convention: str) -> list[torch.nn.Parameter]:
+    def trainer_parameters(self, recipe: Recipe) -> list[tuple[torch.nn.Parameter, ...]]:
+        """Parameters in the trainer's order; several stand together where the trainer holds them as one."""
         named = dict(self.model.named_parameters())
-        return [named[ours] for ours in trainer_parameters(named, convention).values()]
+        tensors = trainer_tensors(named, recipe.parameter_order, recipe.no_decay)
+        return [tuple(named[name] for name in names) for names in tensors.values()]
 
 
 def initial_state(recipe: Recipe, *, seed: int, device: torch.device) -> TrainState:
@@ -44,20 +52,24 @@ def initial_state(recipe: Recipe, *, seed: int, device: torch.device) -> TrainSt
     return TrainState(model=model, optimizer=build_optimizer(model, recipe, device), step=0, tokens=0, device=device)
 
 
-def build_optimizer(model: torch.nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.AdamW:
-    """AdamW with one group without weight decay and one with it, parameters in the model's order.
+def build_optimizer(model: torch.nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """One group without weight decay and one with it, parameters in the model's order.
 
-    On the CPU torch's default kernel is used, which is what trainers there used; on a GPU the fused one.
+    AdamW on the CPU is torch's default kernel, which is what trainers there used; on a GPU the fused one.
     """
     exempt = [p for name, p in model.named_parameters() if name in recipe.no_decay]
     decayed = [p for name, p in model.named_parameters() if name not in recipe.no_decay]
-    groups = [{"params": exempt, "weight_decay": 0.0}] if exempt else []
-    return torch.optim.AdamW(
-        [*groups, {"params": decayed, "weight_decay": recipe.weight_decay}],
-        lr=recipe.learning_rate,
-        betas=recipe.betas,
-        eps=recipe.eps,
-        fused=True if device.type == "cuda" else None,
+    groups: list[dict[str, Any]] = [{"params": exempt, "weight_decay": 0.0}] if exempt else []
+    groups.append({"params": decayed, "weight_decay": recipe.weight_decay})
+    common: dict[str, Any] = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.eps}
+    if recipe.skip is None:
+        return torch.optim.AdamW(groups, **common, fused=True if device.type == "cuda" else None)
+    return SkipStepAdamW(
+        groups,
+        **common,
+        window=SkipWindow(interval=recipe.skip.interval, sigma=recipe.skip.sigma),
+        foreach=recipe.skip.foreach,
+        step_increment_bugfix=recipe.skip.counts_steps,
     )
 
 
@@ -86,11 +98,24 @@ def load_state(checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device) 
             }
             if device.type == "cuda":
                 optimizer.state[parameter]["step"] = optimizer.state[parameter]["step"].to(device)
-    if checkpoint.layout == "native":
-        restore_rng(read_json(checkpoint.location / "state.json"), checkpoint)
-    return TrainState(
+    state = TrainState(
         model=model, optimizer=optimizer, step=checkpoint.step, tokens=checkpoint.tokens or 0, device=device
     )
+    if checkpoint.layout == "native":
+        _restore(state, read_json(checkpoint.location / "state.json"), checkpoint)
+    return state
+
+
+def _restore(state: TrainState, saved: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """What a native checkpoint holds besides tensors: RNG, skipped steps, the window of the skip rule."""
+    restore_rng(saved, checkpoint)
+    try:
+        state.num_skipped = int(saved.get("num_skipped", 0))
+        state.restarted = bool(saved.get("restarted", state.step == 0))
+        if isinstance(state.optimizer, SkipStepAdamW) and "skip_window" in saved:
+            state.optimizer.window = SkipWindow.from_json(saved["skip_window"], device=state.device)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(f"{checkpoint.location}/state.json lacks or misstates {error}") from error
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> None:
@@ -140,7 +165,11 @@ def save_state(state: TrainState, location: Path) -> None:
             "weights_sha256": weights,
             "optimizer_sha256": optimizer,
             "rng": {"torch": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()},
+            "num_skipped": state.num_skipped,
+            "restarted": state.restarted,
         }
+        if isinstance(state.optimizer, SkipStepAdamW):
+            content["skip_window"] = state.optimizer.window.to_json()
         write_json(folder / "state.json", content)
 
 

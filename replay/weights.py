@@ -1,53 +1,157 @@
-"""Checkpoints to tensors, whole or one by one; the only weight IO."""
+"""Checkpoints to tensors, whole or one by one; the only weight IO.
+
+What differs between formats is where the bytes are (`stored_tensors`, `weights_olmo`, `weights_olmo_sharded`,
+`weights_hf`); what they become is the same: tensors under transformers' names.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from data_index.dcp import DcpEntry, read_dcp_metadata
-from data_index.errors import CorruptFile, MissingFile, MissingState, UnsafeFile
+from data_index.dcp import DcpEntry
+from data_index.errors import CorruptFile, MissingState, UnknownLayout
 from data_index.files import atomic_file
-from data_index.pickles import TorchArchive
+from data_index.olmo_checkpoint import layout_of, model_numbers
 from data_index.run import Checkpoint
-from replay.models import NAME_MAPS, trainer_parameters
+from replay.names_olmo import numbers_from_shapes, parts_of
+from replay.parameter_names import from_olmo_core, trainer_tensors
+from replay.stored_tensors import StoredTensor, of_dcp, open_safetensors, stored_dcp, stored_safetensors
+from replay.stored_tensors import tensor_of_archive as tensor_of_archive
+from replay.weights_hf import hf_model
+from replay.weights_olmo import MOMENTS, unsharded_model, unsharded_optimizer
+from replay.weights_olmo_sharded import sharded_model, sharded_optimizer
 
-MAX_SAFETENSORS_HEADER_BYTES = 100 * 2**20
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPart:
+    """A parameter of the transformers model on disk: a stored tensor, or these rows of one; None means all."""
+
+    tensor: StoredTensor
+    rows: slice | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        if self.rows is None:
+            return self.tensor.shape
+        return (self.rows.stop - self.rows.start, *self.tensor.shape[1:])
+
+    def read(self) -> torch.Tensor:
+        whole = self.tensor.read()
+        return whole if self.rows is None else whole[self.rows].clone()
 
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """All weights under transformers' names, in the trainer's order.
 
     Raises:
-        MissingState, MissingFile, CorruptFile, UnsafeFile
+        MissingState, MissingFile, CorruptFile, UnsafeFile, UnsupportedRecipe
     """
-    if checkpoint.layout == "olmo_core":
-        return _read_dcp(checkpoint.location / "model_and_optim", "model.", "")
-    return read_safetensors(_require(checkpoint, "weights", "model.safetensors"))
+    return dict(iterate_weights(checkpoint))
+
+
+def iterate_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights one by one; a parameter that the trainer keeps fused with others is read once for all of them."""
+    return _read_parts(stored_weights(checkpoint))
+
+
+def read_tensor(checkpoint: Checkpoint, name: str, moment: str | None = None) -> torch.Tensor:
+    """One parameter, or a moment of it, without reading the others.
+
+    Args:
+        name: transformers' name.
+        moment: `exp_avg`, `exp_avg_sq` or `step`; None means the weight itself.
+    Raises:
+        MissingState: the checkpoint has no such parameter, or no such moment.
+        MissingFile, CorruptFile, UnsafeFile, UnsupportedRecipe
+    """
+    parts = stored_weights(checkpoint) if moment is None else stored_moments(checkpoint).get(moment, {})
+    if name not in parts:
+        raise MissingState(
+            f"checkpoint {checkpoint.step} of {checkpoint.run} has no {moment or 'weight'} of {name!r}; it has "
+            f"{len(parts)}, the first {next(iter(parts), 'none')!r}"
+        )
+    return parts[name].read()
 
 
 def read_optimizer(checkpoint: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:
     """Adam state by moment (`exp_avg`, `exp_avg_sq`, `step`), each under transformers' parameter names.
 
+    What else a trainer keeps for each parameter (`grad_norm_exp_avg`) is there under its name. A number that belongs to
+    a fused parameter is repeated for each of its parts.
+
     Raises:
         MissingState: weights only were published.
-        MissingFile, CorruptFile, UnsafeFile
+        MissingFile, CorruptFile, UnsafeFile, UnsupportedRecipe
     """
-    moments = ("exp_avg", "exp_avg_sq", "step")
-    if checkpoint.layout == "olmo_core":
-        folder = checkpoint.location / "model_and_optim"
-        return {moment: _read_dcp(folder, "optim.state.", f".{moment}") for moment in moments}
-    flat = read_safetensors(_require(checkpoint, "optimizer", "optimizer.safetensors"))
-    return {
-        moment: {name[len(moment) + 1 :]: t for name, t in flat.items() if name.startswith(f"{moment}.")}
-        for moment in moments
-    }
+    return {moment: dict(_read_parts(parts)) for moment, parts in stored_moments(checkpoint).items()}
+
+
+def _read_parts(parts: Mapping[str, StoredPart]) -> Iterator[tuple[str, torch.Tensor]]:
+    source: StoredTensor | None = None
+    whole = torch.empty(0)
+    for name, part in parts.items():
+        shared = part.tensor is source
+        if not shared:
+            source, whole = part.tensor, part.tensor.read()
+        # Each tensor has memory of its own: a count that parts share would else be raised once for each of them.
+        yield name, whole[part.rows].clone() if part.rows is not None else whole.clone() if shared else whole
+
+
+# --- where they are --------------------------------------------------------------------------------------------------
+
+
+def stored_weights(checkpoint: Checkpoint) -> dict[str, StoredPart]:
+    """Where each weight lies, under transformers' names; nothing is read yet.
+
+    Raises:
+        MissingState, MissingFile, CorruptFile, UnsafeFile, UnsupportedRecipe
+        UnknownLayout: weights of that layout are not read.
+    """
+    folder = checkpoint.location
+    match checkpoint.layout:
+        case "native":
+            return _plain(stored_safetensors(_require(checkpoint, "weights", "model.safetensors")))
+        case "olmo_core":
+            return _of_olmo_core(folder / "model_and_optim", "model.", "")
+        case "olmo" | "olmo_sharded":
+            _require(checkpoint, "weights", "model.pt")
+            tensors = sharded_model(folder) if _is_sharded(checkpoint) else unsharded_model(folder)
+            return _renamed_parts(checkpoint, tensors, tensors)
+        case "hf":
+            _require(checkpoint, "weights", "model.safetensors")
+            return _plain(hf_model(folder))
+    raise UnknownLayout(f"weights of the layout {checkpoint.layout!r} ({folder}) are not read")
+
+
+def stored_moments(checkpoint: Checkpoint) -> dict[str, dict[str, StoredPart]]:
+    """Where each moment lies, by moment and transformers' name; nothing is read yet.
+
+    Raises:
+        MissingState, MissingFile, CorruptFile, UnsafeFile, UnsupportedRecipe, UnknownLayout
+    """
+    folder = checkpoint.location
+    match checkpoint.layout:
+        case "native" | "hf":
+            flat = stored_safetensors(_require(checkpoint, "optimizer", "optimizer.safetensors"))
+            return {
+                moment: _plain({n[len(moment) + 1 :]: t for n, t in flat.items() if n.startswith(f"{moment}.")})
+                for moment in MOMENTS
+            }
+        case "olmo_core":
+            return {m: _of_olmo_core(folder / "model_and_optim", "optim.state.", f".{m}") for m in MOMENTS}
+        case "olmo" | "olmo_sharded":
+            _require(checkpoint, "optimizer", "optim.pt")
+            moments = sharded_optimizer(folder) if _is_sharded(checkpoint) else unsharded_optimizer(folder)
+            # A number for each parameter says nothing of its rows; the first moment has the parameter's shape.
+            return {m: _renamed_parts(checkpoint, tensors, moments[MOMENTS[0]]) for m, tensors in moments.items()}
+    raise UnknownLayout(f"optimizer states of the layout {checkpoint.layout!r} ({folder}) are not read")
 
 
 def _require(checkpoint: Checkpoint, state: str, file: str) -> Path:
@@ -57,6 +161,52 @@ def _require(checkpoint: Checkpoint, state: str, file: str) -> Path:
             f"not there); it has {', '.join(checkpoint.states) or 'none'}"
         )
     return checkpoint.location / file
+
+
+def _is_sharded(checkpoint: Checkpoint) -> bool:
+    """By the files that are there: folders get renamed."""
+    return (layout_of(checkpoint.location) or checkpoint.layout) == "olmo_sharded"
+
+
+def _plain(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredPart]:
+    return {name: StoredPart(tensor=tensor) for name, tensor in tensors.items()}
+
+
+def _renamed_parts(
+    checkpoint: Checkpoint, tensors: Mapping[str, StoredTensor], shaped: Mapping[str, StoredTensor]
+) -> dict[str, StoredPart]:
+    """The legacy OLMo trainer's parameters, or moments of them, cut into transformers' parameters.
+
+    Args:
+        shaped: tensors of the parameters' shapes, asked where no config states the model's numbers.
+    """
+    if not tensors:
+        return {}
+    numbers = model_numbers(checkpoint.location) or numbers_from_shapes({n: t.shape for n, t in shaped.items()})
+    return {
+        part.name: StoredPart(tensor=tensor, rows=part.rows)
+        for name, tensor in tensors.items()
+        for part in parts_of(name, tensor.shape, numbers)
+    }
+
+
+def _of_olmo_core(folder: Path, prefix: str, suffix: str) -> dict[str, StoredPart]:
+    tensors = stored_dcp(folder, prefix, suffix)
+    if not tensors:
+        raise MissingState(f"{folder} holds no {prefix}*{suffix}: that state was not saved")
+    return _plain({from_olmo_core(name): tensor for name, tensor in tensors.items()})
+
+
+def read_dcp_tensor(entry: DcpEntry) -> torch.Tensor:
+    """One tensor of a distributed checkpoint, put together from its pieces; nothing else is read.
+
+    Raises:
+        MissingFile, CorruptFile, UnsafeFile
+    """
+    return of_dcp(entry).read()
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -70,12 +220,10 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def iterate_safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors one by one, in the file's order."""
-    if not path.exists():
-        raise MissingFile(f"{path} is not there")
+    file = open_safetensors(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.offset_keys():
-                yield name, file.get_tensor(name)
+        for name in file.offset_keys():
+            yield name, file.get_tensor(name)
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptFile(f"{path} is not a whole safetensors file ({error}): it was truncated or changed") from error
 
@@ -107,58 +255,8 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 def trainer_parameter_hash(tensors: Mapping[str, torch.Tensor], convention: str) -> str:
     """sha256 over the trainer's names, sorted, each followed by its fp32 bytes: what `params` records hold."""
     digest = hashlib.sha256()
-    for name, ours in sorted(trainer_parameters(tensors, convention).items()):
+    for name, parts in sorted(trainer_tensors(tensors, convention).items()):
         digest.update(name.encode())
-        digest.update(tensor_bytes(tensors[ours].float()))
+        for part in parts:  # rows laid end to end, as their bytes are
+            digest.update(tensor_bytes(tensors[part].float()))
     return digest.hexdigest()
-
-
-# --- distributed checkpoints ---------------------------------------------------------------------------------------
-
-
-def _read_dcp(folder: Path, prefix: str, suffix: str) -> dict[str, torch.Tensor]:
-    rename: Callable[[str], str] = NAME_MAPS["olmo_core"]
-    entries = {
-        name[len(prefix) : len(name) - len(suffix)]: entry
-        for name, entry in read_dcp_metadata(folder).items()
-        if name.startswith(prefix) and name.endswith(suffix) and entry.dtype is not None
-    }
-    if not entries:
-        raise MissingState(f"{folder} holds no {prefix}*{suffix}: that state was not saved")
-    return {rename(name): read_dcp_tensor(entry) for name, entry in entries.items()}
-
-
-def read_dcp_tensor(entry: DcpEntry) -> torch.Tensor:
-    """One tensor of a distributed checkpoint, put together from its pieces; nothing else is read.
-
-    Raises:
-        MissingFile, CorruptFile, UnsafeFile
-    """
-    dtype = getattr(torch, entry.dtype or "none")
-    whole: torch.Tensor | None = None
-    for piece in entry.pieces:
-        archive = piece.open()
-        tensor = tensor_of_archive(archive, archive.value)
-        if tuple(tensor.shape) != piece.sizes or tensor.dtype != dtype:
-            raise CorruptFile(
-                f"{archive.source}: {entry.name} is {tensor.dtype} {tuple(tensor.shape)}, not as declared"
-            )
-        if piece.sizes == entry.shape:
-            return tensor
-        # The declared shape is the sum of pieces that are really there, so this allocation is backed by bytes.
-        whole = torch.empty(entry.shape, dtype=dtype) if whole is None else whole
-        whole[tuple(slice(a, a + n) for a, n in zip(piece.starts, piece.sizes, strict=True))] = tensor
-    if whole is None:
-        raise CorruptFile(f"{entry.name} has no pieces")
-    return whole
-
-
-def tensor_of_archive(archive: TorchArchive, record: Any) -> torch.Tensor:
-    """The tensor that a record of the archive describes."""
-    if not hasattr(record, "storage"):
-        raise UnsafeFile(f"{archive.source} holds no tensor where one was expected")
-    raw = archive.storage_bytes(record)
-    if not raw:
-        return torch.empty(record.shape, dtype=getattr(torch, record.storage.dtype))
-    flat = torch.frombuffer(bytearray(raw), dtype=getattr(torch, record.storage.dtype))
-    return flat.as_strided(record.shape, record.strides, record.offset).clone()

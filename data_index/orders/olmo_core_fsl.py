@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_index.run import Run
-
 
 def global_indices(num_instances: int, *, seed: int, epoch: int, chunk_size: int = 1) -> np.ndarray:
     """Instances of one epoch in consumption order, uint32 of shape [num_instances // chunk_size * chunk_size].
@@ -23,10 +21,3 @@ def global_indices(num_instances: int, *, seed: int, epoch: int, chunk_size: int
         return chunks
     within = np.arange(chunk_size, dtype=np.uint32)
     return (chunks[:, None] * np.uint32(chunk_size) + within[None, :]).reshape(-1)
-
-
-def epoch_order(run: Run, epoch: int) -> np.ndarray:
-    parameters = run.order.parameters
-    return global_indices(
-        run.num_instances, seed=parameters["seed"], epoch=epoch, chunk_size=parameters.get("chunk_size", 1)
-    )

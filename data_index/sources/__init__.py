@@ -3,19 +3,22 @@
 A layout module has three functions:
 
     recognises(folder) -> bool
-    read(folder, name, data) -> Imported          what the folder says; reads no token
-    list_checkpoints(run) -> list[Checkpoint]     in step order; reads no tensor
+    read(folder, name, data, settings) -> Imported    what the folder says, and what the user says that it does not
+    list_checkpoints(run) -> list[Checkpoint]         in step order; reads no tensor
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from data_index.errors import MissingFile, UnknownLayout
+from data_index.pieces import Pieces
 from data_index.run import Checkpoint, Run
 
 
@@ -26,17 +29,52 @@ class Imported:
     Attributes:
         tables: kind of learned file -> Arrow table (documents, masks, metrics, consumed, parameter_hashes).
         verbatim: file name -> bytes kept beside the run, the trainer's own config first of all.
+        pieces: how instances are put together, where they are not cut from files.
+        lines: file name -> byte offsets of its lines, for files with one instance a line.
     """
 
     run: Run
     tables: Mapping[str, Any] = field(default_factory=dict)
     verbatim: Mapping[str, bytes] = field(default_factory=dict)
+    pieces: Pieces | None = None
+    lines: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-def layouts() -> dict[str, ModuleType]:
-    from data_index.sources import native, olmo_core
+class Layout(Protocol):
+    """What a layout module offers."""
 
-    return {"native": native, "olmo_core": olmo_core}
+    def recognises(self, folder: Path) -> bool: ...
+
+    def read(self, folder: Path, name: str | None, data: Path | None, settings: Mapping[str, Any]) -> Imported: ...
+
+    def list_checkpoints(self, run: Run) -> list[Checkpoint]: ...
+
+
+# What makes a folder each layout's, for people whose folder is in none.
+LAYOUTS = {
+    "native": "run.toml",
+    "olmo_core": "step<N>/config.json beside step<N>/model_and_optim/.metadata, or a config.json alone",
+    "olmo": "step<N>-unsharded/config.yaml or step<N>/config.yaml with the weights",
+    "bloom": "megatron.yml with Megatron-DeepSpeed's arguments",
+    "neox": "*.yml of GPT-NeoX (train_iters, data_path or train_data_paths)",
+    "amber": "train_<chunk>.jsonl with token_ids and source",
+    "k2": "numbered .jsonl chunks with token_ids, source and subset_name",
+}
+
+
+def layout_named(name: str) -> Layout:
+    """
+    Raises:
+        UnknownLayout
+    """
+    if name not in LAYOUTS:
+        raise UnknownLayout(f"unknown layout {name!r}; this version reads {', '.join(LAYOUTS)}")
+    if name in ("amber", "k2"):
+        chunks: Layout = getattr(importlib.import_module("data_index.sources.llm360"), name)
+        return chunks
+    module: Any = importlib.import_module(f"data_index.sources.{name}")
+    layout: Layout = module
+    return layout
 
 
 def recognise(folder: Path) -> str:
@@ -48,22 +86,12 @@ def recognise(folder: Path) -> str:
     """
     if not folder.is_dir():
         raise MissingFile(f"{folder} is not a folder")
-    for name, layout in layouts().items():
-        if layout.recognises(folder):
+    for name in LAYOUTS:
+        if layout_named(name).recognises(folder):
             return name
-    raise UnknownLayout(
-        f"{folder} is in no layout that this version reads ({', '.join(layouts())}): a native run has a run.toml, an "
-        "OLMo-core run has step<N>/config.json beside step<N>/model_and_optim/.metadata"
-    )
-
-
-def layout_module(name: str) -> ModuleType:
-    try:
-        return layouts()[name]
-    except KeyError:
-        raise UnknownLayout(f"unknown layout {name!r}; this version reads {', '.join(layouts())}") from None
+    known = "; ".join(f"{name}: {what}" for name, what in LAYOUTS.items())
+    raise UnknownLayout(f"{folder} is in no layout that this version reads ({known}); force one with --layout")
 
 
 def list_checkpoints(run: Run) -> list[Checkpoint]:
-    found: list[Checkpoint] = layout_module(run.layout).list_checkpoints(run)
-    return found
+    return layout_named(run.layout).list_checkpoints(run)

@@ -17,6 +17,7 @@ is there; later ones are left over from a writer that died.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from data_index.kinds import conform
 from data_index.run import Checkpoint, Run
 from data_index.run_file import read_run
 from data_index.sources import Imported
+from data_index.sources.folder import refuse_settings
 
 if TYPE_CHECKING:
     import pyarrow
@@ -39,12 +41,13 @@ def recognises(folder: Path) -> bool:
     return (folder / "run.toml").is_file()
 
 
-def read(folder: Path, name: str | None, data: Path | None) -> Imported:
+def read(folder: Path, name: str | None, data: Path | None, settings: Mapping[str, Any]) -> Imported:
     """Read a native run folder.
 
     Raises:
         MissingFile, CorruptFile, NewerWorkspace, UnknownLayout: `data` was given, and run.toml names its own files.
     """
+    refuse_settings(settings, "run.toml")
     if data is not None:
         raise UnknownLayout(f"--data is not for a native run: {folder}/run.toml names its own token files")
     run = read_run(folder)

@@ -6,8 +6,8 @@ Each line is an object with `step` and `kind`:
     batch     `index`: instances in batch order; `input_ids_i64_sha256` of the token ids as int64
     params    `sha256` over the weights, names sorted: name bytes, then fp32 bytes, for each parameter
 
-A line without `kind` is read as metrics. Lines of one step add up; a name that comes again for the same step is the
-next attempt.
+A line without `kind` is read as metrics; with `indices` (instances in batch order) it is a batch besides. Lines of one
+step add up; a name that comes again for the same step is the next attempt.
 """
 
 from __future__ import annotations
@@ -22,6 +22,14 @@ from data_index.errors import CorruptFile, MissingFile
 from data_index.kinds import table_of_rows
 
 CANONICAL_NAMES = {
+    "ce_loss": "loss",
+    "lr": "learning_rate",
+    "tokens_seen": "tokens",
+    "train/CrossEntropyLoss": "loss",
+    "train/ZLoss": "z_loss",
+    "optim/total_grad_norm": "grad_norm",
+    "optim/learning_rate_group0": "learning_rate",
+    "throughput/total_tokens": "tokens",
     "train/CE loss": "loss",
     "train/Z loss": "z_loss",
     "optim/total grad norm": "grad_norm",
@@ -44,20 +52,21 @@ def read_record(path: Path) -> dict[str, Any]:
     for number, line in _lines(path):
         try:
             step, kind = int(line["step"]), line.get("kind", "metrics")
-            if kind == "metrics":
-                for name, value in _numbers(line):
-                    attempts[step, name] += 1
-                    metrics.append(_metric(step, attempts[step, name], name, value))
-            elif kind == "batch":
+            batch = line["index"] if kind == "batch" else line.get("indices")
+            if batch is not None:
                 attempts[step, "batch"] += 1
                 consumed.append(
                     {
                         "step": step,
                         "attempt": attempts[step, "batch"],
-                        "instances": [int(i) for i in line["index"]],
+                        "instances": [int(i) for i in batch],
                         "input_ids_sha256": line.get("input_ids_i64_sha256"),
                     }
                 )
+            if kind == "metrics":
+                for name, value in _numbers(line):
+                    attempts[step, name] += 1
+                    metrics.append(_metric(step, attempts[step, name], name, value))
             elif kind == "params":
                 attempts[step, "params"] += 1
                 hashes.append({"step": step, "attempt": attempts[step, "params"], "sha256": line["sha256"]})

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from forensics.cli.options import (
+    ApproximateOption,
     DeterministicOption,
     DeviceOption,
     FormatOption,
@@ -36,7 +37,12 @@ def add(
     name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
     data: Annotated[Path | None, typer.Option(help="Where its token files are.")] = None,
     metrics: Annotated[Path | None, typer.Option(help="A trainer's record as JSON lines.")] = None,
-    layout: Annotated[str | None, typer.Option(help="Force a layout: native, olmo_core.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Force a layout: native, olmo_core, olmo, neox, bloom, amber, k2.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value: what the trainer was told and no file says.")
+    ] = None,
     workspace: WorkspaceOption = None,
     format: FormatOption = Format.table,
 ) -> None:
@@ -45,6 +51,7 @@ def add(
     Example: forensics add runs/olmo-core-main --data data/
     """
     from data_index.registration import add as register
+    from forensics.cli.edits import read_settings
 
     run = register(
         source,
@@ -52,6 +59,7 @@ def add(
         data=data,
         metrics=metrics,
         layout=layout,
+        settings=read_settings(set_ or []),
         workspace=open_workspace(workspace),
         progress=say,
     )
@@ -73,6 +81,7 @@ def replay(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "recipe",
     deterministic: DeterministicOption = True,
+    approximate: ApproximateOption = False,
     plan: PlanOption = False,
     workspace: WorkspaceOption = None,
     format: FormatOption = Format.table,
@@ -83,7 +92,7 @@ def replay(
     """
     there = open_workspace(workspace)
     if plan:
-        _print_plan(there, run, steps, device, precision, format)
+        _print_plan(there, run, steps, device, precision, approximate, format)
         return
     from forensics.reproduction import replay as replay_run
 
@@ -95,13 +104,21 @@ def replay(
         precision=precision,
         verify=verify,
         enforce_determinism=deterministic,
+        approximate=approximate,
         progress=StepProgress(f"replaying {run} {steps}"),
     )
     emit_object(asdict(report), format, lambda: _print_report(report, explain))
 
 
 def _print_plan(
-    workspace: Any, run: str, steps: str, device: str, precision: str, format: Format, states: int = 1
+    workspace: Any,
+    run: str,
+    steps: str,
+    device: str,
+    precision: str,
+    approximate: bool,
+    format: Format,
+    states: int = 1,
 ) -> None:
     from data_index.run import parse_steps
     from forensics.reproduction import estimate, prepare
@@ -109,7 +126,7 @@ def _print_plan(
     record = workspace.run(run)
     first, last = parse_steps(steps, record)
     workspace.checkpoint(record, first)
-    setup = prepare(workspace, record, device, precision)
+    setup = prepare(workspace, record, device, precision, approximate=approximate)
     tokens = record.tokens_after(last) - record.tokens_after(first)
     cost = (
         {"run": run, "from": first, "to": last}
@@ -143,6 +160,7 @@ def fork(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "recipe",
     deterministic: DeterministicOption = True,
+    approximate: ApproximateOption = False,
     plan: PlanOption = False,
     workspace: WorkspaceOption = None,
     format: FormatOption = Format.table,
@@ -160,7 +178,7 @@ def fork(
     edits, overrides = read_edits(edit or []), read_overrides(set_ or [])
     if plan:
         states = num_steps // save_every + 1 if save_every else 1
-        _print_plan(there, run, f"{from_step}:{from_step + num_steps}", device, precision, format, states)
+        _print_plan(there, run, f"{from_step}:{from_step + num_steps}", device, precision, approximate, format, states)
         return
     from forensics.forking import fork as fork_run
 
@@ -175,6 +193,7 @@ def fork(
         device=device,
         precision=precision,
         enforce_determinism=deterministic,
+        approximate=approximate,
         progress=StepProgress(f"forking {run}"),
         say=say,
     )

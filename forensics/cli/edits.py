@@ -37,6 +37,28 @@ def _from_file(path: Path) -> list[str]:
     return edits
 
 
+def read_settings(given: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs; values are read as TOML, so that numbers are numbers.
+
+    Raises:
+        InvalidEdit
+    """
+    settings: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InvalidEdit(f"--set takes key=value, such as train_batch_size=1024, not {text!r}")
+        settings[name] = _as_toml(value)
+    return settings
+
+
+def _as_toml(value: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value
+
+
 def read_overrides(given: Sequence[str]) -> dict[str, Any]:
     """`recipe.field=value` pairs; values are read as TOML, so that numbers are numbers.
 
@@ -48,8 +70,5 @@ def read_overrides(given: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.startswith("recipe."):
             raise InvalidEdit(f"--set takes recipe.field=value, such as recipe.learning_rate=1e-3, not {text!r}")
-        try:
-            overrides[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            overrides[name] = value
+        overrides[name] = _as_toml(value)
     return overrides

@@ -146,8 +146,6 @@ def batch(
     table = read_batch_table(run, steps, instance=instance, tokens=tokens, by=by, verify=verify, workspace=there)
     record = there.run(run)
     say(f"order of {run}: {record.trust}")
-    if unknown := record.facts.get("masks_unknown"):
-        say(f"masks of {run}: not known ({unknown})")
     if output is not None:
         from data_index.files import write_parquet
 

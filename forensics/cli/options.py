@@ -20,6 +20,9 @@ PrecisionOption = Annotated[str, typer.Option("--precision", help="recipe, or fp
 DeterministicOption = Annotated[
     bool, typer.Option("--deterministic/--no-deterministic", help="Refuse operations without a deterministic kernel.")
 ]
+ApproximateOption = Annotated[
+    bool, typer.Option("--approximate", help="Pass over settings that define another step; lowers the grade.")
+]
 PlanOption = Annotated[bool, typer.Option("--plan", help="Print what it would cost, and stop.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run or a fork.")]
 

@@ -39,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, t
 from data_index.batch import Batch
 from data_index.errors import NotDeterministic, OutOfMemory
 from data_index.files import write_json
+from replay.curves import CosineWithWarmup
 from replay.determinism import arithmetic_fingerprint, choose_device, deterministic, environment
 from replay.recipe import Recipe
 from replay.schedule import Schedule
@@ -116,7 +117,7 @@ def olmo2(*, length: int, hidden: int, layers: int, heads: int, vocabulary: int,
         "pad_token_id": None,
         "eos_token_id": None,
     }
-    schedule = Schedule(kind="cosine_with_warmup", warmup_steps=20, max_steps=60)
+    schedule = Schedule(curve=CosineWithWarmup(warmup_steps=20, max_steps=60))
     always: Numbers = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "max_grad_norm": 1.0}
     return Recipe(model=model, schedule=schedule, **always, **settings)
 

@@ -40,7 +40,7 @@ from data_index.files import write_json
 from data_index.registration import add
 from data_index.sources.native import all_pieces, saved_steps
 from data_index.workspace import Workspace
-from forensics.forking import fork, fork_id, fork_table
+from forensics.forking import ForkRequest, fork, fork_id
 from forensics.reproduction import Progress, replay
 from forensics.sample_run import SampleSpec, train_sample_run
 from forensics.tidying import remove
@@ -247,8 +247,14 @@ def index_trial(workspace: Path, scale: Scale, number: int = 1) -> Trial:
 
 def fork_trial(workspace: Path, scale: Scale, number: int = 1) -> Trial:
     spec, parent = scale.spec, Workspace(workspace).run(scale.spec.name)
-    description = fork_table(parent, spec.fork_from, spec.fork_steps, [parse_edit(scale.edit)], {})
-    folder, job = workspace / "forks" / fork_id(description), partial(fork_job, workspace, scale)
+    request = ForkRequest(
+        parent=parent,
+        first=spec.fork_from,
+        last=spec.fork_from + spec.fork_steps,
+        edits=(parse_edit(scale.edit),),
+        overrides={},
+    )
+    folder, job = workspace / "forks" / fork_id(request.to_table()), partial(fork_job, workspace, scale)
     return Trial(name="fork", workspace=workspace, folder=folder, job=job, last_step=spec.fork_from + spec.fork_steps)
 
 

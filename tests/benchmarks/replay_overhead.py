@@ -85,7 +85,7 @@ def bare_steps(state: TrainState, recipe: Recipe, batches: list[np.ndarray]) -> 
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         torch.nn.utils.clip_grads_with_norm_(parameters, recipe.max_grad_norm or 1.0, norm)
         for group in state.optimizer.param_groups:
-            group["lr"] = recipe.schedule.learning_rate(recipe.learning_rate, step)
+            group["lr"] = recipe.learning_rate_of(step, 0, 0)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         yield time.perf_counter() - began

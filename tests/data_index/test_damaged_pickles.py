@@ -107,6 +107,56 @@ def test_metadata_cannot_name_a_file_outside_its_folder(path: bytes, dcp: Path) 
         read_dcp_metadata(dcp)
 
 
+def test_entries_that_share_their_bytes_are_refused() -> None:
+    """A small file could else be a thousand tensors of its own size."""
+    one = archive(pickle.dumps({}, 2), storage=bytes(5000))
+    entry = one[one.rfind(b"PK\x01\x02", 0, one.rfind(b"archive/data/0")) :]
+    entry = entry[: entry.find(b"PK\x01\x02", 4)]
+    names = [b"archive/data/%d" % number for number in range(1, 9)]
+    copies = b"".join(entry.replace(b"archive/data/0", name) for name in names)
+    end = one.rfind(b"PK\x05\x06")
+    directory = one.find(b"PK\x01\x02")
+    tail = bytearray(one[end:])
+    struct.pack_into("<HHI", tail, 8, 3 + 8, 3 + 8, end - directory + len(copies))
+
+    with pytest.raises(UnsafeFile, match="entries claim 45[0-9]+ bytes, more than the file's"):
+        read_archive(one[:end] + copies + bytes(tail))
+
+
+def test_another_byte_order_is_refused() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("archive/data.pkl", pickle.dumps({}, 2))
+        file.writestr("archive/byteorder", b"big")
+    with pytest.raises(CorruptFile, match="another byte order"):
+        read_archive(buffer.getvalue())
+
+
+@pytest.mark.parametrize("size", [-1, 2**63, 10**5000], ids=["-1", "2**63", "10**5000"])
+def test_a_storage_of_an_impossible_size_is_refused(size: int) -> None:
+    with pytest.raises(CorruptFile):
+        read_archive(archive(tensor_pickle(num_elements=size, shape=(0,)), storage=b""))
+
+
+@pytest.mark.parametrize("shape", [(0, 2**63), (0, 10**5000)], ids=["2**63", "10**5000"])
+def test_an_impossible_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(CorruptFile):
+        read_archive(archive(tensor_pickle(num_elements=4, shape=shape), storage=bytes(16)))
+
+
+def test_metadata_whose_item_is_too_short_for_its_sizes_is_corrupt(dcp: Path) -> None:
+    """The sizes alone would let a tensor of terabytes be allocated for the first piece of a few bytes."""
+    content = (dcp / ".metadata").read_bytes()
+    entries = read_dcp_metadata(dcp)
+    longest = max(piece.length for entry in entries.values() for piece in entry.pieces)
+    stated = b"J" + struct.pack("<i", longest)
+    assert stated in content
+    (dcp / ".metadata").write_bytes(content.replace(stated, b"J" + struct.pack("<i", 16)))
+
+    with pytest.raises(CorruptFile, match="has fewer bytes than its sizes need"):
+        read_dcp_metadata(dcp)
+
+
 # --- damage is named -------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +194,36 @@ def test_a_missing_piece_is_found_when_it_is_opened(dcp: Path) -> None:
     (dcp / ".metadata").unlink()
     with pytest.raises(MissingFile, match="metadata is not there: the checkpoint is incomplete"):
         read_dcp_metadata(dcp)
+
+
+def test_a_storage_whose_checksum_differs_is_damaged() -> None:
+    content = bytearray(archive(tensor_pickle(num_elements=2, shape=(2,)), storage=b"\x11" * 8))
+    content[content.find(b"\x11" * 8)] ^= 1
+    file = read_archive(bytes(content))
+
+    with pytest.raises(CorruptFile, match="entry data/0 is damaged: its checksum differs"):
+        file.storage_bytes(file.value)
+
+
+@pytest.mark.parametrize(("at", "by"), [(0, b"X"), (30, b"b"), (26, b"\xff\xff")], ids=["magic", "name", "length"])
+def test_an_entry_that_is_not_where_it_should_be_is_named(at: int, by: bytes) -> None:
+    content = bytearray(archive(tensor_pickle(num_elements=2, shape=(2,)), storage=bytes(8)))
+    header = content.rfind(b"PK\x03\x04", 0, content.find(b"archive/data/0"))
+    content[header + at : header + at + len(by)] = by
+    file = read_archive(bytes(content))
+
+    with pytest.raises(CorruptFile, match="entry archive/data/0 (is not where|has another name)"):
+        file.storage_bytes(file.value)
+
+
+def test_an_archive_truncated_after_opening_is_corrupt(tmp_path: Path) -> None:
+    content = archive(tensor_pickle(num_elements=2000, shape=(2000,)), storage=bytes(8000))
+    (tmp_path / "model.pt").write_bytes(content)
+    file = read_torch_archive(tmp_path / "model.pt")
+    (tmp_path / "model.pt").write_bytes(content[:4000])
+
+    with pytest.raises(CorruptFile, match="entry data/0 ends early; the file was truncated"):
+        file.storage_bytes(file.value)
 
 
 def read_all(file: TorchArchive) -> None:

@@ -116,7 +116,9 @@ def test_a_run_names_its_rule(core_shared: Workspace, tmp_path: Path) -> None:
     run = core_shared.run("core")
 
     assert np.array_equal(epoch_order(run, 2), global_indices(213, seed=34521, epoch=2))
-    with pytest.raises(UnknownLayout, match="small names the order rule 'dice'; known rules: file, olmo_core_fsl"):
+    with pytest.raises(
+        UnknownLayout, match="small names the order rule 'dice'; known rules: file, olmo, olmo_core_fsl"
+    ):
         epoch_order(a_run(tmp_path, Order(rule="dice")), 1)
 
 

@@ -3,6 +3,7 @@
 import io
 import pickle
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 from data_index.dcp import DcpPiece, read_dcp_metadata
-from data_index.errors import UnsafeFile
+from data_index.errors import CorruptFile, UnsafeFile
 from data_index.pickles import TensorRecord, TorchArchive, read_pickle, read_torch_archive
+from data_index.stand_ins import ALLOWED
 
 STEP10 = Path(__file__).parents[1] / "fixtures" / "olmo-core" / "main" / "ckpt" / "step10"
 RANK0 = STEP10 / "train" / "rank0.pt"
@@ -162,3 +164,78 @@ def test_a_hostile_item_of_a_distributed_checkpoint_is_refused(name: tuple[str, 
 def test_opcodes_that_find_a_class_by_another_way_are_refused(opcodes: bytes) -> None:
     with pytest.raises(UnsafeFile, match="uses the pickle opcode (INST|OBJ|EXT1|EXT2)"):
         read_pickle(b"\x80\x02" + opcodes + b".", "test.pkl")
+
+
+def test_only_one_class_inside_another_can_be_named() -> None:
+    """Sharded tensors need getattr for it; anything else that is asked of it is refused."""
+    named = b"c__builtin__\ngetattr\n(ctorch.distributed._shard.sharded_tensor.api\nShardedTensor\nX%c\x00\x00\x00%btR."
+    for name in (b"__init__", b"__class__", b"__globals__"):
+        with pytest.raises(UnsafeFile, match=f"asks for the attribute '{name.decode()}'"):
+            read_pickle(b"\x80\x02" + named % (len(name), name), "test.pkl")
+    with pytest.raises(UnsafeFile, match="asks for the attribute"):
+        read_pickle(b"\x80\x02c__builtin__\ngetattr\n(ctorch\nSize\nX\x05\x00\x00\x00_calltR.", "test.pkl")
+
+
+def test_only_tensors_are_rebuilt_from_their_type() -> None:
+    head = b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n("
+    for function, kind in [
+        (b"ctorch\nSize\n", b"ctorch\nTensor\n"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nSize\n"),
+        (b"ctorch._utils\n_rebuild_wrapper_subclass\n", b"ctorch\nTensor\n"),
+    ]:
+        with pytest.raises(UnsafeFile, match="neither a tensor nor a sharded tensor"):
+            read_pickle(head + function + kind + b")}tR.", "test.pkl")
+
+
+def test_paths_are_text(tmp_path: Path) -> None:
+    torch.save({"folder": Path("run") / "step10"}, tmp_path / "train.pt")
+    newer = b"\x80\x02cpathlib._local\nPosixPath\nX\x03\x00\x00\x00runX\x01\x00\x00\x00a\x86R."
+
+    assert read_torch_archive(tmp_path / "train.pt").value == {"folder": "run/step10"}
+    assert read_pickle(newer, "test.pkl") == "run/a"
+
+
+@pytest.mark.parametrize(
+    "build", [b"}X\x01\x00\x00\x00xK\x01sb", b"N}X\x01\x00\x00\x00xK\x01s\x86b"], ids=["state", "slots"]
+)
+def test_a_pickle_cannot_change_a_stand_in(build: bytes) -> None:
+    """BUILD on the class itself would change what every later pickle gets."""
+    for (module, name), stand_in in ALLOWED.items():
+        with pytest.raises(CorruptFile):
+            read_pickle(b"\x80\x02c" + f"{module}\n{name}\n".encode() + build + b".", "test.pkl")
+        assert not hasattr(stand_in, "x"), name
+
+
+# --- one tensor without the rest -------------------------------------------------------------------------------------
+
+
+def test_of_an_archive_only_what_is_asked_for_is_read() -> None:
+    path = Path(__file__).parents[1] / "fixtures" / "olmo" / "run" / "step10-unsharded" / "model.pt"
+    tracemalloc.start()
+    file = read_torch_archive(path)
+    norm = file.storage_bytes(file.value["transformer.ln_f.weight"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert len(norm) == 64 * 4
+    assert path.stat().st_size > 900_000 and peak < 400_000
+
+
+def test_of_a_shared_storage_a_tensor_reads_its_own_stretch(tmp_path: Path) -> None:
+    """Flat parameters and views lie in one storage; reading each would else read all of it."""
+    whole = torch.arange(1000, dtype=torch.float32)
+    torch.save({"a": whole[10:20], "b": whole.reshape(10, 100)[:, 3]}, tmp_path / "views.pt")
+    file = read_torch_archive(tmp_path / "views.pt")
+
+    assert np.frombuffer(file.tensor_bytes(file.value["a"]), "<f4").tolist() == whole[10:20].tolist()
+    assert len(file.tensor_bytes(file.value["b"])) == 901 * 4
+    assert len(file.storage_bytes(file.value["a"])) == 4000
+
+
+def test_archives_do_not_hold_files_open(tmp_path: Path) -> None:
+    """A checkpoint of 1024 ranks has as many of them."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    held = [read_torch_archive(RANK0) for _ in range(50)]
+
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+    assert held[0].value["global_step"] == 10

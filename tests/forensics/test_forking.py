@@ -163,7 +163,9 @@ def test_the_recipe_can_be_overridden(tiny: Workspace) -> None:
     parent = losses(tiny, "tiny")
 
     assert slower.steps[0]["loss"] == parent[6] and slower.steps[1]["loss"] != parent[7]
-    assert slower.steps[0]["learning_rate"] == recipe_of_run(tiny.run("tiny")).schedule.learning_rate(1e-3, 6)
+    assert slower.steps[0]["learning_rate"] == recipe_of_run(tiny.run("tiny")).schedule.learning_rate(
+        1e-3, step=6, tokens=0
+    )
     assert tiny.run(slower.id).recipe_overrides == {"learning_rate": 1e-3}
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from data_index.batch import IndexedPlan, StepPlan
 from data_index.errors import InvalidEdit
-from replay.intervention import Edit, Insert, Row, RowEdit, Shuffle, SwapSteps, merged, num_targets, parse_edit, rows_of
+from replay.intervention import Edit, Insert, Row, RowEdit, Shuffle, SwapSteps, merged, parse_edit, rows_of
 
 LENGTH = 8
 STEPS = range(1, 4)
@@ -15,6 +15,11 @@ PLAN = IndexedPlan(
         for step in STEPS
     }
 )
+
+
+def weight(row: Row) -> int:
+    """Targets of a row: all tokens but the first, less the hidden ones."""
+    return LENGTH - 1 - sum(stop - max(start, 1) for start, stop in merged(row.masks) if stop > 1)
 
 
 def instances(plan: object) -> list[list[int]]:
@@ -74,7 +79,7 @@ def test_what_cannot_be_read_is_refused_with_the_grammar(text: str) -> None:
 
 
 def row_edit(**fields: object) -> RowEdit:
-    defaults = {"length": LENGTH, "steps": STEPS}
+    defaults = {"weight": weight, "steps": STEPS}
     return RowEdit(**(defaults | fields))  # type: ignore[arg-type]
 
 
@@ -102,8 +107,8 @@ def test_masking_hides_targets_only_once() -> None:
     plan = row_edit(hide={9: ((3, 8),)})(PLAN)
 
     assert plan[2].masks == ((1, 2, 8),)
-    assert num_targets(rows_of(plan[2]), LENGTH) == 4 * (LENGTH - 1) - 6
-    assert num_targets([Row(1, ((0, 8),))], LENGTH) == 0
+    assert sum(map(weight, rows_of(plan[2]))) == 4 * (LENGTH - 1) - 6
+    assert weight(Row(1, ((0, 8),))) == 0
 
 
 def test_repeat_replace_and_swap_keep_the_place() -> None:
@@ -117,26 +122,26 @@ def test_repeat_replace_and_swap_keep_the_place() -> None:
 
 
 def test_insert_appends_to_each_of_its_steps() -> None:
-    plan = Insert(length=LENGTH, steps=range(2, 4), rows=(Row(50), Row(51, ((6, 8),))))(PLAN)
+    plan = Insert(weight=weight, steps=range(2, 4), rows=(Row(50), Row(51, ((6, 8),))))(PLAN)
 
     assert instances(plan)[0] == [4, 5, 6, 7] and instances(plan)[2] == [12, 13, 14, 15, 50, 51]
     assert plan[2].masks == ((1, 2, 5), (5, 6, 8))
 
 
 def test_swapped_steps_keep_their_own_number() -> None:
-    plan = SwapSteps(length=LENGTH, first=1, second=3)(PLAN)
+    plan = SwapSteps(weight=weight, first=1, second=3)(PLAN)
 
     assert instances(plan) == [[12, 13, 14, 15], [8, 9, 10, 11], [4, 5, 6, 7]]
     assert [plan[step].step for step in STEPS] == [1, 2, 3]
 
 
 def test_shuffle_permutes_all_rows_with_their_masks() -> None:
-    plan = Shuffle(length=LENGTH, steps=STEPS, seed=1)(PLAN)
+    plan = Shuffle(weight=weight, steps=STEPS, seed=1)(PLAN)
     rows = [row for step in STEPS for row in rows_of(plan[step])]
     before = [row for step in STEPS for row in rows_of(PLAN[step])]
 
     assert rows != before and sorted(rows, key=lambda row: row.instance) == before
-    assert instances(Shuffle(length=LENGTH, steps=STEPS, seed=1)(PLAN)) == instances(plan)
+    assert instances(Shuffle(weight=weight, steps=STEPS, seed=1)(PLAN)) == instances(plan)
 
 
 def test_a_step_without_rows_is_an_error() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from data_index.errors import UnsupportedRecipe
 from data_index.workspace import Workspace
-from replay.recipe import apply_overrides, recipe_of_run
+from replay.recipe import SkipRule, apply_overrides, recipe_of_run
 
 
 def test_a_native_recipe_survives_its_file(tiny_shared: Workspace) -> None:
@@ -42,18 +42,15 @@ def set_in(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("train_module.optim.type", "skip_step_adamw"),
+        ("train_module.optim.type", "lion"),
         ("train_module.scheduler.type", "wsd"),
-        ("train_module.scheduler.units", "tokens"),
+        ("train_module.scheduler.units", "samples"),
         ("train_module.float8_config", {"enabled": True}),
-        ("train_module.dp_config", {"name": "hsdp"}),
+        ("train_module.tp_config", {"degree": 2}),
         ("train_module.label_ignore_index", -1),
-        ("dataset.generate_doc_lengths", True),
-        ("dataset.instance_filter_config", {"repetition_max_period": 13}),
-        ("trainer.steps_to_skip", [[3, 4]]),
         ("model.block.name", "default"),
         ("model.block.sequence_mixer.rope.scaling", {"factor": 8}),
-        ("model.block.sequence_mixer.sliding_window", {"pattern": [4096]}),
+        ("model.block.sequence_mixer.sliding_window", {"pattern": [64, 32, -1]}),
         ("model.lm_head.loss_implementation", "fused_linear"),
         ("train_module.optim.group_overrides", [{"params": ["*.bias"], "opts": {"weight_decay": 0.0}}]),
     ],
@@ -65,6 +62,78 @@ def test_a_field_that_defines_another_step_is_refused_by_name(core_shared: Works
 
     with pytest.raises(UnsupportedRecipe, match=path.split(".")[-1] if "type" not in path else path.split(".")[-2]):
         recipe_of_run(replace(run, config=config))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field", "expected"),
+    [
+        ("train_module.optim.type", "skip_step_adamw", "skip", SkipRule()),
+        ("dataset.generate_doc_lengths", True, "document_end_token", 0),
+        ("train_module.scheduler.units", "tokens", "learning_rate", 0.003),
+        ("train_module.max_grad_norm", None, "max_grad_norm", None),
+        ("train_module.z_loss_multiplier", None, "z_loss", 0.0),
+        ("train_module.autocast_precision", "bfloat16", "precision", "bf16"),
+        (
+            "train_module.optim.group_overrides",
+            [{"params": ["*_norm.weight"], "opts": {"weight_decay": 0.0}}],
+            "no_decay",
+            tuple(
+                f"model.layers.{layer}.{norm}.weight"
+                for layer in range(4)
+                for norm in (
+                    *("self_attn.q_norm", "self_attn.k_norm"),
+                    *("post_attention_layernorm", "post_feedforward_layernorm"),
+                )
+            ),
+        ),
+    ],
+)
+def test_a_setting_of_olmo_core_becomes_a_field(
+    core_shared: Workspace, path: str, value: Any, field: str, expected: Any
+) -> None:
+    run = core_shared.run("core")
+    config = copy.deepcopy(dict(run.config))
+    set_in(path, value)(config)
+
+    assert getattr(recipe_of_run(replace(run, config=config)), field) == expected
+
+
+def test_an_approximation_passes_over_what_is_not_supported_and_says_so(core_shared: Workspace) -> None:
+    run = core_shared.run("core")
+    config = copy.deepcopy(dict(run.config))
+    set_in("train_module.float8_config", {"enabled": True})(config)
+
+    recipe = recipe_of_run(replace(run, config=config), approximate=True)
+
+    assert len(recipe.approximated) == 1 and "train_module.float8_config" in recipe.approximated[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "pattern", "windows"),
+    [
+        (False, True, [32, 32, 32, -1], [32, 32, 32, 0]),
+        (False, False, [32, -1], [32, 0, 32, 0]),
+        (True, True, [32, 32, -1], [0, 32, 32, 0]),
+        (True, False, [32, -1], [0, 32, 0, 32]),
+    ],
+)
+def test_layers_attend_to_windows_in_the_trainers_pattern(
+    core_shared: Workspace, first: bool, last: bool, pattern: list[int], windows: list[int]
+) -> None:
+    run = core_shared.run("core")
+    config = copy.deepcopy(dict(run.config))
+    sliding = {
+        "pattern": pattern,
+        "force_full_attention_on_first_layer": first,
+        "force_full_attention_on_last_layer": last,
+    }
+    set_in("model.block.sequence_mixer.sliding_window", sliding)(config)
+
+    model = recipe_of_run(replace(run, config=config)).model
+    kinds = {True: "sliding_attention", False: "full_attention"}
+
+    assert (model["model_type"], model["sliding_window"]) == ("olmo3", 32)
+    assert model["layer_types"] == [kinds[window > 0] for window in windows]
 
 
 def test_unknown_native_fields_are_refused_by_name(tiny_shared: Workspace) -> None:
@@ -82,7 +151,7 @@ def test_overrides_reach_nested_fields_and_keep_types(tiny_shared: Workspace) ->
         recipe, {"recipe.learning_rate": 1, "schedule.max_steps": 99, "max_grad_norm": "none", "betas": [0.8, 0.9]}
     )
 
-    assert (changed.learning_rate, changed.schedule.max_steps) == (1.0, 99)
+    assert (changed.learning_rate, changed.schedule.to_table()["max_steps"]) == (1.0, 99)
     assert changed.max_grad_norm is None and changed.betas == (0.8, 0.9)
 
 

@@ -1,0 +1,196 @@
+"""Token files of Megatron's trainers: `.bin` beside `.idx`, whole or in shards, shuffled by the trainer or before it.
+
+A dataset is named by its prefix, as the configs name it: PREFIX.bin and PREFIX.idx, or PREFIX-00000-of-00082.bin … with
+PREFIX.idx. Shards are read across their borders; nothing is merged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_index.errors import CorruptFile, MissingFile
+from data_index.instances.megatron import across_shards, document_stream, sample_pieces
+from data_index.megatron_index import MegatronIndex, read_megatron_index
+from data_index.orders.megatron import DatasetShuffle
+from data_index.pieces import Pieces
+from data_index.run import TokenFile
+from data_index.sources.folder import first_existing
+
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.bin$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class IndexedDataset:
+    """One dataset: its index, and the shards of its `.bin` file in order."""
+
+    prefix: str
+    index: MegatronIndex
+    shards: tuple[Path, ...]
+
+    def shard_tokens(self) -> np.ndarray:
+        """Tokens of each shard, int64.
+
+        Raises:
+            CorruptFile: a border splits a token.
+        """
+        item = np.dtype(self.index.dtype).itemsize
+        sizes = np.array([path.stat().st_size for path in self.shards], dtype=np.int64)
+        if (sizes % item).any():
+            wrong = self.shards[int(np.flatnonzero(sizes % item)[0])]
+            raise CorruptFile(
+                f"{wrong} has {wrong.stat().st_size:,} bytes, no whole number of {self.index.dtype} tokens: it is "
+                "truncated"
+            )
+        return sizes // item
+
+
+def find_dataset(folder: Path, data: Path | None, prefix: str) -> IndexedDataset:
+    """
+    Raises:
+        MissingFile, CorruptFile, UnsafeFile, UnknownLayout
+    """
+    index_path = first_existing(folder, data, f"{prefix}.idx")
+    if index_path is None:
+        raise MissingFile(
+            f"{prefix}.idx of {folder} was found neither as written nor below {data or f'{folder} and its parents'}: "
+            "say where the data are with --data DIR"
+        )
+    shards = shards_of(index_path)
+    return IndexedDataset(
+        prefix=prefix,
+        index=read_megatron_index(index_path, sum(path.stat().st_size for path in shards)),
+        shards=shards,
+    )
+
+
+def shards_of(index_path: Path) -> tuple[Path, ...]:
+    """The `.bin` file beside an `.idx` file, or its shards in order.
+
+    Published shards may have another stem than the index (document.idx beside document-00000-of-00020.bin); their
+    number in the name is that of the last one, or one more.
+
+    Raises:
+        MissingFile: none, or one in between.
+    """
+    whole = index_path.with_suffix(".bin")
+    if whole.is_file():
+        return (whole,)
+    numbered: dict[int, Path] = {}
+    for path in index_path.parent.glob(f"{index_path.stem}-*.bin"):
+        match = _SHARD.match(path.name)
+        if match and match[1] == index_path.stem:
+            numbered[int(match[2])] = path
+    missing = sorted(set(range(max(numbered, default=-1) + 1)) - set(numbered))
+    if not numbered or missing:
+        wanted = f"{index_path.stem}-{missing[0]:05d}-of-….bin" if missing else whole.name
+        raise MissingFile(f"{index_path.parent / wanted} is not there; {index_path.name} describes its tokens")
+    return tuple(numbered[number] for number in sorted(numbered))
+
+
+def files_in_pieces(datasets: Sequence[IndexedDataset]) -> tuple[TokenFile, ...]:
+    """Token files of datasets whose instances are put together from pieces."""
+    names = _unique_names([path for dataset in datasets for path in dataset.shards])
+    return tuple(
+        TokenFile(
+            name=names[path],
+            path=path,
+            dtype=dataset.index.dtype,
+            num_bytes=path.stat().st_size,
+            first_instance=0,
+            num_instances=0,
+        )
+        for dataset in datasets
+        for path in dataset.shards
+    )
+
+
+def _unique_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """File names; with their folder where two files have one name."""
+    names = [path.name for path in paths]
+    return {path: path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}" for path in paths}
+
+
+def shuffled_pieces(datasets: Sequence[IndexedDataset], shuffles: Sequence[DatasetShuffle]) -> Pieces:
+    """Pieces of every sample of every dataset; instance numbers are those that the shuffles begin at."""
+    parts, first_file = [], 0
+    for dataset, shuffle in zip(datasets, shuffles, strict=True):
+        stream = document_stream(shuffle, dataset.index.sizes)
+        pieces = sample_pieces(stream, dataset.index, np.arange(shuffle.num_samples))
+        parts.append(across_shards(pieces, dataset.shard_tokens(), first_file=first_file))
+        first_file += len(dataset.shards)
+    before = np.cumsum([0, *(len(pieces.file) for pieces in parts)])
+    firsts = [pieces.first[1:] + count for pieces, count in zip(parts, before[:-1], strict=True)]
+    return Pieces(
+        first=np.concatenate([np.zeros(1, dtype=np.int64), *firsts]),
+        file=np.concatenate([pieces.file for pieces in parts]),
+        start=np.concatenate([pieces.start for pieces in parts]),
+        stop=np.concatenate([pieces.stop for pieces in parts]),
+    )
+
+
+def cut_in_order(dataset: IndexedDataset, row_tokens: int) -> tuple[TokenFile, ...] | None:
+    """Token files of a pre-shuffled set, one instance a sequence in file order; None where it is not one.
+
+    Every sequence has the length of a row and follows the one before, as in Pythia's published sets.
+    """
+    index = dataset.index
+    if (index.sizes != row_tokens).any() or not np.array_equal(
+        index.starts(), np.arange(index.num_sequences, dtype=np.int64) * row_tokens
+    ):
+        return None
+    files, borders = [], np.append(0, np.cumsum(dataset.shard_tokens()))
+    for file, start, stop in zip(files_in_pieces([dataset]), borders[:-1], borders[1:], strict=True):
+        first = -(-int(start) // row_tokens)
+        last = min(-(-int(stop) // row_tokens), index.num_sequences)
+        lead = min(first * row_tokens, int(stop)) - int(start)
+        files.append(replace(file, first_instance=first, num_instances=last - first, first_token=lead))
+    return tuple(files)
+
+
+def documents_of_datasets(datasets: Sequence[IndexedDataset]) -> list[dict[str, Any]]:
+    """Rows of `documents`: the documents of every dataset, numbered on, each in the shards that it lies in."""
+    rows: list[dict[str, Any]] = []
+    number = 0
+    names = iter(file.name for file in files_in_pieces(datasets))
+    for dataset in datasets:
+        index, borders = dataset.index, np.append(0, np.cumsum(dataset.shard_tokens()))
+        shard_names = [next(names) for _ in dataset.shards]
+        starts, ends = index.starts(), index.starts() + index.sizes
+        groups = index.document_starts
+        if len(groups) < 2:
+            groups = np.arange(index.num_sequences + 1)
+        for first, stop in zip(groups[:-1].tolist(), groups[1:].tolist(), strict=True):
+            for sequence in range(first, stop):
+                rows += _document_rows(number, int(starts[sequence]), int(ends[sequence]), borders, shard_names)
+            number += 1
+    return rows
+
+
+def _document_rows(
+    number: int, start: int, end: int, borders: np.ndarray, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    rows = []
+    shard = int(np.searchsorted(borders, start, side="right")) - 1
+    while start < end:
+        stop = min(end, int(borders[shard + 1]))
+        before = int(borders[shard])
+        rows.append(
+            {
+                "document_id": number,
+                "file": names[shard],
+                "start": start - before,
+                "end": stop - before,
+                "source": None,
+                "source_start": None,
+                "source_end": None,
+                "tags": [],
+            }
+        )
+        start, shard = stop, shard + 1
+    return rows

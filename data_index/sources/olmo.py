@@ -1,0 +1,347 @@
+"""Runs of the legacy OLMo trainer: step<N>-unsharded/ or step<N>/, each with its config.yaml; headerless token files.
+
+Read here: what the order needs (files, seed, batch sizes, where the data loader stood at each checkpoint) and where the
+checkpoints are. The rest of config.yaml is kept verbatim and interpreted by replay alone.
+
+Source: Python package ai2-olmo 0.6.0 (olmo/train.py, olmo/data/).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_index.errors import CorruptFile, ForensicsError, MissingFile, OrderMismatch, UnknownLayout, UnsupportedRecipe
+from data_index.kinds import table_of_rows
+from data_index.olmo_checkpoint import layout_of, read_config, read_trainer_state, states_of
+from data_index.orders.olmo import global_indices
+from data_index.run import Checkpoint, Masking, Order, OrderTrust, Run, Segment, TokenFile
+from data_index.sources import Imported
+from data_index.sources.folder import (
+    default_name,
+    find_file,
+    first_existing,
+    place_files,
+    read_file,
+    refuse_settings,
+    step_folders,
+)
+from data_index.sources.olmo_position import Position, Stretch, join_stretches
+from data_index.sources.trainer_record import read_record
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and layout_of(path) in ("olmo", "olmo_sharded")
+
+
+def recognises(folder: Path) -> bool:
+    return bool(step_folders(folder, _is_checkpoint))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Saved:
+    """A checkpoint's own config, loader position and tokens seen; None where its trainer state was not published."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    position: Position | None
+    tokens: int | None
+
+
+def read(folder: Path, name: str | None, data: Path | None, settings: Mapping[str, Any]) -> Imported:
+    """Read a run folder of the legacy OLMo trainer.
+
+    Args:
+        data: where the token files are; default: the paths as written, then below the folder and its parents.
+    Raises:
+        MissingFile, CorruptFile, UnsafeFile, OrderMismatch, UnsupportedRecipe, UnknownLayout
+    """
+    refuse_settings(settings, "config.yaml")
+    folder = folder.absolute()
+    folders = step_folders(folder, _is_checkpoint)
+    if not folders:
+        raise UnknownLayout(f"{folder} holds no step<N>-unsharded/config.yaml with weights, so it is no OLMo run")
+    last = folders[max(folders)] / "config.yaml"
+    try:
+        return _import(folder, folders, name, data)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        if isinstance(error, ForensicsError):
+            raise
+        raise CorruptFile(f"{last} lacks or misstates {error!r}") from error
+
+
+def _import(folder: Path, folders: Mapping[int, Path], name: str | None, data: Path | None) -> Imported:
+    saved = {step: _saved(step, path) for step, path in folders.items()}
+    last = saved[max(saved)]
+    config, settings = last.config, last.config["data"]
+    length = int(config["model"]["max_sequence_length"])
+    files = _token_files(folder, settings, data, length)
+    world_size = next((s.position.world_size for s in saved.values() if s.position), 1)
+    order = Order(
+        rule="olmo",
+        parameters={
+            "seed": int(config["seed"] if settings.get("seed") is None else settings["seed"]),
+            "drop_last": bool(settings.get("drop_last", False)),
+            "world_size": world_size,
+        },
+    )
+    num_positions = len_of_order(sum(file.num_instances for file in files), order)
+    segments, notes = _segments(saved, num_positions)
+    record = first_existing(folder, None, "metrics.jsonl")
+    tables = dict(read_record(record)) if record is not None else {}
+    if (consumed := _per_rank_indices(folder, folders)) is not None:
+        tables["consumed"] = consumed
+    config_bytes = read_file(last.folder / "config.yaml")
+    run = Run(
+        name=name or default_name(folder),
+        layout="olmo",
+        source=folder,
+        sequence_length=length,
+        files=files,
+        order=order,
+        segments=segments,
+        trust=_prove_order(folder, folders, saved, order, segments, sum(f.num_instances for f in files), notes),
+        config_format="olmo",
+        config=config,
+        masking=_masking(config),
+        pad_token_id=config["model"].get("pad_token_id"),
+        tokenizer=first_existing(folder, data, str((config.get("tokenizer") or {}).get("identifier") or "")),
+        eos_token_id=config["model"].get("eos_token_id"),
+        facts={
+            "config": str(last.folder / "config.yaml"),
+            "config_sha256": hashlib.sha256(config_bytes).hexdigest(),
+        }
+        | ({"order_notes": "; ".join(notes)} if notes else {}),
+    )
+    return Imported(run=run, tables=tables, verbatim={"config.yaml": config_bytes})
+
+
+def _saved(step: int, path: Path) -> _Saved:
+    config = read_config(path) or {}
+    if "trainer" not in states_of(path):
+        return _Saved(folder=path, config=config, position=None, tokens=None)
+    state = read_trainer_state(path)
+    if state["global_step"] != step:
+        raise OrderMismatch(
+            f"{path} is named after step {step}; its trainer state says step {state['global_step']}: the folder was "
+            "renamed or holds another checkpoint"
+        )
+    position = Position(
+        epoch=state["epoch"] + 1,
+        examples=state["global_train_examples_seen_this_epoch"],
+        world_size=int(state.get("world_size") or 1),
+    )
+    return _Saved(folder=path, config=config, position=position, tokens=state["global_train_tokens_seen"])
+
+
+def len_of_order(num_instances: int, order: Order) -> int:
+    """Positions of an epoch."""
+    world_size, drop_last = order.parameters["world_size"], order.parameters["drop_last"]
+    whole = num_instances // world_size if drop_last else -(-num_instances // world_size)
+    return int(whole * world_size)
+
+
+def _token_files(folder: Path, settings: Mapping[str, Any], data: Path | None, length: int) -> tuple[TokenFile, ...]:
+    if settings.get("custom_dataset"):
+        raise UnsupportedRecipe("config.yaml: data.custom_dataset has an order that this version does not compute")
+    names = [str(path) for path in settings.get("paths") or []]
+    datasets = settings.get("datasets") or {}
+    for label in sorted(datasets):
+        names += [str(path) for path in datasets[label]]
+    if not names:
+        raise MissingFile(f"the config of {folder} lists no token files (data.paths, data.datasets)")
+    dtype = np.dtype(str(settings.get("memmap_dtype") or settings.get("effective_memmap_dtype") or "uint16"))
+    masks = settings.get("label_mask_paths") or []
+    if masks and len(masks) != len(names):
+        raise CorruptFile(f"the config of {folder} names {len(masks)} label masks for {len(names)} token files")
+    return place_files(
+        names,
+        [find_file(folder, data, name, "token file") for name in names],
+        dtype.name,
+        lambda num_bytes: num_bytes // (dtype.itemsize * length),
+        label_masks={n: find_file(folder, data, str(mask), "label mask") for n, mask in enumerate(masks)},
+    )
+
+
+def _masking(config: Mapping[str, Any]) -> Masking:
+    chosen = config["data"].get("instance_filter")
+    repetition = None
+    if chosen:
+        repetition = (
+            int(chosen.get("repetition_max_period", 13)),
+            int(chosen.get("repetition_min_period", 1)),
+            int(chosen.get("repetition_max_count", 32)),
+        )
+    hides_padding = bool(config["data"].get("generate_attention_mask"))
+    return Masking(
+        repetition=repetition, hidden_token_id=int(config["model"]["pad_token_id"]) if hides_padding else None
+    )
+
+
+# --- which step read what --------------------------------------------------------------------------------------------
+
+
+def _segments(saved: Mapping[int, _Saved], num_positions: int) -> tuple[tuple[Segment, ...], list[str]]:
+    """Segments from the loader's position at each checkpoint, and what could not be explained by the configs."""
+    stretches = []
+    for step, checkpoint in saved.items():
+        config = checkpoint.config
+        stretches.append(
+            Stretch(
+                last_step=step,
+                position=checkpoint.position,
+                instances_per_batch=int(config["global_train_batch_size"]),
+                first_epoch=int(config.get("epoch") or 0) + 1,
+                told_epoch=None if config.get("epoch") is None else int(config["epoch"]) + 1,
+                restarted_from=_restarted_from(config),
+                skipped_batches=int(config.get("fast_forward_batches") or 0),
+            )
+        )
+    last = stretches[-1]
+    batches_per_epoch = num_positions // last.instances_per_batch
+    final = _last_step(saved[last.last_step], last, batches_per_epoch)
+    return join_stretches(stretches, num_positions, final)
+
+
+def _restarted_from(config: Mapping[str, Any]) -> int | None:
+    """The step of `load_path`, where the trainer went on with the data loader's position of that checkpoint."""
+    tail = Path(str(config.get("load_path") or "")).name.removesuffix("-unsharded").removeprefix("step")
+    return int(tail) if tail.isdigit() and config.get("restore_dataloader", True) else None
+
+
+def _last_step(saved: _Saved, stretch: Stretch, batches_per_epoch: int) -> int:
+    """Steps that the trainer was told to take: up to `stop_at`, else ten past the duration, within whole epochs."""
+    config = saved.config
+    tokens_per_step = stretch.instances_per_batch * int(config["model"]["max_sequence_length"])
+    seen = stretch.last_step * tokens_per_step if saved.tokens is None else saved.tokens
+    steps = duration_steps(str(config["max_duration"]), stretch.last_step, seen, tokens_per_step, batches_per_epoch)
+    epochs = -(-steps // batches_per_epoch)
+    stop = int(config["stop_at"]) if config.get("stop_at") is not None else steps + 10
+    return max(min(stop, epochs * batches_per_epoch), stretch.last_step, 1)
+
+
+def duration_steps(text: str, step: int, tokens_seen: int, tokens_per_step: int, batches_per_epoch: int) -> int:
+    """`max_duration` in steps: a number, `4e12T` in tokens, `2ep` in epochs.
+
+    Args:
+        step, tokens_seen: how far the trainer had come when it computed this.
+    """
+    if text.endswith("T"):
+        remaining = max(int(float(text[:-1])) - tokens_seen, 0)
+        return step - (-remaining // tokens_per_step)
+    if text.endswith("ep"):
+        return int(text[:-2]) * batches_per_epoch
+    return int(float(text))
+
+
+# --- witnesses -------------------------------------------------------------------------------------------------------
+
+
+def _per_rank_indices(folder: Path, folders: Mapping[int, Path]) -> Any:
+    """data-indices/rank<r>.tsv.gz as a table of consumed batches; None where it was not published.
+
+    Rank r of W reads every W-th instance of a global batch, from the r-th on.
+    """
+    homes = [path for path in (folder, *{p.parent for p in folders.values()}) if (path / "data-indices").is_dir()]
+    if not homes:
+        return None
+    files = sorted((homes[0] / "data-indices").glob("rank*.tsv.gz"))
+    by_rank = [list(_lines_of(path)) for path in files]
+    if not by_rank or len({len(lines) for lines in by_rank}) != 1:
+        raise CorruptFile(f"{homes[0]}/data-indices: the ranks have {[len(r) for r in by_rank]} lines")
+    times: dict[int, int] = {}
+    rows = []
+    for lines in zip(*by_rank, strict=True):
+        steps, parts = {step for step, _ in lines}, [part for _, part in lines]
+        if len(steps) != 1 or len({len(part) for part in parts}) != 1:
+            raise CorruptFile(f"{homes[0]}/data-indices: the ranks do not agree at step {min(steps)}")
+        step = steps.pop()
+        times[step] = times.get(step, 0) + 1
+        instances = np.array(parts, dtype=np.int64).T.reshape(-1)
+        rows.append({"step": step, "attempt": times[step], "instances": instances.tolist(), "input_ids_sha256": None})
+    return table_of_rows("consumed", rows, homes[0])
+
+
+def _lines_of(path: Path) -> Iterator[tuple[int, list[int]]]:
+    try:
+        with gzip.open(path, "rt") as file:
+            for line in file:
+                step, *instances = (int(number) for number in line.split("\t"))
+                yield step, instances
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise CorruptFile(f"{path} is not a whole list of indices: {error}") from error
+
+
+def _prove_order(
+    folder: Path,
+    folders: Mapping[int, Path],
+    saved: Mapping[int, _Saved],
+    order: Order,
+    segments: tuple[Segment, ...],
+    num_instances: int,
+    notes: list[str],
+) -> OrderTrust:
+    """Compare with the order file that the trainer left; the loader's positions have been joined already.
+
+    Raises:
+        OrderMismatch: the message says which side is wrong.
+    """
+    witnesses = []
+    known = sum(checkpoint.position is not None for checkpoint in saved.values())
+    if known:
+        witnesses.append(f"the data loader's position in {known} of {len(saved)} checkpoints")
+    for home in dict.fromkeys([folder, *(path.parent for path in folders.values())]):
+        path = home / "train_data" / "global_indices.npy"
+        if path.is_file():
+            witnesses.append(check_global_indices(path, order, segments, num_instances))
+    missing = "a record of the token ids that were consumed"
+    return OrderTrust(
+        level="derived",
+        witness="; ".join(witnesses) or "rule and file sizes only",
+        missing="; ".join([missing, *notes]),
+    )
+
+
+def check_global_indices(path: Path, order: Order, segments: tuple[Segment, ...], num_instances: int) -> str:
+    """Is this the order of one of the run's epochs? The trainer overwrites the file at each epoch.
+
+    Raises:
+        OrderMismatch
+    """
+    recorded = np.fromfile(path, dtype="<u4")
+    expected = len_of_order(num_instances, order)
+    if len(recorded) != expected or (len(recorded) and int(recorded.max()) >= num_instances):
+        raise OrderMismatch(
+            f"{path}, the trainer's own order, names {len(recorded):,} instances up to "
+            f"{int(recorded.max(initial=0)):,}; the token files hold {num_instances:,}: files are missing, or the "
+            "order is another run's"
+        )
+    epochs = sorted({segment.epoch for segment in segments})
+    for epoch in [*epochs, *(e for e in range(1, 11) if e not in epochs)]:
+        if np.array_equal(recorded, global_indices(num_instances, epoch=epoch - 1, **order.parameters)):
+            return f"global_indices.npy is the order of epoch {epoch}"
+    raise OrderMismatch(
+        f"{path}, the trainer's own order, is not what the rule gives with seed {order.parameters['seed']} for any "
+        "epoch: config.yaml is not the config of this run, or the trainer was another version"
+    )
+
+
+def list_checkpoints(run: Run) -> list[Checkpoint]:
+    return [
+        Checkpoint(
+            run=run.name,
+            step=step,
+            tokens=run.tokens_after(step),
+            location=path,
+            layout=layout_of(path) or "olmo",
+            states=states_of(path),
+        )
+        for step, path in step_folders(run.source, _is_checkpoint).items()
+    ]

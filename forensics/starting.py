@@ -1,0 +1,82 @@
+"""What a replay or fork starts from besides tensors: how steps were taken, what the skip rule remembered.
+
+A checkpoint does not hold everything that the next step depends on. What it lacks is taken from the log, and where the
+log lacks it too, that is said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from data_index.batch import IndexedPlan, StepPlan
+from data_index.run import Checkpoint, Run
+from data_index.store import logged_metrics, plan_of
+from data_index.workspace import Workspace
+from replay.recipe import Recipe
+from replay.skip_step import SkipStepAdamW, SkipWindow
+from replay.train_state import TrainState
+
+
+def plan_as_taken(workspace: Workspace, run: Run, first: int, last: int, recipe: Recipe) -> IndexedPlan:
+    """The plan of steps first+1 .. last, steps withheld that the log says were (a loss scale that overflowed)."""
+    plan = plan_of(workspace, run, first, last)
+    if not recipe.withholds_logged_skips:
+        return plan
+    logged = logged_metrics(workspace, run, first, last)
+
+    def as_logged(step: StepPlan) -> StepPlan:
+        return replace(step, outcome="withheld") if logged.get(step.step, {}).get("skipped") else step
+
+    return IndexedPlan(by_step={number: as_logged(step) for number, step in plan.by_step.items()})
+
+
+def complete_state(state: TrainState, workspace: Workspace, run: Run, start: Checkpoint, recipe: Recipe) -> list[str]:
+    """Give a state loaded from a trainer's checkpoint what the checkpoint does not hold; returns what is not known."""
+    state.restarted = start.step == 0 or _process_began(run, start.step)
+    notes = []
+    if recipe.skip is not None and isinstance(state.optimizer, SkipStepAdamW):
+        notes += _fill_window(state, workspace, run, start.step, recipe)
+    if recipe.withholds_logged_skips:
+        logged = logged_metrics(workspace, run, 0, start.step)
+        state.num_skipped = sum(bool(values.get("skipped")) for values in logged.values())
+        if any(step not in logged for step in range(1, start.step + 1)):
+            notes.append(
+                f"The log does not say of all steps up to {start.step} whether the loss scale overflowed; the learning "
+                f"rate counts {state.num_skipped} such steps."
+            )
+    return notes
+
+
+def _process_began(run: Run, step: int) -> bool:
+    """Did the trainer load this checkpoint itself, as far as is known?"""
+    return any(segment.first_step == step + 1 and segment.attempt > 1 for segment in run.segments)
+
+
+def _fill_window(state: TrainState, workspace: Workspace, run: Run, step: int, recipe: Recipe) -> list[str]:
+    """The losses and gradient norms that the skip rule compares with are not in checkpoints; the log has them."""
+    assert recipe.skip is not None and isinstance(state.optimizer, SkipStepAdamW)
+    logged = logged_metrics(workspace, run, max(step - recipe.skip.interval - 1, 0), step)
+    values: list[tuple[Any, Any]] = []
+    for past in range(step, max(step - recipe.skip.interval - 1, 0), -1):
+        there = logged.get(past, {})
+        if "loss" not in there or "grad_norm" not in there:
+            break
+        values.append((there["loss"], there["grad_norm"]))
+    window = SkipWindow.from_log(
+        [loss for loss, _ in reversed(values)],
+        [norm for _, norm in reversed(values)],
+        interval=recipe.skip.interval,
+        sigma=recipe.skip.sigma,
+        num_steps_before=step,
+        device=state.device,
+    )
+    state.optimizer.window = window
+    return (
+        []
+        if window.is_complete
+        else [
+            f"The skip rule compares with the {recipe.skip.interval} steps before; the log has {len(values)} of those "
+            f"before step {step}: steps may be skipped here that were not, or the other way round."
+        ]
+    )

@@ -1,0 +1,70 @@
+"""Models as transformers saves them: one file or several with an index, safetensors or pickles.
+
+Names are transformers' own. The pickles are read through the allow-list. A file `optimizer.safetensors` beside the
+weights, in the native format's names, is the optimizer's state.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from data_index.errors import CorruptFile, MissingFile
+from data_index.olmo_checkpoint import HUGGING_FACE
+from data_index.pickles import read_torch_archive
+from replay.stored_tensors import (
+    StoredTensor,
+    check_total,
+    inside,
+    of_archive,
+    read_json_object,
+    stored_safetensors,
+)
+
+# Constants that older versions saved with the weights; today's models compute them.
+_CONSTANTS = re.compile(r"(rotary_emb\.inv_freq|(attention|attn)\.(bias|masked_bias))$")
+
+
+def hf_model(folder: Path) -> dict[str, StoredTensor]:
+    """The parameters of a model folder; of the files that transformers would choose.
+
+    Raises:
+        MissingFile, CorruptFile, UnsafeFile
+    """
+    chosen = next((folder / name for name in HUGGING_FACE if (folder / name).is_file()), None)
+    if chosen is None:
+        raise MissingFile(f"{folder} holds none of {', '.join(HUGGING_FACE)}")
+    tensors = _of_index(chosen) if chosen.suffix == ".json" else _of_file(chosen)
+    parameters = {name: tensor for name, tensor in tensors.items() if not _CONSTANTS.search(name)}
+    if _ties_embeddings(folder):
+        parameters.pop("lm_head.weight", None)
+    return parameters
+
+
+def _of_file(path: Path) -> dict[str, StoredTensor]:
+    if path.suffix == ".safetensors":
+        return stored_safetensors(path)
+    archive = read_torch_archive(path)
+    if not isinstance(archive.value, dict) or not all(isinstance(name, str) for name in archive.value):
+        raise CorruptFile(f"{path} holds no model state: parameters by name")
+    found = {name: of_archive(archive, record, name) for name, record in archive.value.items()}
+    check_total(found, path.stat().st_size, str(path))
+    return found
+
+
+def _of_index(path: Path) -> dict[str, StoredTensor]:
+    """The tensors that an index places in files beside it."""
+    places = read_json_object(path).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
+        raise CorruptFile(f"{path} has no weight_map from names to files")
+    files = {name: inside(path.parent, name, path.name) for name in dict.fromkeys(places.values())}
+    held = {name: _of_file(file) for name, file in files.items()}
+    missing = [name for name, file in places.items() if name not in held[file]]
+    if missing:
+        raise CorruptFile(f"{path} places {missing[0]} in {places[missing[0]]}, which lacks it")
+    return {name: held[file][name] for name, file in places.items()}
+
+
+def _ties_embeddings(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and read_json_object(config).get("tie_word_embeddings") is True
