@@ -7,17 +7,19 @@ and everything after that (reader, index, forks) reads the arrays.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from data_index.errors import CorruptFile
-from data_index.files import atomic_file, sha256_of_file
-from data_index.run import PieceFile
+from data_index.errors import CorruptFile, MissingFile
+from data_index.files import sha256_of_file, write_npy
+from data_index.run import StoredPieces
 
-ARRAYS = {"first": np.int64, "file": np.int32, "start": np.int64, "stop": np.int64}
+HASH_ALWAYS_BYTES = 2**30
+ARRAYS: Mapping[str, type] = {"first": np.int64, "file": np.int32, "start": np.int64, "stop": np.int64}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,32 +53,53 @@ class Pieces:
         return ends[self.first[1:]] - ends[self.first[:-1]]
 
 
-def write_pieces(pieces: Pieces, path: Path) -> PieceFile:
-    """Write the arrays as one file (numpy's .npz, uncompressed) and describe it."""
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        arrays: dict[str, Any] = {name: np.asarray(getattr(pieces, name), dtype) for name, dtype in ARRAYS.items()}
-        np.savez(file, **arrays)
-    return PieceFile(
-        path=path, num_instances=pieces.num_instances, num_pieces=len(pieces.file), sha256=sha256_of_file(path)
+def write_pieces(pieces: Pieces, folder: Path) -> StoredPieces:
+    """Write each array as an .npy file of the folder, and describe them."""
+    for name, dtype in ARRAYS.items():
+        write_npy(folder / f"{name}.npy", np.asarray(getattr(pieces, name), dtype))
+    return StoredPieces(
+        path=folder,
+        num_instances=pieces.num_instances,
+        num_pieces=len(pieces.file),
+        sha256=_hash_of(folder),
     )
 
 
-def read_pieces(described: PieceFile) -> Pieces:
-    """The arrays of a piece file.
+def _hash_of(folder: Path) -> str:
+    """sha256 over the hashes of the files, in the order of ARRAYS."""
+    return hashlib.sha256("".join(sha256_of_file(folder / f"{name}.npy") for name in ARRAYS).encode()).hexdigest()
 
+
+def read_pieces(stored: StoredPieces, *, verify: bool | None = None) -> Pieces:
+    """The arrays of a folder of pieces, mapped.
+
+    Args:
+        verify: compare with the hash; None: where that takes less than a second or so (`audit --deep` always does).
     Raises:
-        MissingFile, CorruptFile: it is not the file that was described.
+        MissingFile, CorruptFile: they are not the pieces that were described.
     """
-    if (actual := sha256_of_file(described.path)) != described.sha256:
+    if verify is None:
+        verify = 16 * stored.num_pieces < HASH_ALWAYS_BYTES
+    if verify and (actual := _hash_of(stored.path)) != stored.sha256:
         raise CorruptFile(
-            f"{described.path} is not the file of pieces that run.toml names (sha256 {actual[:12]}… instead of "
-            f"{described.sha256[:12]}…): register the run again"
+            f"{stored.path} does not hold the pieces that run.toml names (sha256 {actual[:12]}… instead of "
+            f"{stored.sha256[:12]}…): register the run again"
         )
-    try:
-        with np.load(described.path, allow_pickle=False) as file:
-            pieces = Pieces(**{name: file[name] for name in ARRAYS})
-    except Exception as error:  # numpy evaluates headers, which fails in many ways
-        raise CorruptFile(f"{described.path} is not a file of pieces: {error}") from error
-    if (pieces.num_instances, len(pieces.file)) != (described.num_instances, described.num_pieces):
-        raise CorruptFile(f"{described.path} holds {pieces.num_instances} instances, not {described.num_instances}")
+    arrays = {name: _mapped(stored.path / f"{name}.npy", dtype) for name, dtype in ARRAYS.items()}
+    pieces = Pieces(**arrays)
+    counts = {len(arrays[name]) for name in ("file", "start", "stop")}
+    if (pieces.num_instances, counts) != (stored.num_instances, {stored.num_pieces}):
+        raise CorruptFile(f"{stored.path} holds {pieces.num_instances} instances, not {stored.num_instances}")
     return pieces
+
+
+def _mapped(path: Path, dtype: type) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise MissingFile(f"{path} is not there: register the run again") from error
+    except Exception as error:  # numpy evaluates the header, which fails in many ways
+        raise CorruptFile(f"{path} is not a whole .npy file: {error}") from error
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != dtype:
+        raise CorruptFile(f"{path} is not a row of {np.dtype(dtype).name}")
+    return array

@@ -79,12 +79,15 @@ def _write_arrays(imported: Imported, building: Path) -> Run:
     """Keep what was computed once for the run (pieces, line offsets) in its home; returns the run that names it."""
     run = imported.run
     if imported.pieces is not None:
-        run = replace(run, pieces=write_pieces(imported.pieces, building / "pieces.npz"))
+        run = replace(run, pieces=write_pieces(imported.pieces, building / "pieces"))
     files = []
     for number, file in enumerate(run.files):
         if file.name in imported.lines:
             path = building / "lines" / f"{number:05d}.npy"
             write_npy(path, imported.lines[file.name])
             file = replace(file, lines=path)
-        files.append(file)
+        # Instances cut from files come after those in pieces.
+        files.append(
+            replace(file, first_instance=file.first_instance + (run.pieces.num_instances if run.pieces else 0))
+        )
     return replace(run, files=tuple(files))

@@ -39,8 +39,8 @@ class TokenFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PieceFile:
-    """Where the pieces of a run's instances are kept (`data_index.pieces`); the content hash names them."""
+class StoredPieces:
+    """The folder in which the pieces of a run's instances are kept (`data_index.pieces`), and a hash of its content."""
 
     path: Path
     num_instances: int
@@ -157,7 +157,7 @@ class Run:
     config_format: str
     config: Mapping[str, Any]
     extra_label: bool = False
-    pieces: PieceFile | None = None
+    pieces: StoredPieces | None = None
     masking: Masking = Masking()
     pad_token_id: int | None = None
     recipe_overrides: Mapping[str, Any] = field(default_factory=dict)

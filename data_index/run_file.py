@@ -12,7 +12,7 @@ from typing import Any
 
 from data_index.errors import CorruptFile, MissingFile, NewerWorkspace
 from data_index.files import write_toml
-from data_index.run import Masking, Order, OrderTrust, PieceFile, Run, Segment, TokenFile
+from data_index.run import Masking, Order, OrderTrust, Run, Segment, StoredPieces, TokenFile
 from data_index.run_check import check_run
 
 RUN_FORMAT_VERSION = 1
@@ -166,7 +166,7 @@ def _run_from_table(table: Mapping[str, Any], base: Path) -> Run:
         config_format=table["config_format"],
         config=table["config"],
         extra_label=bool(table.get("extra_label", False)),
-        pieces=PieceFile(**(pieces | {"path": base / pieces["path"]})) if pieces else None,
+        pieces=StoredPieces(**(pieces | {"path": base / pieces["path"]})) if pieces else None,
         masking=_masking(masking),
         pad_token_id=table.get("pad_token_id"),
         recipe_overrides=table.get("recipe_overrides", {}),

@@ -183,11 +183,13 @@ def _renamed_parts(
     if not tensors:
         return {}
     numbers = model_numbers(checkpoint.location) or numbers_from_shapes({n: t.shape for n, t in shaped.items()})
-    return {
-        part.name: StoredPart(tensor=tensor, rows=part.rows)
-        for name, tensor in tensors.items()
-        for part in parts_of(name, tensor.shape, numbers)
-    }
+    found: dict[str, StoredPart] = {}
+    for name, tensor in tensors.items():
+        for part in parts_of(name, tensor.shape, numbers):
+            if part.name in found:
+                raise CorruptFile(f"{checkpoint.location} holds {part.name} twice, once as {name}")
+            found[part.name] = StoredPart(tensor=tensor, rows=part.rows)
+    return found
 
 
 def _of_olmo_core(folder: Path, prefix: str, suffix: str) -> dict[str, StoredPart]:

@@ -214,7 +214,7 @@ def _offsets(place: Mapping[str, Any]) -> list[tuple[int, int]]:
     offsets = [offsets] if offsets and isinstance(offsets[0], int) else offsets
     found = [(start, stop) for start, stop in (_counts(pair) for pair in offsets)]
     if any(stop < start for start, stop in found):
-        raise CorruptFile(f"metadata.json holds {offsets} where stretches of elements belong")
+        raise CorruptFile(f"metadata.json holds {str(offsets)[:80]} where stretches of elements belong")
     return found
 
 
@@ -237,5 +237,5 @@ def _block(stored: StoredTensor, place: Mapping[str, Any]) -> Piece:
 
 def _counts(values: Any) -> tuple[int, ...]:
     if not isinstance(values, list) or not all(type(v) is int and v >= 0 for v in values):
-        raise CorruptFile(f"metadata.json holds {values!r} where sizes or offsets belong")
+        raise CorruptFile(f"metadata.json holds {str(values)[:80]} where sizes or offsets belong")
     return tuple(values)

@@ -363,6 +363,13 @@ def test_fewer_key_heads_make_shorter_keys_and_values(copy: Path) -> None:
         read_weights(checkpoint(copy))
 
 
+def test_a_projection_both_fused_and_apart_is_corrupt(copy: Path) -> None:
+    model = theirs(STEP10, "model.pt")
+    save(copy, "model.pt", model | {"transformer.blocks.0.k_proj.weight": torch.zeros(64, 64)})
+    with pytest.raises(CorruptFile, match="holds model.layers.0.self_attn.k_proj.weight twice"):
+        read_weights(checkpoint(copy))
+
+
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
