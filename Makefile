@@ -1,5 +1,6 @@
 # make demo   sets up .venv, then trains, indexes, replays and forks the sample run
 # make test   sets up the same, then lint, types and tests
+# make test-published  the same in an environment of its own that also has the trainers' own packages
 # make bench  timings; their results belong in tests/benchmarks/RESULTS.md
 PYTHON ?= python3
 VENV   := .venv
@@ -10,7 +11,7 @@ ifneq ($(wildcard ../shared/fixtures),)
 export FORENSICS_FIXTURES ?= $(abspath ../shared/fixtures)
 endif
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test test-published lint types bench clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,8 +33,25 @@ types: $(VENV)/ready
 test: lint types
 	$(BIN)/pytest
 
+# The trainers' packages pin versions that cannot be had together; what they import is named, what they pin is not.
+PUBLISHED := .venv-published
+TRAINERS  := ai2-olmo==0.6.0 ai2-olmo-core==3.0.0 cached-path==1.8.10 bettermap==1.3.1 dataclass-extensions==0.5.0
+IMPORTED  := omegaconf boto3 google-cloud-storage importlib-resources msgspec datasets requests
+
+$(PUBLISHED)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(PUBLISHED)
+	$(PUBLISHED)/bin/python -m pip install --quiet --upgrade pip
+	$(PUBLISHED)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(PUBLISHED)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PUBLISHED)/bin/python -m pip install --quiet --no-deps $(TRAINERS)
+	$(PUBLISHED)/bin/python -m pip install --quiet --constraint constraints.txt $(IMPORTED)
+	touch $@
+
+test-published: $(PUBLISHED)/ready
+	$(PUBLISHED)/bin/pytest -m published
+
 bench: $(VENV)/ready
 	$(BIN)/python -m tests.benchmarks.run
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(PUBLISHED) build dist *.egg-info

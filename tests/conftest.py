@@ -130,22 +130,36 @@ def tiny(tiny_copy: Path, workspace: Workspace) -> Workspace:
     return workspace
 
 
+# Runs of the real trainers, by the name they have in `core_shared`.
+REAL_RUNS = {"core": "olmo-core/main", "skip": "olmo-core/skipstep", "olmo": "olmo"}
+
+
 @pytest.fixture(scope="session")
 def core_shared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace with the real OLMo-core run of tests/fixtures, named `core`."""
+    """A workspace with the real runs of tests/fixtures: `core` and `skip` of OLMo-core, `olmo` of its predecessor."""
     shared = Workspace(tmp_path_factory.mktemp("core"))
-    add(FIXTURES / "olmo-core" / "main", name="core", workspace=shared)
+    for name, folder in REAL_RUNS.items():
+        add(FIXTURES / folder, name=name, workspace=shared)
     return shared
 
 
 @pytest.fixture(scope="session")
-def same_kernels(core_shared: Workspace, request: pytest.FixtureRequest) -> bool:
-    """Does this machine compute like the one where the fixture was replayed bit for bit? Said in the summary."""
+def known_kernels(core_shared: Workspace, request: pytest.FixtureRequest) -> dict[str, bool]:
+    """For each real run: does this machine compute like one where it was replayed bit for bit? Said in the summary."""
     from forensics.reproduction import fingerprint_of, prepare
 
-    known = json.loads((FIXTURES / "olmo-core" / "fingerprint.json").read_text())["fingerprint"]
-    same = fingerprint_of(prepare(core_shared, core_shared.run("core"), "cpu", "recipe")) == known
-    grade = "R0" if same else "R1: this machine has other kernels than the fixture's"
-    notes = getattr(request.config, "forensics_notes", [])
-    request.config.forensics_notes = [*notes, f"OLMo-core fixture: asserted {grade}"]  # type: ignore[attr-defined]
-    return same
+    seen = json.loads((FIXTURES / "fingerprints.json").read_text())
+    known = {
+        name: fingerprint_of(prepare(core_shared, core_shared.run(name), "cpu", "recipe")) == seen[name]["fingerprint"]
+        for name in REAL_RUNS
+    }
+    grades = {True: "bits", False: "R1, as this machine has other kernels than the fixture's"}
+    notes = [f"{name}: asserted {grades[same]}" for name, same in known.items()]
+    request.config.forensics_notes = notes  # type: ignore[attr-defined]
+    return known
+
+
+@pytest.fixture(scope="session")
+def same_kernels(known_kernels: dict[str, bool]) -> bool:
+    """The same for the OLMo-core run `core`."""
+    return known_kernels["core"]
