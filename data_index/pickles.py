@@ -18,10 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from data_index.errors import CorruptFile, MissingFile, UnsafeFile
-from data_index.stand_ins import ALLOWED, ITEM_BYTES, NumpyArray, StorageRecord, TensorRecord
+from data_index.errors import CorruptFile, UnsafeFile
+from data_index.files import open_existing, require_file
+from data_index.stand_ins import ALLOWED, ITEM_BYTES, Inert, NumpyArray, StorageRecord, TensorRecord
 
 MAX_PICKLE_BYTES = 512 * 2**20
+# Values that a pickle may unfold into: a million, and so many for each of its bytes.
+MAX_UNFOLDED, UNFOLDED_RATIO = 2**20, 64
+MAX_HUGE_INTEGERS = 1000
 _LOCAL_HEADER_BYTES = 30
 # Encrypted, patched, strongly encrypted: nothing of the kind is read.
 _REFUSED_FLAGS = 0x01 | 0x20 | 0x40
@@ -41,11 +45,12 @@ class _Reader(pickle.Unpickler):
             ) from None
 
     def persistent_load(self, pid: Any) -> StorageRecord:
-        if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage" and pid[1] in ITEM_BYTES):
-            raise UnsafeFile(f"{self.source} has a persistent id that is no tensor storage")
-        if int(pid[4]) >= 2**63:
-            raise UnsafeFile(f"{self.source} has a tensor storage of an impossible size")
-        return StorageRecord(key=str(pid[2]), dtype=pid[1], num_elements=int(pid[4]))
+        match pid:
+            case ("storage", str(dtype), str(key) | int(key), _, int(num_elements), *_) if dtype in ITEM_BYTES:
+                if num_elements >= 2**63:
+                    raise UnsafeFile(f"{self.source} has a tensor storage of an impossible size")
+                return StorageRecord(key=str(key), dtype=dtype, num_elements=num_elements)
+        raise UnsafeFile(f"{self.source} has a persistent id that is no tensor storage")
 
 
 def read_pickle(content: bytes, source: str) -> Any:
@@ -57,7 +62,10 @@ def read_pickle(content: bytes, source: str) -> Any:
     """
     _check_opcodes(content, source)
     try:
-        return _resolve_arrays(_Reader(io.BytesIO(content), source).load())
+        value, count = _resolve_arrays(_Reader(io.BytesIO(content), source).load(), {})
+        if count > MAX_UNFOLDED + UNFOLDED_RATIO * len(content):
+            raise UnsafeFile(f"{source} unfolds into {count} values, by sharing some inside others again and again")
+        return value
     except (UnsafeFile, CorruptFile):
         raise
     except Exception as error:  # a damaged pickle fails in any way that Python can
@@ -65,9 +73,13 @@ def read_pickle(content: bytes, source: str) -> Any:
 
 
 def _check_opcodes(content: bytes, source: str) -> None:
-    """Refuse memo indices beyond the number of bytes: unpicklers allocate up to the index before noticing."""
+    """Refuse what costs before it is noticed: unpicklers allocate up to a memo index; huge integers share hashes."""
+    num_huge = 0
     try:
         for opcode, argument, _ in pickletools.genops(content):
+            num_huge += isinstance(argument, int) and argument.bit_length() > 64
+            if num_huge > MAX_HUGE_INTEGERS:
+                raise UnsafeFile(f"{source} holds more than {MAX_HUGE_INTEGERS} integers of more than 64 bits")
             if (
                 opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
                 and isinstance(argument, int)
@@ -82,20 +94,29 @@ def _check_opcodes(content: bytes, source: str) -> None:
         raise CorruptFile(f"{source} is not a whole pickle: {error}") from error
 
 
-def _resolve_arrays(value: Any, done: dict[int, Any] | None = None) -> Any:
-    """Arrays in place of their records; each object once, however often a pickle shares it."""
-    done = {} if done is None else done
-    if id(value) not in done:
-        if isinstance(value, NumpyArray):
-            done[id(value)] = value.resolve()
-        elif isinstance(value, dict):
-            done[id(value)] = {key: _resolve_arrays(item, done) for key, item in value.items()}
-        elif isinstance(value, list):
-            done[id(value)] = [_resolve_arrays(item, done) for item in value]
-        elif isinstance(value, tuple):
-            done[id(value)] = tuple(_resolve_arrays(item, done) for item in value)
-        else:
-            return value
+def _resolve_arrays(value: Any, done: dict[int, tuple[Any, int]]) -> tuple[Any, int]:
+    """Arrays in place of their records, each object once however often a pickle shares it; and how many values that
+    would be if nothing were shared.
+    """
+    if id(value) in done:
+        return done[id(value)]
+    resolved, inner = value, list[tuple[Any, int]]()
+    if isinstance(value, NumpyArray):
+        resolved = value.resolve()
+    elif isinstance(value, dict):
+        inner = [_resolve_arrays(item, done) for pair in value.items() for item in pair]
+        # Keys stay as they are: arrays cannot be keys.
+        resolved = {key: item for key, (item, _) in zip(value, inner[1::2], strict=True)}
+    elif isinstance(value, list | tuple):
+        inner = [_resolve_arrays(item, done) for item in value]
+        resolved = (
+            type(value)(item for item, _ in inner) if type(value) in (list, tuple) else tuple(i for i, _ in inner)
+        )
+    elif isinstance(value, Inert):
+        inner = [_resolve_arrays(item, done) for item in vars(value).values()]
+    else:
+        return value, 1
+    done[id(value)] = resolved, 1 + sum(count for _, count in inner)
     return done[id(value)]
 
 
@@ -131,7 +152,7 @@ class TorchArchive:
         if not isinstance(self._file, Path):
             yield self._file
             return
-        with self._file.open("rb") as file:
+        with open_existing(self._file) as file:
             yield file
 
     def _check_entries(self) -> None:
@@ -195,8 +216,6 @@ class TorchArchive:
         first, num_bytes = start * item, (stop - start) * item
         with self._opened() as file:
             at = self._start_of_entry(file, entry)
-            if at + entry.file_size > self._num_bytes:
-                raise CorruptFile(f"{self.source}: entry {name} reaches past the end; the file was truncated")
             content = bytearray(num_bytes)
             file.seek(at + first)
             if file.readinto(content) != num_bytes:  # type: ignore[attr-defined]
@@ -223,7 +242,4 @@ def read_torch_archive(path: Path) -> TorchArchive:
     Raises:
         MissingFile, CorruptFile, UnsafeFile
     """
-    try:
-        return TorchArchive(path, str(path), path.stat().st_size)
-    except FileNotFoundError as error:
-        raise MissingFile(f"{path} is not there") from error
+    return TorchArchive(path, str(path), require_file(path))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from data_index.dcp import read_dcp_metadata
 from data_index.errors import ForensicsError
 from data_index.files import BLOCK_BYTES, read_json, sha256_of_blocks, sha256_of_file
+from data_index.olmo_checkpoint import read_trainer_state
 from data_index.orders import epoch_order
+from data_index.pieces import read_pieces
 from data_index.run import Checkpoint, Run
 from data_index.workspace import Workspace
 
@@ -32,7 +34,7 @@ def audit(
     workspace = workspace or Workspace()
     record = workspace.run(run)
     rows: list[Row] = []
-    for check in (_index_rows, _order_rows, _token_rows, _checkpoint_rows):
+    for check in (_index_rows, _order_rows, _piece_rows, _token_rows, _checkpoint_rows):
         for row in check(workspace, record, deep):
             progress(f"{row['artifact']}: {row['check']} {row['result']}")
             rows.append(row)
@@ -70,6 +72,16 @@ def _order_rows(workspace: Workspace, run: Run, deep: bool) -> Iterator[Row]:
             yield _row(f"order of epoch {epoch}", "computed", str(error))
 
 
+def _piece_rows(workspace: Workspace, run: Run, deep: bool) -> Iterator[Row]:
+    if run.pieces is None:
+        return
+    try:
+        pieces = read_pieces(run.pieces, verify=True)
+        yield _row("pieces", "content", None, ok=f"{pieces.num_instances:,} instances of {len(pieces.file):,} pieces")
+    except ForensicsError as error:
+        yield _row("pieces", "content", str(error))
+
+
 def _token_rows(workspace: Workspace, run: Run, deep: bool) -> Iterator[Row]:
     rows = workspace.learned(workspace.home(run.name), "block_hashes")
     known = {(row["file"], row["block"]): row["sha256"] for row in rows}
@@ -99,7 +111,7 @@ def _checkpoint_rows(workspace: Workspace, run: Run, deep: bool) -> Iterator[Row
         issues = "; ".join(checkpoint.issues) or None
         yield _row(name, "states", issues, step=checkpoint.step, ok=", ".join(checkpoint.states))
         try:
-            yield from (_native_rows if checkpoint.layout == "native" else _dcp_rows)(checkpoint, name, deep)
+            yield from _LAYOUT_ROWS.get(checkpoint.layout, _tensor_rows)(checkpoint, name, deep)
         except ForensicsError as error:
             yield _row(name, "reads", str(error), step=checkpoint.step)
 
@@ -135,3 +147,30 @@ def _dcp_rows(checkpoint: Checkpoint, name: str, deep: bool) -> Iterator[Row]:
     config = checkpoint.location / "config.json"
     yield _row(name, "tensors", None, step=checkpoint.step, ok="all read")
     yield _unknown(f"{name} weights", "content", f"the trainer states no hash (config {sha256_of_file(config)[:12]}…)")
+
+
+def _tensor_rows(checkpoint: Checkpoint, name: str, deep: bool) -> Iterator[Row]:
+    """Layouts whose files state no hash: the trainer's own word for the step, and whether every tensor reads."""
+    if "trainer" in checkpoint.states:
+        said = read_trainer_state(checkpoint.location)["global_step"]
+        wrong = None if said == checkpoint.step else f"the trainer's state says step {said}"
+        yield _row(name, "step", wrong, step=checkpoint.step)
+    if not deep:
+        return
+    from replay.weights import content_hash, read_optimizer, read_weights
+
+    if "weights" in checkpoint.states:
+        weights = read_weights(checkpoint)
+        detail = f"{len(weights)} tensors read, sha256 {content_hash(weights)[:12]}…; the trainer states none"
+        yield _row(f"{name} weights", "tensors", None, step=checkpoint.step, ok=detail)
+    if "optimizer" in checkpoint.states:
+        moments = read_optimizer(checkpoint)
+        odd = [moment for moment in ("exp_avg", "exp_avg_sq") if set(moments[moment]) - set(weights)]
+        wrong = f"{odd[0]} has parameters that the weights do not have" if odd else None
+        yield _row(f"{name} optimizer", "tensors", wrong, step=checkpoint.step, ok=f"{len(moments['exp_avg'])} moments")
+
+
+_LAYOUT_ROWS: Mapping[str, Callable[[Checkpoint, str, bool], Iterator[Row]]] = {
+    "native": _native_rows,
+    "olmo_core": _dcp_rows,
+}

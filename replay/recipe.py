@@ -142,9 +142,9 @@ def recipe_of_run(run: Run, *, approximate: bool = False) -> Recipe:
             over and kept in `Recipe.approximated`.
         CorruptFile: the config cannot be read.
     """
-    from replay.recipes import native, neox, olmo, olmo_core
+    from replay.recipes import amber, native, neox, olmo, olmo_core
 
-    readers = {"native": native, "olmo_core": olmo_core, "olmo": olmo, "neox": neox}
+    readers = {"amber": amber, "native": native, "olmo_core": olmo_core, "olmo": olmo, "neox": neox}
     if run.config_format not in readers:
         raise UnsupportedRecipe(
             f"{run.name} has a config of format {run.config_format!r}, whose step is not replayed; the run can be "

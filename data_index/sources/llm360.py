@@ -144,7 +144,7 @@ class _Chunks:
                 else "the chunks at which training was restarted, on which the order inside each chunk depends",
             ),
             config_format=self.family.layout,
-            config={key: value for key, value in settings.items()},
+            config=dict(settings) | _model_of(folder),
             tokenizer=first_existing(folder, data, "tokenizer.json"),
         )
         documents = table_of_rows("documents", list(_documents(files, paths, offsets, length)), folder)
@@ -201,12 +201,26 @@ class _Chunks:
         return found
 
 
+def _model_of(folder: Path) -> dict[str, Any]:
+    """The model's config as the first checkpoint with one states it; empty without any."""
+    for path in sorted(folder.glob("ckpt_*/config.json")):
+        try:
+            model = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise CorruptFile(f"{path} is not JSON: {error}") from error
+        if isinstance(model, dict):
+            return {"model": model}
+    return {}
+
+
 def _step_of_checkpoint(run: Run, number: int) -> int | None:
     """The last step of a chunk; None for a chunk that is not there (or in K2, whose checkpoints count iterations)."""
     if run.order.rule != "amber":
         return None
-    chunks = run.order.parameters["chunks"]
-    return run.segments[chunks.index(number)].last_step if number in chunks else None
+    chunks, sizes = run.order.parameters["chunks"], run.order.parameters["chunk_sizes"]
+    batch = run.segments[0].instances_per_batch
+    filled = [chunk for chunk, size in zip(chunks, sizes, strict=True) if size >= batch]
+    return run.segments[filled.index(number)].last_step if number in filled else None
 
 
 def _numbers(text: Any) -> list[int]:

@@ -41,8 +41,16 @@ def _is_checkpoint(path: Path) -> bool:
     return (path / "config.yaml").is_file() and layout_of(path) in ("olmo", "olmo_sharded")
 
 
+def _checkpoint_folders(folder: Path) -> dict[int, Path]:
+    """Checkpoints of a run by step; of a single checkpoint whatever it is called, by what its trainer state says."""
+    found = step_folders(folder, _is_checkpoint)
+    if not found and _is_checkpoint(folder) and "trainer" in states_of(folder):
+        return {read_trainer_state(folder)["global_step"]: folder}
+    return found
+
+
 def recognises(folder: Path) -> bool:
-    return bool(step_folders(folder, _is_checkpoint))
+    return _is_checkpoint(folder) or bool(step_folders(folder, _is_checkpoint))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,7 +73,7 @@ def read(folder: Path, name: str | None, data: Path | None, settings: Mapping[st
     """
     refuse_settings(settings, "config.yaml")
     folder = folder.absolute()
-    folders = step_folders(folder, _is_checkpoint)
+    folders = _checkpoint_folders(folder)
     if not folders:
         raise UnknownLayout(f"{folder} holds no step<N>-unsharded/config.yaml with weights, so it is no OLMo run")
     last = folders[max(folders)] / "config.yaml"
@@ -114,6 +122,7 @@ def _import(folder: Path, folders: Mapping[int, Path], name: str | None, data: P
         pad_token_id=config["model"].get("pad_token_id"),
         tokenizer=first_existing(folder, data, str((config.get("tokenizer") or {}).get("identifier") or "")),
         eos_token_id=config["model"].get("eos_token_id"),
+        environment={"instances_per_epoch": num_positions},
         facts={
             "config": str(last.folder / "config.yaml"),
             "config_sha256": hashlib.sha256(config_bytes).hexdigest(),
@@ -224,6 +233,8 @@ def _last_step(saved: _Saved, stretch: Stretch, batches_per_epoch: int) -> int:
     steps = duration_steps(str(config["max_duration"]), stretch.last_step, seen, tokens_per_step, batches_per_epoch)
     epochs = -(-steps // batches_per_epoch)
     stop = int(config["stop_at"]) if config.get("stop_at") is not None else steps + 10
+    if stretch.last_step == 0 and config.get("stop_after") is not None:  # later ones hold it in stop_at
+        stop = min(stop, int(config["stop_after"]))
     return max(min(stop, epochs * batches_per_epoch), stretch.last_step, 1)
 
 
@@ -343,5 +354,5 @@ def list_checkpoints(run: Run) -> list[Checkpoint]:
             layout=layout_of(path) or "olmo",
             states=states_of(path),
         )
-        for step, path in step_folders(run.source, _is_checkpoint).items()
+        for step, path in _checkpoint_folders(run.source).items()
     ]

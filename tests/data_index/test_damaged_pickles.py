@@ -123,6 +123,16 @@ def test_entries_that_share_their_bytes_are_refused() -> None:
         read_archive(one[:end] + copies + bytes(tail))
 
 
+@pytest.mark.parametrize("flag", [0x01, 0x20, 0x40], ids=["encrypted", "patched", "strong encryption"])
+def test_a_storage_that_is_not_plain_is_refused(flag: int) -> None:
+    """Its bytes would be read as numbers."""
+    content = bytearray(archive(tensor_pickle(num_elements=2, shape=(2,)), storage=bytes(8)))
+    content[content.rfind(b"PK\x01\x02", 0, content.rfind(b"archive/data/0")) + 8] |= flag
+
+    with pytest.raises(UnsafeFile, match="entry archive/data/0 is encrypted or patched"):
+        read_archive(bytes(content))
+
+
 def test_another_byte_order_is_refused() -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:

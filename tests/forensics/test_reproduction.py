@@ -12,7 +12,6 @@ from forensics.reproduction import prepare, replay, replay_folder
 from forensics.sample_run import plan_of_segments
 from replay.train_step import StepResult
 
-
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 

@@ -8,6 +8,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import torch
 
 from data_index.errors import CorruptFile, MissingFile, MissingState, UnsafeFile
 from data_index.olmo_checkpoint import layout_of, states_of
+from data_index.pickles import read_torch_archive
 from data_index.run import Checkpoint
 from replay.names_olmo import trainer_parameters
+from replay.stored_tensors import of_archive
 from replay.weights import content_hash, read_optimizer, read_tensor, read_weights
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -226,6 +229,22 @@ def test_flat_parameters_of_older_torch_are_read(copy: Callable[[str], Path]) ->
     assert hashes(folder) == hashes(SHARDED / "unsharded")
 
 
+def empty_moments(state: dict[str, Any]) -> None:
+    """Moments without elements for parameters of which this rank holds no part."""
+    for group in state["param_groups"]:
+        for number in group["params"]:
+            state["state"].setdefault(number, {"exp_avg": torch.zeros(0), "exp_avg_sq": torch.zeros(0)})
+
+
+def test_moments_of_a_rank_without_a_part_are_no_piece(copy: Callable[[str], Path]) -> None:
+    folder = copy("local")
+    change_local(folder, empty_moments, "optim")
+    state = torch.load(folder / "optim" / "rank1.pt", weights_only=False)["state"]
+
+    assert any(len(moments["exp_avg"]) == 0 for moments in state.values())
+    assert hashes(folder) == hashes(SHARDED / "unsharded")
+
+
 # --- what is missing is named ----------------------------------------------------------------------------------------
 
 
@@ -274,6 +293,10 @@ def spec(*pairs: Any, **others: Any) -> dict[str, Any]:
     return {"flattened_offsets": list(pairs)} | others
 
 
+def block(start: list[int], sizes: list[int]) -> dict[str, Any]:
+    return {"flattened_offsets": None, "global_offset": start, "local_shape": sizes}
+
+
 HUGE = 10**13
 
 
@@ -297,6 +320,11 @@ HUGE = 10**13
         ([72, 16], {A: spec([0, 576]), B: spec([576, 1151])}, "places 575 elements"),
         ([72, -16], {A: spec([0, 576]), B: spec([576, 1152])}, "where sizes or offsets belong"),
         ("72", {A: spec([0, 576]), B: spec([576, 1152])}, "where sizes or offsets belong"),
+        ([72, 16], {A: block([0, 0], [36, 16]), B: block([36, 0], [36, 17])}, "places a block"),
+        ([72, 16], {A: block([0, 0], [36, 16]), B: block([37, 0], [36, 16])}, "do not make up its shape"),
+        ([72, 16], {A: block([0, 0], [36, 16]), B: block([0, 0], [16, 36])}, "overlapping pieces"),
+        ([72, 16], {A: block([0, 0], [36, 16]), B: block([36, -1], [36, 16])}, "where sizes or offsets belong"),
+        ([72, HUGE], {A: block([0, 0], [36, 16]), B: block([36, 0], [36, HUGE])}, "places a block"),
         ([0, 2**70], {}, "cannot have the shape"),
         ([72, 16], {}, "do not make up its shape"),
         ([72, 16], [], "does not describe tensors"),
@@ -486,6 +514,16 @@ def test_ranks_that_hold_different_things_are_corrupt(copy: Callable[[str], Path
         torch.save(other, folder / "rank1.pt")
         with pytest.raises(CorruptFile, match="and the other ranks' files hold different"):
             read_weights(checkpoint(folder))
+
+
+def test_a_storage_is_held_against_its_bytes_before_pieces_are_put_together(tmp_path: Path) -> None:
+    """The first piece may be honest: memory for all of them is taken when it is read."""
+    torch.save(torch.zeros(2), tmp_path / "rank0.pt")
+    archive = read_torch_archive(tmp_path / "rank0.pt")
+    boasting = replace(archive.value.storage, num_elements=HUGE)
+
+    with pytest.raises(CorruptFile, match="storage 0 has 8 bytes, not 40000000000000"):
+        of_archive(archive, replace(archive.value, storage=boasting, shape=(HUGE,)), "a")
 
 
 # --- flat parameters that cannot be ----------------------------------------------------------------------------------
