@@ -40,6 +40,7 @@ from data_index.sources.native import saved_steps
 from data_index.store import plan_of, reader_of
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
+from forensics.configured import configured_run
 from forensics.edits import Inserted, Resolver, row_weight
 from forensics.reproduction import (
     Progress,
@@ -141,7 +142,7 @@ def fork(
     first, last = parse_steps(f"{from_step}:{from_step + num_steps}", parent)
     overrides = dict(overrides or {}) | ({"precision": "fp32"} if precision == "fp32" else {})
     asked = ForkRequest(
-        parent=parent,
+        parent=configured_run(parent, first, last, approximate=approximate),
         first=first,
         last=last,
         edits=tuple(parse_edit(edit) for edit in edits),

@@ -27,6 +27,7 @@ from data_index.sources.native import read_pieces
 from data_index.store import logged_metrics, reader_of
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
+from forensics.configured import configured_run
 from forensics.starting import complete_state, plan_as_taken
 from replay import fidelity
 from replay.determinism import arithmetic_fingerprint, choose_device, deterministic, environment
@@ -99,6 +100,7 @@ def replay(
     if ":" not in steps:
         raise InvalidRange(f"replay takes a range from checkpoint to checkpoint, such as 100:160, not {steps!r}")
     first, last = parse_steps(steps, record)
+    record = configured_run(record, first, last, approximate=approximate)
     setup = prepare(workspace, record, device, precision, enforce_determinism, approximate)
     start = workspace.checkpoint(record, first)
     folder = replay_folder(setup, first, last, verify)

@@ -121,11 +121,13 @@ def _print_plan(
     states: int = 1,
 ) -> None:
     from data_index.run import parse_steps
+    from forensics.configured import configured_run
     from forensics.reproduction import estimate, prepare
 
     record = workspace.run(run)
     first, last = parse_steps(steps, record)
     workspace.checkpoint(record, first)
+    record = configured_run(record, first, last, approximate=approximate)
     setup = prepare(workspace, record, device, precision, approximate=approximate)
     tokens = record.tokens_after(last) - record.tokens_after(first)
     cost = (

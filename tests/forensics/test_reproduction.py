@@ -5,7 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_index.errors import CorruptFile, InvalidRange, MissingCheckpoint, MissingState, StepOutOfRange
+from data_index.errors import (
+    CorruptFile,
+    InvalidRange,
+    MissingCheckpoint,
+    MissingState,
+    StepOutOfRange,
+    UnsupportedRecipe,
+)
 from data_index.registration import add
 from data_index.workspace import Workspace
 from forensics.reproduction import prepare, replay, replay_folder
@@ -243,3 +250,18 @@ def test_a_copied_run_replays_from_its_new_place(tiny_copy: Path, tmp_path: Path
     add(moved, name="moved", workspace=workspace)
 
     assert replay("moved", "15:20", workspace=workspace, device="cpu").grade == "R0"
+
+
+def test_steps_are_taken_with_the_config_of_their_own_checkpoint(tmp_path: Path) -> None:
+    """A restarted run may go on with other settings: the next checkpoint's config is the one that counts."""
+    run = tmp_path / "olmo"
+    shutil.copytree(FIXTURES / "olmo", run)
+    config = run / "run" / "step20-unsharded" / "config.yaml"
+    config.write_text(config.read_text().replace("max_grad_norm: 1.0", "max_grad_norm: 0.5"))
+    workspace = Workspace(tmp_path / "workspace")
+    add(run, workspace=workspace)
+
+    assert replay("olmo", "0:10", workspace=workspace, device="cpu").grade == "R1"
+    assert replay("olmo", "10:20", workspace=workspace, device="cpu").grade == "unbanded"
+    with pytest.raises(UnsupportedRecipe, match=r"another config after step 10 .*max_grad_norm.*: take 0:10 and 10:20"):
+        replay("olmo", "0:20", workspace=workspace, device="cpu")

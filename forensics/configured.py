@@ -1,0 +1,67 @@
+"""Which config a stretch of steps was taken with: a run that is restarted may go on with another.
+
+Both OLMo trainers write their config into every checkpoint. The process that took a step is the one that saved the next
+checkpoint, so that checkpoint's config is the step's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from data_index.errors import CorruptFile, UnsupportedRecipe
+from data_index.olmo_checkpoint import read_config
+from data_index.run import Run
+from data_index.sources import list_checkpoints
+from replay.recipe import Recipe, recipe_of_run
+
+
+def _read_json_config(folder: Path) -> dict[str, Any] | None:
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CorruptFile(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CorruptFile(f"{path} is not a config")
+    return config
+
+
+_READERS: Mapping[str, Callable[[Path], dict[str, Any] | None]] = {"olmo": read_config, "olmo_core": _read_json_config}
+
+
+def configured_run(run: Run, first: int, last: int, *, approximate: bool = False) -> Run:
+    """The run with the config that steps first+1 .. last were taken with.
+
+    Raises:
+        UnsupportedRecipe: it changed between them; the message says where and what.
+    """
+    reader = _READERS.get(run.layout)
+    if reader is None:
+        return run
+    after = [c for c in list_checkpoints(run) if c.step > first]
+    covering = [c for c in after if c.step < last] + [c for c in after if c.step >= last][:1]
+    configured = [
+        (checkpoint.step, replace(run, config=config))
+        for checkpoint in covering
+        if (config := reader(checkpoint.location)) is not None
+    ]
+    if not configured:
+        return run
+    recipes = [(step, recipe_of_run(one, approximate=approximate)) for step, one in configured]
+    for (step, recipe), (later, other) in zip(recipes, recipes[1:], strict=False):
+        if recipe != other:
+            raise UnsupportedRecipe(
+                f"{run.name} went on with another config after step {step} (its checkpoint {later} says so: "
+                f"{', '.join(_different(recipe, other))}): take {first}:{step} and {step}:{last} apart"
+            )
+    return configured[-1][1]
+
+
+def _different(one: Recipe, other: Recipe) -> list[str]:
+    return [field.name for field in fields(Recipe) if getattr(one, field.name) != getattr(other, field.name)]
