@@ -16,6 +16,8 @@ from data_index.errors import CorruptFile, UnsupportedRecipe
 from data_index.olmo_checkpoint import read_config
 from data_index.run import Run
 from data_index.sources import list_checkpoints
+from data_index.store import logged_metrics
+from data_index.workspace import Workspace
 from replay.recipe import Recipe, recipe_of_run
 
 
@@ -61,6 +63,28 @@ def configured_run(run: Run, first: int, last: int, *, approximate: bool = False
                 f"{', '.join(_different(recipe, other))}): take {first}:{step} and {step}:{last} apart"
             )
     return configured[-1][1]
+
+
+def described_recipe(run: Run) -> dict[str, Any]:
+    """How the run's steps are computed, as far as it was understood; `refused` says why they are not replayed."""
+    try:
+        recipe = recipe_of_run(run)
+    except (UnsupportedRecipe, CorruptFile) as error:
+        return {"refused": str(error)}
+    return {"model": dict(recipe.model)} | recipe.to_table()
+
+
+def learning_rate_of_step(workspace: Workspace, run: Run, step: int) -> float | None:
+    """The rate that the recipe gives a step, as the trainer computes it; None where no recipe was understood."""
+    try:
+        recipe = recipe_of_run(configured_run(run, step - 1, step))
+    except (UnsupportedRecipe, CorruptFile):
+        return None
+    skipped = 0
+    if recipe.withholds_logged_skips:
+        logged = logged_metrics(workspace, run, 0, step - 1)
+        skipped = sum(bool(values.get("skipped")) for values in logged.values())
+    return recipe.learning_rate_of(step, run.tokens_after(step), skipped)
 
 
 def _different(one: Recipe, other: Recipe) -> list[str]:

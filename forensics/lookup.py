@@ -21,6 +21,7 @@ from data_index.store import (
 from data_index.text import find_text, find_token
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
+from forensics.configured import learning_rate_of_step
 
 
 def batch(
@@ -147,6 +148,8 @@ def at(run: str, step: int, *, workspace: Workspace | None = None) -> dict[str, 
         "num_tokens": len(plan.instances) * record.sequence_length,
         "masked_spans": len(plan.masks),
         "loss_denominator": plan.loss_denominator,
+        "outcome": plan.outcome,
+        "learning_rate": learning_rate_of_step(workspace, record, step),
         "tokens_after": record.tokens_after(step),
         "checkpoint_before": max(before, default=None),
         "checkpoint_after": min(after, default=None),

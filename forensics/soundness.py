@@ -7,7 +7,7 @@ from typing import Any
 
 from data_index.dcp import read_dcp_metadata
 from data_index.errors import ForensicsError
-from data_index.files import BLOCK_BYTES, read_json, sha256_of_blocks, sha256_of_file
+from data_index.files import BLOCK_BYTES, read_json_object, sha256_of_blocks, sha256_of_file
 from data_index.olmo_checkpoint import read_trainer_state
 from data_index.orders import epoch_order
 from data_index.pieces import read_pieces
@@ -117,7 +117,7 @@ def _checkpoint_rows(workspace: Workspace, run: Run, deep: bool) -> Iterator[Row
 
 
 def _native_rows(checkpoint: Checkpoint, name: str, deep: bool) -> Iterator[Row]:
-    state = read_json(checkpoint.location / "state.json")
+    state = read_json_object(checkpoint.location / "state.json")
     wrong = None if state.get("step") == checkpoint.step else f"state.json says step {state.get('step')}"
     yield _row(name, "step", wrong, step=checkpoint.step)
     if not deep:

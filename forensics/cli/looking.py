@@ -43,6 +43,8 @@ def show(run: RunArgument, workspace: WorkspaceOption = None, format: FormatOpti
 
     Example: forensics show demo
     """
+    from forensics.configured import described_recipe
+
     there = open_workspace(workspace)
     record = there.run(run)
     checkpoints = there.checkpoints(record)
@@ -61,6 +63,7 @@ def show(run: RunArgument, workspace: WorkspaceOption = None, format: FormatOpti
         "checkpoints": [c.step for c in checkpoints],
         "tokenizer": str(record.tokenizer) if record.tokenizer else None,
         "config_format": record.config_format,
+        "recipe": described_recipe(record),
         "recipe_overrides": dict(record.recipe_overrides),
         "environment": dict(record.environment),
         "facts": dict(record.facts),
@@ -70,9 +73,18 @@ def show(run: RunArgument, workspace: WorkspaceOption = None, format: FormatOpti
 
 def _print_facts(facts: dict[str, Any]) -> None:
     for key, value in facts.items():
-        if value not in (None, {}, []):
-            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-            print(f"{key:18} {', '.join(map(str, shown)) if isinstance(shown, list) else shown}")
+        if key == "recipe":
+            print(key)
+            for name, setting in value.items():
+                print(f"  {name:16} {_shown(setting)}")
+        elif value not in (None, {}, []):
+            print(f"{key:18} {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def checkpoints(run: RunArgument, workspace: WorkspaceOption = None, format: FormatOption = Format.table) -> None:

@@ -24,7 +24,7 @@ def run() -> int:
     import click
 
     from data_index.errors import ForensicsError
-    from forensics.cli.output import say
+    from forensics.cli.output import printable, say
     from forensics.cli.program import app
 
     try:
@@ -36,7 +36,8 @@ def run() -> int:
         error.show()
         code = error.exit_code
     except ForensicsError as error:
-        say(f"forensics: {error}")
+        # Names from data may hold what a terminal would obey; DuckDB's messages have lines.
+        say("forensics: " + "\n".join(map(printable, str(error).split("\n"))))
         code = 1
     except RuntimeError as error:
         if "Query interrupted" not in str(error):  # DuckDB's word for Ctrl-C
