@@ -7,14 +7,20 @@ that one tensor can be read without the rest.
 from __future__ import annotations
 
 import io
+import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_index.errors import CorruptFile, MissingFile, UnsafeFile
-from data_index.pickles import TorchArchive, read_pickle
+from data_index.files import open_existing, read_limited, require_file
+from data_index.pickles import MAX_PICKLE_BYTES, TorchArchive, read_pickle
 from data_index.stand_ins import ITEM_BYTES, BytesStorageMetadata, Inert, Metadata, StorageInfo
+
+# Tensors are cut along one or two axes; each more doubles the corners of a piece.
+MAX_CUT_AXES = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +35,9 @@ class DcpPiece:
 
     def open(self) -> TorchArchive:
         source = f"{self.path} [{self.offset}:{self.offset + self.length}]"
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                content = file.read(self.length)
-        except FileNotFoundError as error:
-            raise MissingFile(f"{self.path} is not there") from error
+        with open_existing(self.path) as file:
+            file.seek(self.offset)
+            content = file.read(self.length)
         if len(content) != self.length:
             raise CorruptFile(f"{source}: the file ends early; it was truncated")
         return TorchArchive(io.BytesIO(content), source, self.length)
@@ -58,8 +61,8 @@ def read_dcp_metadata(folder: Path) -> dict[str, DcpEntry]:
     """
     path = folder / ".metadata"
     try:
-        metadata = read_pickle(path.read_bytes(), str(path))
-    except FileNotFoundError as error:
+        metadata = read_pickle(read_limited(path, MAX_PICKLE_BYTES), str(path))
+    except MissingFile as error:
         raise MissingFile(f"{path} is not there: the checkpoint is incomplete") from error
     if not isinstance(metadata, Metadata):
         raise CorruptFile(f"{path} holds no distributed-checkpoint metadata")
@@ -96,7 +99,11 @@ def _dcp_entry(folder: Path, name: str, described: Inert, places: list[Any]) -> 
 
 
 def tile(shape: tuple[int, ...], sizes: dict[tuple[int, ...], tuple[int, ...]]) -> bool:
-    """Do the pieces lie inside the shape, without overlap, and fill it?"""
+    """Do the pieces lie inside the shape, without overlap, and fill it?
+
+    A piece is told by its corners with alternating signs; the pieces tile the whole if and only if their corners sum to
+    those of the whole. That takes a time that grows with their number, not with its square.
+    """
     for start, size in sizes.items():
         if len(start) != len(shape) or len(size) != len(shape):
             return False
@@ -105,15 +112,15 @@ def tile(shape: tuple[int, ...], sizes: dict[tuple[int, ...], tuple[int, ...]]) 
     filled = [(start, size) for start, size in sizes.items() if 0 not in size]
     if sum(math.prod(size) for _, size in filled) != math.prod(shape):
         return False
-    if all(size[1:] == shape[1:] for _, size in filled):
-        # Rows, the usual case: inside the shape and together as many as it has, so sorted neighbours decide.
-        rows = sorted((start[0], size[0]) for start, size in filled if start)
-        return all(a + n <= b for (a, n), (b, _) in zip(rows, rows[1:], strict=False))
-    return not any(_overlap(one, other) for number, one in enumerate(filled) for other in filled[:number])
-
-
-def _overlap(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    return all(a < b + m and b < a + n for a, n, b, m in zip(*one, *other, strict=True))
+    cut = [axis for axis, whole in enumerate(shape) if any(size[axis] != whole for _, size in filled)]
+    if not filled or len(cut) > MAX_CUT_AXES:
+        return not filled
+    corners: Counter[tuple[int, ...]] = Counter()
+    for weight, start, size in [*((1, *piece) for piece in filled), (-1, (0,) * len(shape), shape)]:
+        for ends in itertools.product((0, 1), repeat=len(cut)):
+            corner = tuple(start[axis] + end * size[axis] for axis, end in zip(cut, ends, strict=True))
+            corners[corner] += weight * (-1) ** sum(ends)
+    return not any(corners.values())
 
 
 def _piece(folder: Path, info: StorageInfo, starts: tuple[int, ...], sizes: tuple[int, ...]) -> DcpPiece:
@@ -122,7 +129,7 @@ def _piece(folder: Path, info: StorageInfo, starts: tuple[int, ...], sizes: tupl
         raise UnsafeFile(f"{folder}/.metadata names {relative}, outside its folder")
     offset, length = int(info.get("offset")), int(info.get("length"))
     path = folder / relative
-    size = path.stat().st_size if path.exists() else None
+    size = require_file(path) if path.exists() else None
     if size is not None and (offset < 0 or length < 0 or offset + length > size):
         raise CorruptFile(f"{path} has {size} bytes; .metadata places an item at {offset}..{offset + length}")
     return DcpPiece(path=path, offset=offset, length=length, starts=starts, sizes=sizes)

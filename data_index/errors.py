@@ -24,6 +24,20 @@ class ForensicsError(Exception):
         return str(self.args[0]) if self.args else type(self).__name__
 
 
+# What reading a damaged or hostile file may raise where its reader did not foresee it. Errors of ours are of these
+# kinds too: let them pass first.
+UNFORESEEN = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RecursionError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
+
+
 class UnknownRun(ForensicsError, LookupError):
     """No run or fork of that name in the workspace."""
 

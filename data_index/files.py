@@ -15,14 +15,19 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_index.errors import Busy, CorruptFile, DiskFull, MissingFile
+from data_index.errors import Busy, CorruptFile, DiskFull, MissingFile, UnsafeFile
 
 BLOCK_BYTES = 4 * 2**20
+# A size that is claimed is absurd where it is above both: this, and so many times what is stored.
+PLAUSIBLE_BYTES = 4 * 2**30
+PLAUSIBLE_RATIO = 1000
+MAX_JSON_BYTES = 512 * 2**20
 TEMPORARY_PREFIX = ".tmp-"
 
 
@@ -134,17 +139,34 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file of ours.
+    """Parse a JSON file.
 
     Raises:
-        MissingFile, CorruptFile
+        MissingFile, CorruptFile, UnsafeFile
+    """
+    return parse_json(read_limited(path, MAX_JSON_BYTES), path)
+
+
+def parse_json(content: bytes, source: object) -> Any:
+    """
+    Raises:
+        CorruptFile: it is not JSON, or nested so deep that no one wrote it.
     """
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise MissingFile(f"{path} is not there") from error
-    except ValueError as error:
-        raise CorruptFile(f"{path} is not JSON ({error})") from error
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{source} is not JSON ({error})") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        MissingFile, CorruptFile, UnsafeFile
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise CorruptFile(f"{path} is not an object")
+    return found
 
 
 def write_toml(path: Path, value: Mapping[str, Any]) -> None:
@@ -198,11 +220,57 @@ def sha256_of_blocks(path: Path) -> list[str]:
         return [hashlib.sha256(block).hexdigest() for block in iter(lambda: file.read(BLOCK_BYTES), b"")]
 
 
-def open_existing(path: Path) -> Any:
+def require_file(path: Path) -> int:
+    """Bytes of a regular file, wherever links lead: pipes and devices never end, and holes are no data.
+
+    Raises:
+        MissingFile
+        UnsafeFile: it is something else than a file, or nearly all of it is a hole.
+    """
     try:
-        return path.open("rb")
-    except FileNotFoundError as error:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingFile(f"{path} is not there") from error
+    except (OSError, ValueError) as error:  # links in a circle, names that cannot be
+        raise UnsafeFile(f"{str(path)[:200]} cannot be a file ({error})") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise UnsafeFile(f"{path} is a folder, a pipe or a device, where a file was expected; it was not opened")
+    if is_absurd(found.st_size, found.st_blocks * 512) and _has_hole(path, found.st_size):
+        raise UnsafeFile(f"{path} claims {found.st_size:,} bytes, and nearly all of them are a hole without data")
+    return found.st_size
+
+
+def is_absurd(claimed_bytes: int, stored_bytes: int) -> bool:
+    """Does something claim far more than what is stored can hold?"""
+    return claimed_bytes > PLAUSIBLE_BYTES and claimed_bytes > PLAUSIBLE_RATIO * stored_bytes
+
+
+def _has_hole(path: Path, num_bytes: int) -> bool:
+    """Some file systems do not count the blocks of a file; those say that it has no hole."""
+    with path.open("rb") as file:
+        return os.lseek(file.fileno(), 0, os.SEEK_HOLE) < num_bytes
+
+
+def open_existing(path: Path) -> Any:
+    """Open a regular file to read bytes.
+
+    Raises:
+        MissingFile, UnsafeFile
+    """
+    require_file(path)
+    return path.open("rb")
+
+
+def read_limited(path: Path, max_bytes: int) -> bytes:
+    """
+    Raises:
+        MissingFile
+        UnsafeFile: it is no file, or larger than any of its kind.
+    """
+    size = require_file(path)
+    if size > max_bytes:
+        raise UnsafeFile(f"{path} has {size:,} bytes, more than any file of its kind")
+    return path.read_bytes()
 
 
 @contextlib.contextmanager

@@ -67,17 +67,15 @@ def _write_manifest(connection: Any, run: Run) -> None:
             "outcome": [s.outcome for s in run.segments],
         }
     )
-    # A file in which no instance begins would answer for the next file's instances.
-    used = [file for file in run.files if file.num_instances or run.pieces]
     files = pyarrow.table(
         {
-            "file": [file.name for file in used],
-            "path": [str(file.path) for file in used],
-            "dtype": [file.dtype for file in used],
-            "num_bytes": [file.num_bytes for file in used],
-            "first_instance": pyarrow.array([file.first_instance for file in used], pyarrow.int64()),
-            "num_instances": pyarrow.array([file.num_instances for file in used], pyarrow.int64()),
-            "first_token": pyarrow.array([file.first_token for file in used], pyarrow.int64()),
+            "file": [file.name for file in run.files],
+            "path": [str(file.path) for file in run.files],
+            "dtype": [file.dtype for file in run.files],
+            "num_bytes": [file.num_bytes for file in run.files],
+            "first_instance": [file.first_instance for file in run.files],
+            "num_instances": [file.num_instances for file in run.files],
+            "first_token": [file.first_token for file in run.files],
         }
     )
     tables = {"segments": segments, "files": files, "pieces": _pieces_table(run)}

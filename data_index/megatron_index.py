@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data_index.errors import CorruptFile, UnknownLayout, UnsafeFile
-from data_index.files import open_existing
+from data_index.files import open_existing, require_file
 
 MAGIC = b"MMIDIDX\0\0"
 OLD_MAGIC = b"TNTIDX\0\0"
@@ -80,7 +80,7 @@ def read_megatron_index(path: Path, bin_bytes: int) -> MegatronIndex:
     """
     code, num_sequences, num_starts = _read_header(path)
     expected = HEADER.size + BYTES_PER_SEQUENCE * num_sequences + 8 * num_starts
-    size = path.stat().st_size
+    size = require_file(path)
     if expected > size:
         raise UnsafeFile(
             f"{path} claims {num_sequences:,} sequences and {num_starts:,} document starts, {expected:,} bytes in all, "

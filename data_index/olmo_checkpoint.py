@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from data_index.errors import CorruptFile, MissingFile, UnknownLayout, UnsafeFile, UnsupportedRecipe
+from data_index.errors import CorruptFile, MissingFile, UnknownLayout, UnsupportedRecipe
 from data_index.pickles import TorchArchive, read_torch_archive
+from data_index.plain_yaml import read_yaml
 
-MAX_CONFIG_BYTES = 16 * 2**20
 # What tells a sharded folder's writer, by the trainer's names for them.
 SHARDED_KINDS = {
     "torch_new": "model_and_optim/.metadata",
@@ -112,14 +110,6 @@ def unsharded_file(folder: Path, state: str) -> Path:
 # --- config ----------------------------------------------------------------------------------------------------------
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Safe YAML without merge keys, which can unfold a small file into a huge one."""
-
-    def flatten_mapping(self, node: Any) -> None:
-        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
-            raise UnsafeFile("a config merges mappings into others (<<), which no trainer writes")
-
-
 def read_config(folder: Path, name: str = "config.yaml") -> dict[str, Any] | None:
     """`folder/config.yaml` as it is; None where there is none. Numbers such as `1e-5` stay text: YAML 1.1 says so.
 
@@ -127,19 +117,7 @@ def read_config(folder: Path, name: str = "config.yaml") -> dict[str, Any] | Non
         CorruptFile, UnsafeFile
     """
     path = folder / name
-    if not path.is_file():
-        return None
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise UnsafeFile(f"{path} has {path.stat().st_size} bytes, more than any config")
-    try:
-        config = yaml.load(path.read_bytes(), Loader=_PlainLoader)
-    except UnsafeFile as error:
-        raise UnsafeFile(f"{path}: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        raise CorruptFile(f"{path} is not YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise CorruptFile(f"{path} is not a config of the OLMo trainer")
-    return config
+    return read_yaml(path) if path.is_file() else None
 
 
 def local_world_size(folder: Path) -> int:
@@ -255,7 +233,8 @@ def rank_archives(folder: Path) -> list[TorchArchive]:
         CorruptFile, UnsafeFile
     """
     ranks = {int(path.stem[4:]): path for path in folder.glob("rank*.pt") if path.stem[4:].isdecimal()}
-    missing = sorted(set(range(max(ranks, default=0) + 1)) - set(ranks))
-    if missing:
-        raise MissingFile(f"{folder}/rank{missing[0]}.pt is not there: the checkpoint is incomplete")
+    # Not up to the highest number, which a file's name may set at will.
+    missing = next((rank for rank in range(max(len(ranks), 1)) if rank not in ranks), None)
+    if missing is not None:
+        raise MissingFile(f"{folder}/rank{missing}.pt is not there: the checkpoint is incomplete")
     return [read_torch_archive(ranks[rank]) for rank in sorted(ranks)]

@@ -23,8 +23,8 @@ from data_index.files import open_existing, require_file
 from data_index.stand_ins import ALLOWED, ITEM_BYTES, Inert, NumpyArray, StorageRecord, TensorRecord
 
 MAX_PICKLE_BYTES = 512 * 2**20
-# Values that a pickle may unfold into: a million, and so many for each of its bytes.
-MAX_UNFOLDED, UNFOLDED_RATIO = 2**20, 64
+# Values that a pickle may unfold into: these, and so many for each of its bytes (trainers' have one in seven bytes).
+MAX_UNFOLDED, UNFOLDED_RATIO = 2**16, 4
 MAX_HUGE_INTEGERS = 1000
 _LOCAL_HEADER_BYTES = 30
 # Encrypted, patched, strongly encrypted: nothing of the kind is read.
@@ -66,8 +66,10 @@ def read_pickle(content: bytes, source: str) -> Any:
         if count > MAX_UNFOLDED + UNFOLDED_RATIO * len(content):
             raise UnsafeFile(f"{source} unfolds into {count} values, by sharing some inside others again and again")
         return value
-    except (UnsafeFile, CorruptFile):
-        raise
+    except CorruptFile as error:  # UnsafeFile too; what a stand-in says does not know the file
+        if str(error).startswith(source):
+            raise
+        raise type(error)(f"{source}: {error}") from error
     except Exception as error:  # a damaged pickle fails in any way that Python can
         raise CorruptFile(f"{source} is not a whole pickle: {error}") from error
 
@@ -158,7 +160,8 @@ class TorchArchive:
     def _check_entries(self) -> None:
         total = 0
         for entry in self._entries.values():
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > self._num_bytes:
+            packed = entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size
+            if packed or entry.file_size > self._num_bytes:
                 raise UnsafeFile(
                     f"{self.source}: entry {entry.filename} is compressed or claims {entry.file_size} bytes"
                 )

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data_index.errors import CorruptFile, MissingFile
-from data_index.files import sha256_of_file, write_npy
+from data_index.files import require_file, sha256_of_file, write_npy
 from data_index.run import StoredPieces
 
 HASH_ALWAYS_BYTES = 2**30
@@ -95,8 +95,9 @@ def read_pieces(stored: StoredPieces, *, verify: bool | None = None) -> Pieces:
 
 def _mapped(path: Path, dtype: type) -> np.ndarray:
     try:
+        require_file(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
+    except MissingFile as error:
         raise MissingFile(f"{path} is not there: register the run again") from error
     except Exception as error:  # numpy evaluates the header, which fails in many ways
         raise CorruptFile(f"{path} is not a whole .npy file: {error}") from error

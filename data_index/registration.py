@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_index.errors import RunExists
+from data_index.errors import UNFORESEEN, CorruptFile, ForensicsError, OutOfMemory, RunExists, UnsafeFile
 from data_index.files import atomic_folder, exclusive_lock, remove_dead_siblings, write_bytes, write_npy
 from data_index.index import build_index
 from data_index.kinds import table_of_rows
 from data_index.pieces import write_pieces
 from data_index.run import Run
+from data_index.run_check import check_run
 from data_index.run_file import read_run, write_run
 from data_index.sources import Imported, layout_named, recognise
 from data_index.sources.trainer_record import read_record
@@ -43,9 +44,9 @@ def add(
         MissingFile, UnknownLayout, RunExists, CorruptFile, OrderMismatch, UnsupportedRecipe, DiskFull
     """
     workspace = workspace or Workspace()
-    folder = Path(source).resolve()
+    folder = _resolved(Path(source))
     progress(f"reading {folder}")
-    imported = layout_named(layout or recognise(folder)).read(folder, name, data, settings or {})
+    imported = _read(layout or recognise(folder), folder, name, data, settings or {})
     run, tables = imported.run, dict(imported.tables)
     if metrics is not None:
         tables |= read_record(metrics)
@@ -59,7 +60,7 @@ def add(
             )
         remove_dead_siblings(home)
         with atomic_folder(home) as building:
-            run = _write_arrays(imported, building)
+            run = _checked(_write_arrays(imported, building), folder)
             progress("hashing token files")
             blocks = hash_token_files(run)
             progress("checking the trainer's record of batches")
@@ -72,7 +73,34 @@ def add(
             if blocks:
                 learn(building, "block_hashes", table_of_rows("block_hashes", blocks, folder))
             write_run(replace(run, source=run.source.absolute()), building)
+            read_run(building)  # what could not be read again must not be put in force
     return read_run(home)
+
+
+def _resolved(source: Path) -> Path:
+    try:
+        return source.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UnsafeFile(f"{str(source)[:200]} leads nowhere ({error})") from error
+
+
+def _read(layout: str, folder: Path, name: str | None, data: Path | None, settings: Mapping[str, Any]) -> Imported:
+    """What a layout's reader says; what it did not foresee in a damaged or hostile folder is stated too."""
+    try:
+        return layout_named(layout).read(folder, name, data, settings)
+    except ForensicsError:
+        raise
+    except MemoryError as error:
+        raise OutOfMemory(f"reading {folder} as {layout} needs more memory than there is: {error}") from error
+    except UNFORESEEN as error:
+        raise CorruptFile(f"{folder} cannot be read as a run of layout {layout}: {error!r}") from error
+
+
+def _checked(run: Run, folder: Path) -> Run:
+    try:
+        return check_run(run)
+    except ValueError as error:
+        raise CorruptFile(f"{folder} describes a run that cannot be: {error}") from error
 
 
 def _write_arrays(imported: Imported, building: Path) -> Run:

@@ -6,7 +6,8 @@ is steps A+1 .. B. A position is the 0-based place of an instance in the consump
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -180,8 +181,11 @@ class Run:
     @property
     def largest_token_id(self) -> int:
         """What the token files can hold; lines of JSON hold any id."""
-        dtype = self.files[0].dtype
-        return 2**31 - 1 if dtype == "jsonl" else 2 ** (int(dtype.lstrip("uint")) - dtype.startswith("int")) - 1
+        dtypes = {file.dtype for file in self.files}
+        return max(
+            2**31 - 1 if dtype == "jsonl" else 2 ** (int(dtype.lstrip("uint")) - dtype.startswith("int")) - 1
+            for dtype in dtypes
+        )
 
     @property
     def hides_tokens(self) -> bool:
@@ -209,6 +213,8 @@ class Run:
         covering = [segment for segment in self.segments if segment.first_step <= step <= segment.last_step]
         if covering:
             return max(covering, key=lambda segment: segment.attempt)
+        if self.first_step < step < self.last_step:
+            raise StepOutOfRange(f"step {step} of {self.name} read data that are not there")
         raise StepOutOfRange(
             f"{self.name} took steps {self.first_step}..{self.last_step}, not {step}"
             + (" (checkpoint 0 is the initialization; the first step is 1)" if step == 0 else "")
@@ -217,20 +223,27 @@ class Run:
     def tokens_after(self, step: int) -> int:
         """Tokens consumed when checkpoint `step` was taken, masked ones included, counted from the run's start."""
         rows = sum(
-            max(min(step, last) - first + 1, 0) * self.segment_of_step(first).instances_per_batch
-            for first, last, _ in self.kept_steps()
+            max(min(step, last) - first + 1, 0) * segment.instances_per_batch for first, last, segment in self._kept()
         )
         return int(self.facts.get("tokens_before", "0")) + rows * self.tokens_per_instance
 
     def kept_steps(self) -> list[tuple[int, int, int]]:
         """Stretches (first, last, attempt) that tile the steps; where segments overlap, the later attempt counts."""
+        return [(first, last, segment.attempt) for first, last, segment in self._kept()]
+
+    def _kept(self) -> Iterator[tuple[int, int, Segment]]:
+        """Stretches (first, last) with the segment that counts; the time does not grow with the square of them."""
         borders = sorted({s.first_step for s in self.segments} | {s.last_step + 1 for s in self.segments})
-        found = []
+        coming = sorted(range(len(self.segments)), key=lambda n: self.segments[n].first_step, reverse=True)
+        begun: list[tuple[int, int]] = []  # a heap: the latest attempt first
         for first, stop in zip(borders, borders[1:], strict=False):
-            covering = [s for s in self.segments if s.first_step <= first <= s.last_step]
-            if covering:
-                found.append((first, stop - 1, max(s.attempt for s in covering)))
-        return found
+            while coming and self.segments[coming[-1]].first_step <= first:
+                number = coming.pop()
+                heapq.heappush(begun, (-self.segments[number].attempt, number))
+            while begun and self.segments[begun[0][1]].last_step < first:
+                heapq.heappop(begun)
+            if begun:
+                yield first, stop - 1, self.segments[begun[0][1]]
 
 
 def parse_steps(text: str, run: Run) -> tuple[int, int]:
@@ -252,4 +265,10 @@ def parse_steps(text: str, run: Run) -> tuple[int, int]:
         raise InvalidRange(f"{text!r} holds no step: A:B means from checkpoint A to checkpoint B, steps A+1 .. B")
     for step in (first + 1, last):
         run.segment_of_step(step)
+    for (_, end, _), (start, _, _) in zip(run.kept_steps(), run.kept_steps()[1:], strict=False):
+        if first < end < start - 1 < last:
+            raise StepOutOfRange(
+                f"steps {end + 1}..{start - 1} of {run.name} read data that are not there; ask for {first}:{end} and "
+                f"{start - 1}:{last} apart"
+            )
     return first, last

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_index.errors import CorruptFile, MissingFile, NewerWorkspace
-from data_index.files import write_toml
+from data_index.errors import CorruptFile, NewerWorkspace, UnsafeFile
+from data_index.files import read_limited, write_toml
 from data_index.run import Masking, Order, OrderTrust, Run, Segment, StoredPieces, TokenFile
 from data_index.run_check import check_run
 
 RUN_FORMAT_VERSION = 1
+MAX_RUN_BYTES = 64 * 2**20
+MAX_KEY_PARTS = 200
 
 
 def _file_table(file: TokenFile, base: Path) -> dict[str, Any]:
@@ -103,14 +105,23 @@ def run_to_table(run: Run, base: Path) -> dict[str, Any]:
 
 
 def drop_none(value: Any) -> Any:
-    """TOML has no null: an absent key means the same in every config we store."""
+    """TOML has no null: an absent key means the same in every config we store. In a list it becomes text."""
     if isinstance(value, Mapping):
-        return {key: drop_none(item) for key, item in value.items() if item is not None}
-    return [drop_none(item) for item in value] if isinstance(value, list | tuple) else value
+        return {str(key): drop_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return ["null" if item is None else drop_none(item) for item in value]
+    return value
 
 
 def write_run(run: Run, folder: Path) -> None:
-    write_toml(folder / "run.toml", run_to_table(run, folder))
+    """
+    Raises:
+        CorruptFile: the run's config holds what no config is made of.
+    """
+    try:
+        write_toml(folder / "run.toml", run_to_table(run, folder))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CorruptFile(f"the config of {run.source} cannot be kept as TOML: {error}") from error
 
 
 def read_run(folder: Path) -> Run:
@@ -120,11 +131,13 @@ def read_run(folder: Path) -> Run:
         MissingFile, CorruptFile, NewerWorkspace
     """
     path = folder / "run.toml"
+    content = read_limited(path, MAX_RUN_BYTES)
+    # The parser's time grows with the square of the parts of a key.
+    if any(line.partition(b"=")[0].count(b".") > MAX_KEY_PARTS for line in content.splitlines()):
+        raise UnsafeFile(f"{path} has a key of more than {MAX_KEY_PARTS} parts")
     try:
-        table = tomllib.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise MissingFile(f"{path} is not there") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
         raise CorruptFile(f"{path} is not TOML: {error}") from error
     if table.get("format") != "forensics-run":
         raise CorruptFile(f'{path} does not say format = "forensics-run"')
@@ -137,7 +150,7 @@ def read_run(folder: Path) -> Run:
         )
     try:
         return _run_from_table(table, folder)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CorruptFile(f"{path} lacks or misstates {error}") from error
 
 

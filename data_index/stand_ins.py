@@ -1,7 +1,7 @@
 """What the names in a checkpoint's pickles become: records of ours that remember, and never act.
 
 `ALLOWED` is the whole list. It holds what the trainers' files were seen to name (torch's tensors, distributed
-checkpoints and sharded tensors, paths, numpy's random state), and nothing else is found.
+checkpoints and sharded tensors, DeepSpeed's loss scale, paths, numpy's random state), and nothing else is found.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ class StorageRecord:
     dtype: str
     num_elements: int
 
+    def __setstate__(self, state: Any) -> None:
+        raise UnsafeFile("a pickle sets the state of a storage")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRecord:
@@ -64,10 +67,16 @@ class TensorRecord:
 
     def __post_init__(self) -> None:
         numbers = (*self.shape, *self.strides, self.offset, 0)
-        if min(numbers) < 0 or max(numbers) >= 2**63 or len(self.shape) != len(self.strides):
+        # Without what is 0, a product beyond 64 bits would pass as nothing.
+        largest = max(*numbers, 8 * math.prod(n for n in self.shape if n))
+        if min(numbers) < 0 or largest >= 2**63 or len(self.shape) != len(self.strides):
             raise UnsafeFile(f"a tensor claims shape {self.shape}, strides {self.strides}, offset {self.offset}")
         if self.offset + self.extent > self.storage.num_elements or self.num_elements > self.storage.num_elements:
             raise UnsafeFile(f"a tensor of shape {self.shape} reaches past its storage of {self.storage.num_elements}")
+
+    def __setstate__(self, state: Any) -> None:
+        # Records with slots would let a pickle set their fields, past the checks above.
+        raise UnsafeFile("a pickle sets the state of a tensor")
 
     @property
     def num_elements(self) -> int:
@@ -159,6 +168,14 @@ class ShardingSpec(Inert):
     pass
 
 
+class LossScaler(Inert):
+    """DeepSpeed's, static or dynamic."""
+
+
+class FragmentAddress(Inert):
+    """Where DeepSpeed's ranks hold a parameter, of its optimizer's flat group."""
+
+
 class ShardedTensor(Inert):
     """One rank's view of a tensor cut over ranks: the shards it holds, and where every rank's lie.
 
@@ -187,9 +204,22 @@ class NumpyDtype(Inert):
     """numpy.dtype('f8', False, True) and the like; never an object dtype."""
 
     def resolve(self) -> np.dtype:
-        code = str(self.args[0]) if self.args else ""
-        if code not in {"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "b1"}:
-            raise UnsafeFile(f"a numpy array of dtype {code!r} is not read from a pickle")
+        code = self.args[0] if self.args else ""
+        if not isinstance(code, str) or code not in {
+            "u1",
+            "u2",
+            "u4",
+            "u8",
+            "i1",
+            "i2",
+            "i4",
+            "i8",
+            "f2",
+            "f4",
+            "f8",
+            "b1",
+        }:
+            raise UnsafeFile(f"a numpy array of dtype {shown(code)} is not read from a pickle")
         return np.dtype(code)
 
 
@@ -204,6 +234,11 @@ class NumpyArray(Inert):
             return np.frombuffer(raw, dtype=dtype.resolve()).reshape(shape)
         except (TypeError, ValueError, AttributeError) as error:
             raise CorruptFile(f"a numpy array in a pickle cannot be read: {error}") from error
+
+
+def shown(value: Any) -> str:
+    """A value for a message; what may hold others is named by its kind, because writing it out might never end."""
+    return repr(value)[:80] if isinstance(value, str | bool | float | None) else f"a {type(value).__name__}"
 
 
 # --- functions -------------------------------------------------------------------------------------------------------
@@ -227,7 +262,7 @@ class Function:
 
 def _encode(text: str, encoding: str = "utf-8") -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise UnsafeFile(f"a pickle encodes bytes as {encoding!r}")
+        raise UnsafeFile(f"a pickle encodes bytes as {shown(encoding)}")
     return text.encode("latin-1")
 
 
@@ -262,7 +297,7 @@ def _nested_class(owner: Any, name: Any) -> Any:
     """getattr, which protocol 2 needs to name a class inside another; this one inside that one only."""
     if owner is ShardedTensor and name == "ProcessGroupState":
         return ProcessGroupState
-    raise UnsafeFile(f"a pickle asks for the attribute {name!r}: refused, nothing was run")
+    raise UnsafeFile(f"a pickle asks for the attribute {shown(name)}: refused, nothing was run")
 
 
 def _size(values: Any = ()) -> tuple[int, ...]:
@@ -270,7 +305,17 @@ def _size(values: Any = ()) -> tuple[int, ...]:
 
 
 def _text(*args: Any) -> str:
-    return str(args[0]) if args else ""
+    return args[0] if args and isinstance(args[0], str) else ""
+
+
+def _number(value: Any) -> int:
+    """A member of an enumeration of numbers, as its number."""
+    return index(value)
+
+
+def _members(values: Any = ()) -> list[Any]:
+    """A set's members; what they are is of no matter here."""
+    return list(values)
 
 
 def _constant(*args: Any) -> None:
@@ -325,6 +370,12 @@ ALLOWED: dict[tuple[str, str], Any] = {
     # FSDP's flat parameters, as torch before and since 2.2 names them.
     ("torch.distributed.fsdp.flat_param", "_ShardParamInfo"): ShardParamInfo,
     ("torch.distributed.fsdp._flat_param", "_ShardParamInfo"): ShardParamInfo,
+    # DeepSpeed's checkpoints, as GPT-NeoX has them.
+    ("__builtin__", "set"): Function(_members),
+    ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"): LossScaler,
+    ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"): LossScaler,
+    ("deepspeed.runtime.zero.config", "ZeroStageEnum"): Function(_number),
+    ("deepspeed.utils.tensor_fragment", "fragment_address"): FragmentAddress,
     **{("torch", name): dtype for name, dtype in STORAGE_DTYPES.items()},
     **{("torch", dtype): dtype for dtype in ITEM_BYTES},
 }

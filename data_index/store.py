@@ -19,6 +19,7 @@ import numpy as np
 
 from data_index.batch import IndexedPlan, StepPlan
 from data_index.errors import CorruptFile, FailedQuery, RefusedQuery, UnknownDocument, UnknownInstance
+from data_index.files import require_file
 from data_index.kinds import KINDS
 from data_index.run import Run
 from data_index.tokens import BlockHashes, TokenReader
@@ -73,6 +74,9 @@ def connect(workspace: Workspace | None = None, names: Sequence[str] | None = No
     names = workspace.run_names() + workspace.fork_ids() if names is None else list(names)
     connection = duckdb.connect(":memory:")
     connection.execute("SET enable_progress_bar = false")
+    # A file of another kind must not make DuckDB fetch an extension for it.
+    connection.execute("SET autoinstall_known_extensions = false")
+    connection.execute("SET autoload_known_extensions = false")
     runs = {name: workspace.run(name) for name in names}
     for name in names:
         _attach(connection, name, workspace.home(name) / "index.duckdb")
@@ -97,8 +101,9 @@ def connect(workspace: Workspace | None = None, names: Sequence[str] | None = No
 
 
 def _attach(connection: Any, name: str, path: Path) -> None:
+    require_file(path)
     try:
-        connection.execute(f"ATTACH {_text(str(path))} AS {_name(name)} (READ_ONLY)")
+        connection.execute(f"ATTACH {_text(str(path))} AS {_name(name)} (READ_ONLY, TYPE duckdb)")
     except duckdb.Error as error:
         raise CorruptFile(f"{path} cannot be opened as an index ({error}); register {name} again") from error
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_index.errors import CorruptFile, MissingFile, UnsupportedRecipe
-from data_index.run import Run
+from data_index.files import require_file
+from data_index.run import Run, TokenFile
+from data_index.run_check import LINES
 from data_index.tokens import TokenReader
 
 SCAN_TOKENS = 4 * 2**20
@@ -30,6 +33,7 @@ def load_tokenizer(run: Run) -> Any:
 def _load_tokenizer(path: str) -> Any:
     from tokenizers import Tokenizer
 
+    require_file(Path(path))
     try:
         return Tokenizer.from_file(path)
     except Exception as error:  # the library raises bare Exception
@@ -73,11 +77,15 @@ def _byte_level_alphabet() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
 
 
+# Tokens of a file -> the places among them that were searched for, rising.
+Search = Callable[[TokenFile, np.ndarray], np.ndarray]
+
+
 def find_text(run: Run, reader: TokenReader, text: str) -> Iterator[int]:
     """Instances that hold a piece of an occurrence of the text, in file order, each once.
 
     The bytes that the tokens stand for are searched, so every tokenization of the text is found, also across
-    instance borders.
+    instance borders within a file; rows in lines of JSON, or that run on from file to file, are searched one by one.
 
     Raises:
         UnsupportedRecipe, MissingFile, CorruptFile
@@ -85,39 +93,76 @@ def find_text(run: Run, reader: TokenReader, text: str) -> Iterator[int]:
     pieces = token_bytes(run)
     lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
     # What a terminal passed on undecoded is searched as the bytes it was.
-    needle, length = text.encode(errors="surrogateescape"), run.sequence_length
-    if not needle:
-        return
-    for file in run.files:
-        last = -1
-        used = file.num_instances * length
-        # A chunk starts early enough to hold an occurrence that began in the one before: a token has at least a byte,
-        # but for special ones, so len(needle) tokens and a few reach back far enough.
-        for start in range(0, used, SCAN_TOKENS):
-            begin = max(start - len(needle) - 64, 0)
-            tokens = reader.read(file, begin, min(start + SCAN_TOKENS, used)).astype(np.int64)
-            if tokens.size and int(tokens.max()) >= len(pieces):
-                raise CorruptFile(f"{file.path} holds token {int(tokens.max())}; the tokenizer has {len(pieces)}")
-            ends = np.cumsum(lengths[tokens])
-            content = b"".join(pieces[token] for token in tokens)
-            found = content.find(needle)
-            while found >= 0:
-                first = begin + int(np.searchsorted(ends, found, side="right"))
-                final = begin + int(np.searchsorted(ends, found + len(needle), side="left"))
-                for row in range(first // length, final // length + 1):
-                    if row > last:
-                        last = row
-                        yield file.first_instance + row
-                found = content.find(needle, found + 1)
+    needle = text.encode(errors="surrogateescape")
+
+    def tokens_of_text(file: TokenFile, tokens: np.ndarray) -> np.ndarray:
+        if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(pieces):
+            wrong = int(tokens.max()) if int(tokens.max()) >= len(pieces) else int(tokens.min())
+            raise CorruptFile(f"{file.path} holds token {wrong}; the tokenizer has {len(pieces)}")
+        ends = np.cumsum(lengths[tokens])
+        content = b"".join(pieces[token] for token in tokens)
+        inside = np.zeros(len(tokens) + 1, dtype=np.int64)
+        found = content.find(needle)
+        while found >= 0:
+            inside[np.searchsorted(ends, found, side="right")] += 1
+            inside[np.searchsorted(ends, found + len(needle), side="left") + 1] -= 1
+            found = content.find(needle, found + 1)
+        return np.flatnonzero(np.cumsum(inside[:-1]))
+
+    if needle:
+        # A token has at least a byte, but for special ones, so len(needle) tokens and a few reach back far enough.
+        yield from _instances_with(run, reader, tokens_of_text, reach=len(needle) + 64)
 
 
 def find_token(run: Run, reader: TokenReader, token: int) -> Iterator[int]:
-    """Instances that hold a token id, in file order."""
+    """Instances that hold a token id, in file order; padding does not count."""
+    yield from _instances_with(run, reader, lambda file, tokens: np.flatnonzero(tokens == token), reach=0)
+
+
+def _instances_with(run: Run, reader: TokenReader, search: Search, *, reach: int) -> Iterator[int]:
+    """Instances that hold a token that a search finds, each once, in the order of their numbers.
+
+    Args:
+        reach: tokens before a place that a search needs to see.
+    """
     length = run.sequence_length
+    yield from _instances_in_pieces(run, reader, search, reach)
     for file in run.files:
         used = file.num_instances * length
-        chunk = max(SCAN_TOKENS // length, 1) * length
-        for start in range(0, used, chunk):
-            rows = reader.read(file, start, min(start + chunk, used)).reshape(-1, length)
-            for row in np.flatnonzero((rows == token).any(axis=1)):
-                yield file.first_instance + start // length + int(row)
+        if file.dtype == LINES or file.first_token or used * np.dtype(file.dtype).itemsize > file.num_bytes:
+            for instance in range(file.first_instance, file.first_instance + file.num_instances):
+                if len(search(file, reader.rows([instance])[0])):
+                    yield instance
+            continue
+        last = -1
+        for places in _search_file(reader, file, used, search, reach):
+            rows = np.unique(places // length)
+            yield from (file.first_instance + rows[rows > last]).tolist()
+            last = max(last, int(rows.max(initial=-1)))
+
+
+def _search_file(
+    reader: TokenReader, file: TokenFile, num_tokens: int, search: Search, reach: int
+) -> Iterator[np.ndarray]:
+    """Places found in the first tokens of a file, counted from its start; chunk after chunk, which overlap."""
+    for start in range(0, num_tokens, SCAN_TOKENS):
+        begin = max(start - reach, 0)
+        yield begin + search(file, reader.read(file, begin, min(start + SCAN_TOKENS, num_tokens)).astype(np.int64))
+
+
+def _instances_in_pieces(run: Run, reader: TokenReader, search: Search, reach: int) -> Iterator[int]:
+    """The files are searched, not the rows: a document may be in many rows, and run on from one to another."""
+    if reader.pieces is None:
+        return
+    pieces = reader.pieces
+    found = np.zeros(len(pieces.file), dtype=bool)
+    for number, file in enumerate(run.files):
+        here = np.flatnonzero(pieces.file == number)
+        if not len(here):
+            continue
+        num_tokens = file.num_bytes // np.dtype(file.dtype).itemsize
+        for places in _search_file(reader, file, num_tokens, search, reach):
+            before_stop = np.searchsorted(places, pieces.stop[here])
+            found[here] |= before_stop > np.searchsorted(places, pieces.start[here])
+    instances = np.searchsorted(pieces.first, np.flatnonzero(found), side="right") - 1
+    yield from np.unique(instances).tolist()

@@ -11,11 +11,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from data_index.errors import CorruptFile, MissingFile, UnknownInstance
-from data_index.files import BLOCK_BYTES
+from data_index.files import BLOCK_BYTES, require_file
 from data_index.pieces import Pieces, read_pieces
 from data_index.run import Run, TokenFile
 from data_index.run_check import LINES
@@ -62,7 +63,8 @@ class TokenReader:
         found, missing = [], self._length
         while missing:
             stop = min(start + missing, self._num_tokens(number))
-            found.append((number, start, stop))
+            if stop > start:  # a file may be empty
+                found.append((number, start, stop))
             number, missing, start = number + 1, missing - (stop - start), 0
         return found
 
@@ -136,11 +138,16 @@ class TokenReader:
         """Tokens of a file with one instance a line; all lines have `sequence_length` tokens."""
         line, within = divmod(start, self._length)
         first, last = (int(offset) for offset in self._line_offsets(file)[line : line + 2])
+        if not 0 <= first <= last <= file.num_bytes:
+            raise CorruptFile(f"{file.lines} places line {line + 1} at bytes {first}..{last} of {file.num_bytes}")
         self._check_bytes(file, first, last)
         try:
-            ids = np.array(json.loads(self._map(file)[first:last].tobytes())["token_ids"], dtype=np.int64)
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            values = json.loads(self._map(file)[first:last].tobytes())["token_ids"]
+            ids = np.array(values)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CorruptFile(f"{file.path} line {line + 1} is no object with token_ids: {error}") from error
+        if ids.size and (ids.dtype.kind != "i" or not 0 <= int(ids.min()) <= int(ids.max()) < 2**31):
+            raise CorruptFile(f"{file.path} line {line + 1} holds what is no token id, such as {_odd_one(values)}")
         if ids.shape != (self._length,):
             raise CorruptFile(
                 f"{file.path} line {line + 1} has {ids.size} token ids; the run's rows have {self._length}"
@@ -153,8 +160,9 @@ class TokenReader:
             if file.lines is None:
                 raise CorruptFile(f"run.toml of {self.run.name} names no line offsets for {file.name}")
             try:
+                require_file(file.lines)
                 offsets = np.load(file.lines, mmap_mode="r", allow_pickle=False)
-            except FileNotFoundError as error:
+            except MissingFile as error:
                 raise MissingFile(f"{file.lines} is not there: register {self.run.name} again") from error
             except Exception as error:  # numpy evaluates the header, which fails in many ways
                 raise CorruptFile(f"{file.lines} is not a whole .npy file: {error}") from error
@@ -172,8 +180,8 @@ class TokenReader:
 
     def _size(self, file: TokenFile) -> int:
         try:
-            size = file.path.stat().st_size
-        except FileNotFoundError as error:
+            size = require_file(file.path)
+        except MissingFile as error:
             raise MissingFile(f"{file.path}, a token file of {self.run.name}, is not there") from error
         if size != file.num_bytes:
             raise CorruptFile(
@@ -188,8 +196,8 @@ class TokenReader:
         if key not in self._maps:
             wanted = file.num_bytes // np.dtype(file.dtype).itemsize
             try:
-                size = path.stat().st_size
-            except FileNotFoundError as error:
+                size = require_file(path)
+            except MissingFile as error:
                 raise MissingFile(f"{path}, a label mask of {self.run.name}, is not there") from error
             if size != wanted:
                 raise CorruptFile(f"{path} has {size:,} booleans; {file.name} has {wanted:,} tokens")
@@ -217,6 +225,14 @@ class TokenReader:
                 f"of {expected[:12]}…; restore the file, or read it as it is with --no-verify"
             )
         self._checked.add(key)
+
+
+def _odd_one(values: Any) -> str:
+    """A value of a JSON list that is no token id, as far as it can be shown."""
+    odd = (
+        (v for v in values if type(v) is not int or not 0 <= v < 2**31) if isinstance(values, list) else iter([values])
+    )
+    return str(next(odd, values))[:80]
 
 
 def pieces_of_instances(run: Run, instances: Sequence[int]) -> Pieces:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_index.errors import CorruptFile, OrderMismatch, StepOutOfRange
-from data_index.files import sha256_of_blocks, sha256_of_file
+from data_index.files import require_file, sha256_of_blocks, sha256_of_file
 from data_index.kinds import table_of_rows
 from data_index.orders import epoch_order
 from data_index.run import OrderTrust, Run
@@ -30,13 +30,12 @@ def prove_consumed(run: Run, records: Iterable[Mapping[str, Any]]) -> Run:
     reader = TokenReader(run, block_hashes=None)
     orders: dict[int, np.ndarray] = {}
     proved, with_tokens = set(), set()
-    for record in records:
-        step = record["step"]
+    # The attempt that was kept is the last; which number it has depends on how many were recorded.
+    kept = {record["step"]: record for record in sorted(records, key=lambda record: record["attempt"])}
+    for step, record in sorted(kept.items()):
         try:
             segment = run.segment_of_step(step)
         except StepOutOfRange:
-            continue
-        if record["attempt"] != segment.attempt:
             continue
         if segment.epoch not in orders:
             orders[segment.epoch] = epoch_order(run, segment.epoch)
@@ -68,11 +67,12 @@ def _trust(run: Run, proved: set[int], with_tokens: set[int]) -> OrderTrust:
     steps = f"steps {min(proved)}..{max(proved)} ({len(proved)} batches)"
     if proved == with_tokens:
         return OrderTrust(level="exact", witness=f"the trainer's record of instances and token ids, {steps}")
-    return OrderTrust(
-        level="derived",
-        witness=f"the trainer's record of instances, {steps}",
-        missing="a record of the token ids that were consumed",
-    )
+    if run.trust.level == "unknown":
+        # The record names instances; what they are made of stays in doubt.
+        return run.trust
+    missing = "a record of the token ids that were consumed"
+    before = run.trust.witness
+    return OrderTrust(level="derived", witness=f"the trainer's record of instances, {steps}; {before}", missing=missing)
 
 
 def remember_first_seen(workspace: Workspace, run: Run, reader: TokenReader) -> str:
@@ -98,6 +98,11 @@ def hash_token_files(run: Run) -> list[dict[str, Any]]:
         CorruptFile: a file is not the one whose hash run.toml states.
     """
     files = (*run.files, *run.heldout)
+    for file in files:
+        if (size := require_file(file.path)) != file.num_bytes:
+            raise CorruptFile(
+                f"{file.path} has {size:,} bytes; the record of {run.name} says {file.num_bytes:,}: restore the file"
+            )
     if sum(file.num_bytes for file in files) > HASH_AT_ADD_BYTES:
         return []
     rows = []

@@ -99,14 +99,19 @@ class Workspace:
 
     def checkpoints(self, run: Run) -> list[Checkpoint]:
         """All checkpoints of a run, in step order; a fork starts at one of its parent's."""
+        return self._checkpoints(run, {run.name})
+
+    def _checkpoints(self, run: Run, descendants: set[str]) -> list[Checkpoint]:
         own = list_checkpoints(run)
         if run.parent is None:
             return own
         parent, step = run.parent
-        start = [
-            c for c in self.checkpoints(self.run(parent)) if c.step == step and c.step not in {o.step for o in own}
-        ]
-        return start + own
+        if parent in descendants:
+            raise CorruptFile(
+                f"{run.name} in {self.folder} descends from itself: its run.toml names {parent} as parent"
+            )
+        above = self._checkpoints(self.run(parent), descendants | {parent})
+        return [c for c in above if c.step == step and c.step not in {o.step for o in own}] + own
 
     def checkpoint(self, run: Run, step: int) -> Checkpoint:
         """One checkpoint.

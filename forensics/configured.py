@@ -6,13 +6,13 @@ checkpoint, so that checkpoint's config is the step's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from data_index.errors import CorruptFile, UnsupportedRecipe
+from data_index.files import read_json_object
 from data_index.olmo_checkpoint import read_config
 from data_index.run import Run
 from data_index.sources import list_checkpoints
@@ -23,15 +23,7 @@ from replay.recipe import Recipe, recipe_of_run
 
 def _read_json_config(folder: Path) -> dict[str, Any] | None:
     path = folder / "config.json"
-    if not path.is_file():
-        return None
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CorruptFile(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CorruptFile(f"{path} is not a config")
-    return config
+    return read_json_object(path) if path.is_file() else None
 
 
 _READERS: Mapping[str, Callable[[Path], dict[str, Any] | None]] = {"olmo": read_config, "olmo_core": _read_json_config}

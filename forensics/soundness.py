@@ -8,6 +8,7 @@ from typing import Any
 from data_index.dcp import read_dcp_metadata
 from data_index.errors import ForensicsError
 from data_index.files import BLOCK_BYTES, read_json_object, sha256_of_blocks, sha256_of_file
+from data_index.neox_checkpoint import read_counts
 from data_index.olmo_checkpoint import read_trainer_state
 from data_index.orders import epoch_order
 from data_index.pieces import read_pieces
@@ -152,7 +153,11 @@ def _dcp_rows(checkpoint: Checkpoint, name: str, deep: bool) -> Iterator[Row]:
 def _tensor_rows(checkpoint: Checkpoint, name: str, deep: bool) -> Iterator[Row]:
     """Layouts whose files state no hash: the trainer's own word for the step, and whether every tensor reads."""
     if "trainer" in checkpoint.states:
-        said = read_trainer_state(checkpoint.location)["global_step"]
+        said = (
+            read_counts(checkpoint.location).step
+            if checkpoint.layout == "neox"
+            else read_trainer_state(checkpoint.location)["global_step"]
+        )
         wrong = None if said == checkpoint.step else f"the trainer's state says step {said}"
         yield _row(name, "step", wrong, step=checkpoint.step)
     if not deep:

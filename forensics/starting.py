@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from data_index.batch import IndexedPlan, StepPlan
+from data_index.neox_checkpoint import read_counts, saves_adam_count
 from data_index.run import Checkpoint, Run
 from data_index.store import logged_metrics, plan_of
 from data_index.workspace import Workspace
@@ -38,14 +39,32 @@ def complete_state(state: TrainState, workspace: Workspace, run: Run, start: Che
     if recipe.skip is not None and isinstance(state.optimizer, SkipStepAdamW):
         notes += _fill_window(state, workspace, run, start.step, recipe)
     if recipe.withholds_logged_skips:
-        logged = logged_metrics(workspace, run, 0, start.step)
-        state.num_skipped = sum(bool(values.get("skipped")) for values in logged.values())
-        if any(step not in logged for step in range(1, start.step + 1)):
-            notes.append(
-                f"The log does not say of all steps up to {start.step} whether the loss scale overflowed; the learning "
-                f"rate counts {state.num_skipped} such steps."
-            )
+        notes += _count_skips(state, workspace, run, start)
+    if start.layout == "neox" and not saves_adam_count(start.location):
+        notes.append(
+            f"The trainer did not save how many updates Adam counts. {run.name} is taken to have come to step "
+            f"{start.step} without a restart, after which it would have counted from 1 again."
+        )
     return notes
+
+
+def _count_skips(state: TrainState, workspace: Workspace, run: Run, start: Checkpoint) -> list[str]:
+    """Set how many steps did not advance the learning rate: by the checkpoint where it counts them, else by the log."""
+    logged = logged_metrics(workspace, run, 0, start.step)
+    in_log = sum(bool(values.get("skipped")) for values in logged.values())
+    complete = all("skipped" in logged.get(step, {}) for step in range(1, start.step + 1))
+    if start.layout == "neox":
+        state.num_skipped = read_counts(start.location).num_skipped
+        if complete and state.num_skipped != in_log:
+            return [f"Checkpoint {start.step} counts {state.num_skipped} skipped steps before it, the log {in_log}."]
+        return []
+    state.num_skipped = in_log
+    if complete:
+        return []
+    return [
+        f"The log does not say of all steps up to {start.step} whether the loss scale overflowed; the learning rate "
+        f"counts {in_log} such steps."
+    ]
 
 
 def _process_began(run: Run, step: int) -> bool:

@@ -12,8 +12,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig,
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import sdpa_mask
 
-from data_index.errors import UnsupportedRecipe
+from data_index.errors import CorruptFile, UnsupportedRecipe
 
+# Beyond these a model config is damaged or boasts.
+LARGEST = {"num_hidden_layers": 2**12, "hidden_size": 2**15, "intermediate_size": 2**18, "vocab_size": 2**23}
 ARCHITECTURES = ("olmo", "olmo2", "olmo3", "gpt_neox", "llama")
 
 
@@ -75,18 +77,27 @@ def require_architecture(config: Mapping[str, Any]) -> None:
     """
     Raises:
         UnsupportedRecipe
+        CorruptFile: its sizes are absurd.
     """
     if config.get("model_type") not in ARCHITECTURES:
         raise UnsupportedRecipe(
             f"models of type {config.get('model_type')!r} are not replayed; {', '.join(ARCHITECTURES)} are. The run "
             "can be indexed and probed all the same"
         )
+    for name, largest in LARGEST.items():
+        if not 0 < _number(config, name) <= largest:
+            raise CorruptFile(f"the model config has {name} = {str(config[name])[:80]}, which no model has")
     for name in ("attention_dropout", "hidden_dropout"):
         if config.get(name):
             raise UnsupportedRecipe(
                 f"the model has {name} = {config[name]}: which units were dropped is not known, so the step cannot be "
                 "taken again"
             )
+
+
+def _number(config: Mapping[str, Any], name: str) -> int:
+    value = config.get(name, 1)
+    return value if isinstance(value, int) else 0
 
 
 def layer_of(name: str) -> str:

@@ -57,7 +57,9 @@ def ungrouped(names: Iterable[str]) -> dict[str, str]:
         CorruptFile: groups of different sizes.
     """
     names = list(names)
-    places = {n: m for n in names if (m := re.match(r"transformer\.block_groups\.(\d+)\.(\d+)\.(.*)", plain_name(n)))}
+    places = {
+        n: m for n in names if (m := re.match(r"transformer\.block_groups\.(\d{1,9})\.(\d{1,9})\.(.*)", plain_name(n)))
+    }
     sizes: dict[int, set[int]] = {}
     for match in places.values():
         sizes.setdefault(int(match[1]), set()).add(int(match[2]))
@@ -81,7 +83,7 @@ def transformers_names(name: str) -> tuple[str, ...]:
     """
     if name in _WHOLE:
         return (_WHOLE[name],)
-    match = re.fullmatch(r"transformer\.blocks\.(\d+)\.(\w+)\.weight", name)
+    match = re.fullmatch(r"transformer\.blocks\.(\d{1,9})\.(\w+)\.weight", name)
     if match and match[2] in _BLOCK:
         return tuple(f"model.layers.{match[1]}.{part}.weight" for part in _BLOCK[match[2]])
     if match and match[2] in _LLAMA:

@@ -18,8 +18,15 @@ import h5py
 import numpy as np
 
 from data_index.batch import Batch, Plan, read_batch
-from data_index.errors import CorruptFile
-from data_index.files import atomic_file, remove_folder, remove_leftovers, require_free_space, write_parquet
+from data_index.errors import UNFORESEEN, CorruptFile, UnsafeFile
+from data_index.files import (
+    atomic_file,
+    remove_folder,
+    remove_leftovers,
+    require_file,
+    require_free_space,
+    write_parquet,
+)
 from data_index.kinds import table_of_rows
 from data_index.sources.native import all_pieces, checkpoint_folder, saved_steps
 from data_index.tokens import TokenReader
@@ -153,22 +160,42 @@ def read_trace(folder: Path) -> dict[str, np.ndarray]:
     """All committed trace pieces of a run folder, joined along steps.
 
     Raises:
-        CorruptFile: a piece is damaged, or holds links instead of data.
+        CorruptFile: a piece is damaged.
+        UnsafeFile: it holds anything but plain arrays: links, arrays kept in other files, packed ones, objects.
     """
     last = max(saved_steps(folder), default=-1)
     pieces: dict[str, list[np.ndarray]] = {}
     for (_, stop), path in all_pieces(folder, "trace"):
         if stop > last:
             continue
+        size = require_file(path)
         try:
             with h5py.File(path, "r") as file:
                 for name in file:
-                    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or file[name].external:
-                        raise CorruptFile(f"{path}: {name} is a link out of the file")
-                    pieces.setdefault(name, []).append(file[name][...])
-        except (OSError, AttributeError) as error:
+                    pieces.setdefault(name, []).append(_plain_array(file, name, f"{path}: {name}", size))
+        except UnsafeFile:
+            raise
+        except (*UNFORESEEN, RuntimeError) as error:
             raise CorruptFile(f"{path} is not a whole trace: {error}") from error
-    return {name: np.concatenate(arrays) for name, arrays in pieces.items()}
+    try:
+        return {name: np.concatenate(arrays) for name, arrays in pieces.items()}
+    except ValueError as error:
+        raise CorruptFile(f"the pieces of {folder}/trace do not fit together: {error}") from error
+
+
+def _plain_array(file: Any, name: str, source: str, num_bytes: int) -> np.ndarray:
+    """An array as `write_trace` writes it: numbers that lie in one stretch of the file itself, all of them there."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise UnsafeFile(f"{source} is a link, which may lead out of the file")
+    array = file[name]
+    if not isinstance(array, h5py.Dataset) or not array.shape or array.dtype.kind not in "iuf":
+        raise UnsafeFile(f"{source} is no array of numbers")
+    created = array.id.get_create_plist()
+    if created.get_layout() != h5py.h5d.CONTIGUOUS or created.get_nfilters() or array.external or array.is_virtual:
+        raise UnsafeFile(f"{source} is kept in other files, packed or in parts, as no trace is")
+    if array.id.get_storage_size() != array.nbytes or array.nbytes > num_bytes:
+        raise UnsafeFile(f"{source} claims {array.nbytes:,} bytes, which are not there")
+    return np.asarray(array[...])
 
 
 def advance(

@@ -197,7 +197,7 @@ def schedule_from_neox(config: Mapping[str, Any], version: NeoxVersion) -> Sched
     length = max(1, int(length))
     warmup, minimum = settings.get("warmup"), settings.get("min_lr")
     shape: dict[str, Any] = {
-        "warmup_steps": float((0.01 if warmup is None else warmup) * length),
+        "warmup_steps": (0.01 if warmup is None else float(warmup)) * length,
         "max_steps": length,
         "decay": decay,
         "minimum": float(0.0 if minimum is None else minimum),

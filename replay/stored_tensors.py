@@ -6,7 +6,6 @@ flattened elements, and each piece is bytes that are there. Sizes are compared b
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 
 from data_index.dcp import DcpEntry, DcpPiece, read_dcp_metadata, tile
 from data_index.errors import CorruptFile, MissingFile, UnsafeFile
+from data_index.files import require_file
 from data_index.pickles import TorchArchive
 from data_index.stand_ins import TensorRecord
 
-MAX_METADATA_BYTES = 512 * 2**20
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -39,11 +38,16 @@ SAFETENSORS_DTYPES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A block of a tensor that begins at `starts` and has shape `sizes`. `read` gives it; nothing is read before."""
+    """A block of a tensor that begins at `starts` and has shape `sizes`. `read` gives it; nothing is read before.
+
+    Attributes:
+        elements: which of what `read` gives are the piece's; None means all. Pieces with the same `read` share it.
+    """
 
     starts: tuple[int, ...]
     sizes: tuple[int, ...]
     read: Callable[[], torch.Tensor]
+    elements: slice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +65,9 @@ class StoredTensor:
     flat: bool = False
 
     def __post_init__(self) -> None:
-        if not all(isinstance(n, int) and 0 <= n < 2**63 for n in self.shape):
+        # Without what is 0, a product beyond 64 bits would pass as nothing.
+        largest = math.prod(n for n in self.shape if n) * self.dtype.itemsize
+        if not all(isinstance(n, int) and n >= 0 for n in self.shape) or largest >= 2**63:
             raise CorruptFile(f"{self.name} cannot have the shape {self.shape}")
         sizes = {piece.starts: piece.sizes for piece in self.pieces if 0 not in piece.sizes}
         if len(sizes) != sum(0 not in piece.sizes for piece in self.pieces) or not tile(self._space, sizes):
@@ -82,10 +88,13 @@ class StoredTensor:
             MissingFile, CorruptFile, UnsafeFile
         """
         whole: torch.Tensor | None = None
+        last, source = None, torch.empty(0)
         for piece in self.pieces:
             if 0 in piece.sizes:
                 continue
-            tensor = piece.read()
+            if piece.read is not last:
+                last, source = piece.read, piece.read()
+            tensor = source if piece.elements is None else source[piece.elements]
             if tuple(tensor.shape) != piece.sizes or tensor.dtype != self.dtype:
                 raise CorruptFile(f"{self.name} is {tensor.dtype} {tuple(tensor.shape)} on disk, not as declared")
             if piece.sizes == self._space:
@@ -192,8 +201,7 @@ def open_safetensors(path: Path) -> Any:
     Raises:
         MissingFile, CorruptFile
     """
-    if not path.exists():
-        raise MissingFile(f"{path} is not there")
+    require_file(path)
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
@@ -215,31 +223,20 @@ def _tensors_of(path: Path, file: Any) -> Iterator[StoredTensor]:
         dtype = SAFETENSORS_DTYPES.get(described.get_dtype())
         if dtype is None:
             raise CorruptFile(f"{path}: {name} is of dtype {described.get_dtype()}, which no checkpoint uses")
-        yield whole_tensor(name, dtype, tuple(described.get_shape()), partial(file.get_tensor, name))
+        try:
+            yield whole_tensor(name, dtype, tuple(described.get_shape()), partial(_read_named, path, file, name))
+        except CorruptFile as error:
+            raise CorruptFile(f"{path}: {error}") from error
+
+
+def _read_named(path: Path, file: Any, name: str) -> torch.Tensor:
+    try:
+        return file.get_tensor(name)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CorruptFile(f"{path}: {name} cannot be read ({error})") from error
 
 
 # --- lists of tensors ------------------------------------------------------------------------------------------------
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object of limited size that a checkpoint brought.
-
-    Raises:
-        MissingFile, CorruptFile, UnsafeFile
-    """
-    try:
-        if path.stat().st_size > MAX_METADATA_BYTES:
-            raise UnsafeFile(f"{path} has {path.stat().st_size} bytes, more than any list of tensors needs")
-        found = json.loads(path.read_bytes())
-    except UnsafeFile:
-        raise
-    except FileNotFoundError as error:
-        raise MissingFile(f"{path} is not there") from error
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise CorruptFile(f"{path} is not an object")
-    return found
 
 
 def inside(folder: Path, name: Any, source: str) -> Path:
@@ -248,6 +245,11 @@ def inside(folder: Path, name: Any, source: str) -> Path:
     Raises:
         UnsafeFile
     """
-    if not isinstance(name, str) or name in ("", ".", "..") or PurePosixPath(name).name != name or "\\" in name:
+    if (
+        not isinstance(name, str)
+        or name in ("", ".", "..")
+        or PurePosixPath(name).name != name
+        or {"\\", "\0"} & set(name)
+    ):
         raise UnsafeFile(f"{folder}/{source} names {name!r}, outside its folder")
     return folder / name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 
 import torch
 
-from data_index.errors import CorruptFile
-from data_index.files import atomic_folder, read_json, write_json
+from data_index.errors import UNFORESEEN, CorruptFile, ForensicsError
+from data_index.files import atomic_folder, read_json_object, write_json
 from data_index.run import Checkpoint
 from replay.models import build_model
 from replay.parameter_names import trainer_tensors
 from replay.recipe import Recipe
 from replay.skip_step import SkipStepAdamW, SkipWindow
-from replay.weights import read_optimizer, read_weights, write_safetensors
+from replay.weights import read_optimizer, read_weights, stored_weights, write_safetensors
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -80,6 +81,7 @@ def load_state(checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device) 
         MissingState: it lacks optimizer state.
         MissingFile, CorruptFile, UnsafeFile
     """
+    require_fitting(recipe, checkpoint)
     model = build_model(recipe.model, device=device)
     load_weights(model, read_weights(checkpoint), checkpoint)
     optimizer = build_optimizer(model, recipe, device)
@@ -102,7 +104,7 @@ def load_state(checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device) 
         model=model, optimizer=optimizer, step=checkpoint.step, tokens=checkpoint.tokens or 0, device=device
     )
     if checkpoint.layout == "native":
-        _restore(state, read_json(checkpoint.location / "state.json"), checkpoint)
+        _restore(state, read_json_object(checkpoint.location / "state.json"), checkpoint)
     return state
 
 
@@ -116,6 +118,28 @@ def _restore(state: TrainState, saved: Mapping[str, Any], checkpoint: Checkpoint
             state.optimizer.window = SkipWindow.from_json(saved["skip_window"], device=state.device)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFile(f"{checkpoint.location}/state.json lacks or misstates {error}") from error
+
+
+def require_fitting(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Hold the model config against what the checkpoint stores, before a model takes memory for what it claims.
+
+    Raises:
+        CorruptFile: it claims more parameters, or cannot be a model.
+    """
+    stored = stored_weights(checkpoint)
+    where = f"the weights of checkpoint {checkpoint.step} of {checkpoint.run}"
+    if recipe.model.get("num_hidden_layers", 0) > len(stored):
+        raise CorruptFile(f"{where} do not fit its model config: {recipe.model['num_hidden_layers']} layers")
+    try:
+        model = build_model(recipe.model, device=torch.device("meta"))
+    except ForensicsError:
+        raise
+    except (*UNFORESEEN, RuntimeError) as error:
+        raise CorruptFile(f"the model config of {checkpoint.run} describes no model: {error!r}") from error
+    claimed = sum(parameter.numel() for parameter in model.parameters())
+    there = sum(math.prod(part.shape) for part in stored.values())
+    if claimed > 2 * there:
+        raise CorruptFile(f"{where} do not fit its model config: {there:,} numbers for {claimed:,} parameters")
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> None:

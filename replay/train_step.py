@@ -214,16 +214,14 @@ def clip_gradients(state: TrainState, recipe: Recipe, step: int, tokens: int) ->
     The norm is that of the trainer's own parameters, fused projections as one, in the trainer's order.
     """
     parameters = state.trainer_parameters(recipe)
-    gradients = []
-    for tensors in parameters:
-        parts = [p.grad for p in tensors if p.grad is not None]
-        if parts:
-            gradients.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+    gradients = [[p.grad for p in tensors if p.grad is not None] for tensors in parameters]
     if recipe.parameter_order == "olmo":
-        norms = torch.stack([torch.linalg.vector_norm(g, 2.0, dtype=torch.float32) for g in gradients])
+        # One fused gradient at a time, so that no second copy of all of them is held.
+        fused = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in gradients if parts)
+        norms = torch.stack([torch.linalg.vector_norm(gradient, 2.0, dtype=torch.float32) for gradient in fused])
         norm = (norms**2.0).sum() ** 0.5
     else:
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm([gradient for parts in gradients for gradient in parts])
     limit = recipe.max_grad_norm_of(step, tokens, restarted=state.restarted)
     if limit is not None:
         flat = [p for tensors in parameters for p in tensors]

@@ -1,7 +1,7 @@
 """Checkpoints to tensors, whole or one by one; the only weight IO.
 
 What differs between formats is where the bytes are (`stored_tensors`, `weights_olmo`, `weights_olmo_sharded`,
-`weights_hf`); what they become is the same: tensors under transformers' names.
+`weights_hf`, `weights_neox`); what they become is the same: tensors under transformers' names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from replay.names_olmo import numbers_from_shapes, parts_of
 from replay.parameter_names import from_olmo_core, trainer_tensors
 from replay.stored_tensors import StoredTensor, of_dcp, open_safetensors, stored_dcp, stored_safetensors
 from replay.stored_tensors import tensor_of_archive as tensor_of_archive
-from replay.weights_hf import hf_model
+from replay.weights_hf import hf_model, todays_name
+from replay.weights_neox import neox_moments, neox_weights
 from replay.weights_olmo import MOMENTS, unsharded_model, unsharded_optimizer
 from replay.weights_olmo_sharded import sharded_model, sharded_optimizer
 
@@ -127,6 +128,9 @@ def stored_weights(checkpoint: Checkpoint) -> dict[str, StoredPart]:
         case "hf":
             _require(checkpoint, "weights", "model.safetensors")
             return _plain(hf_model(folder))
+        case "neox":
+            _require(checkpoint, "weights", "layer_00-model_00-model_states.pt")
+            return _plain(neox_weights(folder))
     raise UnknownLayout(f"weights of the layout {checkpoint.layout!r} ({folder}) are not read")
 
 
@@ -141,7 +145,9 @@ def stored_moments(checkpoint: Checkpoint) -> dict[str, dict[str, StoredPart]]:
         case "native" | "hf":
             flat = stored_safetensors(_require(checkpoint, "optimizer", "optimizer.safetensors"))
             return {
-                moment: _plain({n[len(moment) + 1 :]: t for n, t in flat.items() if n.startswith(f"{moment}.")})
+                moment: _plain(
+                    {todays_name(n[len(moment) + 1 :]): t for n, t in flat.items() if n.startswith(f"{moment}.")}
+                )
                 for moment in MOMENTS
             }
         case "olmo_core":
@@ -151,6 +157,9 @@ def stored_moments(checkpoint: Checkpoint) -> dict[str, dict[str, StoredPart]]:
             moments = sharded_optimizer(folder) if _is_sharded(checkpoint) else unsharded_optimizer(folder)
             # A number for each parameter says nothing of its rows; the first moment has the parameter's shape.
             return {m: _renamed_parts(checkpoint, tensors, moments[MOMENTS[0]]) for m, tensors in moments.items()}
+        case "neox":
+            _require(checkpoint, "optimizer", "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+            return {moment: _plain(tensors) for moment, tensors in neox_moments(folder).items()}
     raise UnknownLayout(f"optimizer states of the layout {checkpoint.layout!r} ({folder}) are not read")
 
 

@@ -1,7 +1,8 @@
 """Models as transformers saves them: one file or several with an index, safetensors or pickles.
 
-Names are transformers' own. The pickles are read through the allow-list. A file `optimizer.safetensors` beside the
-weights, in the native format's names, is the optimizer's state.
+Names are transformers' own of today; files keep the names of the version that wrote them. The pickles are read through
+the allow-list. A file `optimizer.safetensors` beside the weights, in the native format's names, is the optimizer's
+state.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from pathlib import Path
 
 from data_index.errors import CorruptFile, MissingFile
+from data_index.files import read_json_object
 from data_index.olmo_checkpoint import HUGGING_FACE
 from data_index.pickles import read_torch_archive
 from replay.stored_tensors import (
@@ -17,7 +19,6 @@ from replay.stored_tensors import (
     check_total,
     inside,
     of_archive,
-    read_json_object,
     stored_safetensors,
 )
 
@@ -35,10 +36,17 @@ def hf_model(folder: Path) -> dict[str, StoredTensor]:
     if chosen is None:
         raise MissingFile(f"{folder} holds none of {', '.join(HUGGING_FACE)}")
     tensors = _of_index(chosen) if chosen.suffix == ".json" else _of_file(chosen)
-    parameters = {name: tensor for name, tensor in tensors.items() if not _CONSTANTS.search(name)}
+    parameters = {todays_name(name): tensor for name, tensor in tensors.items() if not _CONSTANTS.search(name)}
+    if len(parameters) != sum(not _CONSTANTS.search(name) for name in tensors):
+        raise CorruptFile(f"{chosen} holds the output layer twice, as embed_out and as lm_head")
     if _ties_embeddings(folder):
         parameters.pop("lm_head.weight", None)
     return parameters
+
+
+def todays_name(name: str) -> str:
+    """What transformers calls a parameter now. GPT-NeoX's output layer is `embed_out` in every published file."""
+    return "lm_head." + name.removeprefix("embed_out.") if name.startswith("embed_out.") else name
 
 
 def _of_file(path: Path) -> dict[str, StoredTensor]:

@@ -134,7 +134,7 @@ def with_tensors(archive: TorchArchive, value: Any, name: str = "") -> Any:
     if isinstance(value, TensorRecord):
         return of_archive(archive, value, name)
     if isinstance(value, dict):
-        return {key: with_tensors(archive, item, f"{name} {key}".strip()) for key, item in value.items()}
+        return {key: with_tensors(archive, item, f"{name} {str(key)[:80]}".strip()) for key, item in value.items()}
     return value
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from data_index.errors import CorruptFile, MissingFile
+from data_index.files import read_json_object
 from data_index.olmo_checkpoint import rank_archives, sharded_kind
 from data_index.pickles import TorchArchive
 from data_index.stand_ins import ITEM_BYTES, ShardedTensor, TensorProperties
@@ -29,7 +29,6 @@ from replay.stored_tensors import (
     StoredTensor,
     inside,
     of_archive,
-    read_json_object,
     stored_dcp,
     stored_safetensors,
 )
@@ -103,7 +102,7 @@ def _join(archives: Sequence[TorchArchive], values: Sequence[Any], name: str) ->
     if isinstance(first, dict):
         if any(value.keys() != first.keys() for value in values):
             raise CorruptFile(f"{archives[0].source} and the other ranks' files hold different names below {name!r}")
-        return {key: _join(archives, [value[key] for value in values], f"{name} {key}") for key in first}
+        return {key: _join(archives, [value[key] for value in values], f"{name} {str(key)[:80]}") for key in first}
     if isinstance(first, ShardedTensor):
         return _of_shards(archives, values, name)
     return with_tensors(archives[0], first, name)
@@ -202,11 +201,11 @@ def _stretches(stored: StoredTensor, place: Mapping[str, Any]) -> Iterator[Piece
         raise CorruptFile(
             f"metadata.json places {_num_elements(place)} elements of {stored.name}; its file has {stored.shape}"
         )
-    first = 0
+    first, read = 0, stored.read  # one and the same for all stretches, so that the file's tensor is read once
     for start, stop in _offsets(place):
         here = slice(first, first + stop - start)
         first += stop - start
-        yield Piece(starts=(start,), sizes=(stop - start,), read=partial(_elements, stored, here))
+        yield Piece(starts=(start,), sizes=(stop - start,), read=read, elements=here)
 
 
 def _offsets(place: Mapping[str, Any]) -> list[tuple[int, int]]:
@@ -222,10 +221,6 @@ def _num_elements(place: Mapping[str, Any]) -> int:
     if place.get("flattened_offsets") is None:
         return math.prod(_counts(place["local_shape"]))
     return sum(stop - start for start, stop in _offsets(place))
-
-
-def _elements(stored: StoredTensor, which: slice) -> torch.Tensor:
-    return stored.read()[which]
 
 
 def _block(stored: StoredTensor, place: Mapping[str, Any]) -> Piece:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from data_index.errors import CorruptFile, MissingFile, OrderMismatch
+from data_index.files import require_file
 from data_index.instances.packed import Packing, check_packing
 
 KINDS = ("document-indices", "instance-offsets", "documents-by-instance")
@@ -97,8 +98,8 @@ def packing_of(packings: Mapping[str, Packing], key: str, documents: np.ndarray,
 
 def _numbers(path: Path) -> np.ndarray:
     try:
-        size = path.stat().st_size
-    except FileNotFoundError as error:
+        size = require_file(path)
+    except MissingFile as error:
         raise MissingFile(f"{path}, one of the three files of a packing, is not there") from error
     if size % 8:
         raise CorruptFile(f"{path} has {size:,} bytes, no multiple of 8: it is truncated")

@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from data_index.errors import UnknownLayout
+from data_index.errors import UNFORESEEN, CorruptFile, ForensicsError, UnknownLayout
+from data_index.files import PLAUSIBLE_RATIO
 from data_index.orders import file, llm360, megatron, olmo, olmo_core_composable, olmo_core_fsl
 from data_index.run import Run
+
+# What parameters may count whatever the instances are: small data are read again and again.
+PLAUSIBLE_COUNT = 2**24
 
 # A rule is a function of the number of instances, the 1-based epoch and the rule's parameters; it returns the instance
 # at every position of that epoch.
@@ -108,4 +112,33 @@ def epoch_order(run: Run, epoch: int, *, num_instances: int | None = None) -> np
         raise UnknownLayout(
             f"{run.name} names the order rule {run.order.rule!r}; known rules: {', '.join(['file', *RULES])}"
         )
-    return rule(run.num_instances if num_instances is None else num_instances, epoch, run.order.parameters)
+    count = run.num_instances if num_instances is None else num_instances
+    try:
+        _require_plausible(run.order.rule, count, run.order.parameters)
+        return rule(count, epoch, run.order.parameters)
+    except ForensicsError:
+        raise
+    except (*UNFORESEEN, MemoryError) as error:
+        raise CorruptFile(
+            f"{run.name} names an order by the rule {run.order.rule} that cannot be: {error!r}"
+        ) from error
+
+
+def _require_plausible(rule: str, num_instances: int, parameters: Mapping[str, Any]) -> None:
+    """Rules allocate what their parameters say: refuse what the run's instances do not account for.
+
+    Raises:
+        ValueError
+    """
+    stated = {"olmo_core_composable": "source_sizes", "amber": "chunk_sizes", "k2": "chunk_sizes"}.get(rule)
+    if stated is not None and (min(parameters[stated]) < 0 or sum(parameters[stated]) != num_instances):
+        raise ValueError(f"{stated} do not make up the {num_instances:,} instances of the run")
+    counts = [int(parameters.get(name, 1)) for name in ("world_size", "rows_per_rank", "chunk_size", "num_positions")]
+    counts += [int(parameters.get("lines_per_chunk") or 0)]
+    if max(parameters.get("chunks", [0])) >= llm360.K2_CHUNKS:
+        raise ValueError(f"chunk {max(parameters['chunks'])} of {llm360.K2_CHUNKS}")
+    for dataset in parameters.get("datasets", []) if rule == "megatron" else []:
+        shuffle = megatron.DatasetShuffle(**dataset)
+        counts += [shuffle.num_samples, shuffle.num_epochs * shuffle.num_sequences]
+    if min(counts) < 0 or max(counts) > max(PLAUSIBLE_COUNT, PLAUSIBLE_RATIO * num_instances):
+        raise ValueError(f"the order rule {rule} counts up to {max(counts):,} for {num_instances:,} instances")

@@ -15,10 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_index.errors import CorruptFile, ForensicsError, UnknownLayout, UnsupportedRecipe
+from data_index.errors import CorruptFile, ForensicsError, OrderMismatch, UnknownLayout, UnsupportedRecipe
 from data_index.kinds import table_of_rows
 from data_index.orders.megatron import DatasetShuffle, deepspeed_shuffle
-from data_index.orders.megatron_samples import split_borders, split_by_range, weighted_num_samples
+from data_index.orders.megatron_samples import normalized, split_borders, split_by_range, weighted_num_samples
 from data_index.run import Checkpoint, Order, OrderTrust, Run, Segment
 from data_index.sources import Imported
 from data_index.sources.folder import default_name, first_existing
@@ -36,6 +36,7 @@ from data_index.sources.trainer_record import read_record
 ARGUMENTS_FILE = "megatron.yml"
 SEED = 1234  # megatron/arguments.py; BLOOM's own runs say 42
 DEFAULT_SPLIT = "969, 30, 1"
+MAX_RAMP_STEPS = 10**7
 
 
 def recognises(folder: Path) -> bool:
@@ -56,7 +57,7 @@ def read(folder: Path, name: str | None, data: Path | None, settings: Mapping[st
         raise UnknownLayout(f"{folder} holds no {ARGUMENTS_FILE} with the trainer's arguments; --set gives them too")
     try:
         return _import(folder, arguments, name, data)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         if isinstance(error, ForensicsError):
             raise
         raise CorruptFile(f"the arguments of {folder} lack or misstate {error} (--set {error}=… gives it)") from error
@@ -79,7 +80,7 @@ def _import(folder: Path, arguments: dict[str, Any], name: str | None, data: Pat
         rule="megatron",
         parameters={
             "datasets": [asdict(shuffle) for shuffle in shuffles],
-            "weights": weights,
+            "weights": normalized(weights),  # the blend divides by their sum once more, as the trainer does
             "num_positions": num_positions,
             "rows_per_loader_batch": int(arguments.get("micro_batch_size", 1)),
         },
@@ -154,6 +155,8 @@ def segments_of(arguments: Mapping[str, Any]) -> tuple[Segment, ...]:
     numbers = [int(n) for n in (ramp.split() if isinstance(ramp, str) else ramp or [])]
     if numbers and len(numbers) != 3:
         raise CorruptFile(f"rampup_batch_size {ramp!r} is not start, increment and samples")
+    if numbers and (min(numbers) < 1 or numbers[2] // numbers[0] > MAX_RAMP_STEPS):
+        raise CorruptFile(f"rampup_batch_size {str(ramp)[:80]!r} is no ramp that a run could take")
     samples, steps = arguments.get("train_samples"), arguments.get("train_iters")
     segments: list[Segment] = []
     step, consumed = 0, 0
@@ -191,6 +194,8 @@ def segments_of(arguments: Mapping[str, Any]) -> tuple[Segment, ...]:
             take(rows, batches)
     left = (int(samples) - consumed) // full if samples is not None else int(steps or 0) - step
     take(full, left)
+    if not segments:
+        raise OrderMismatch(f"{samples or steps or 0} samples or iterations do not fill one batch of {full}")
     return tuple(segments)
 
 

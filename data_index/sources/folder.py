@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_index.errors import MissingFile, UnknownLayout
+import numpy as np
+
+from data_index.errors import CorruptFile, MissingFile, UnknownLayout
+from data_index.files import MAX_JSON_BYTES, read_limited, require_file
 from data_index.run import TokenFile
+from data_index.run_check import TOKEN_DTYPE_BYTES
 
-_STEP = re.compile(r"step(\d+)(?:-unsharded)?$")
+# Steps are counted in 64 bits; a folder's name may hold any number.
+_STEP = re.compile(r"(\d{1,18})(?:-unsharded)?$")
+MAX_PATH, MAX_PARTS = 4096, 128
 
 
-def step_folders(folder: Path, is_checkpoint: Callable[[Path], bool]) -> dict[int, Path]:
-    """Checkpoint folders named step<N> or step<N>-unsharded, at `folder` or up to two levels below, by step."""
-    candidates = [folder, *sorted(folder.glob("step*")), *sorted(folder.glob("*/step*"))]
+def step_folders(folder: Path, is_checkpoint: Callable[[Path], bool], stem: str = "step") -> dict[int, Path]:
+    """Checkpoint folders named step<N> or step<N>-unsharded, at `folder` or up to two levels below, by step.
+
+    Args:
+        stem: what stands before the number.
+    """
+    candidates = [folder, *sorted(folder.glob(f"{stem}*")), *sorted(folder.glob(f"*/{stem}*"))]
     found: dict[int, Path] = {}
     for path in candidates:
-        if (match := _STEP.match(path.name)) and is_checkpoint(path):
+        match = _STEP.match(path.name.removeprefix(stem)) if path.name.startswith(stem) else None
+        if match and is_checkpoint(path):
             found.setdefault(int(match[1]), path)
     return dict(sorted(found.items()))
 
@@ -38,19 +51,34 @@ def default_name(folder: Path) -> str:
 
 
 def read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise MissingFile(f"{path} is not there") from error
+    """
+    Raises:
+        MissingFile, UnsafeFile
+    """
+    return read_limited(path, MAX_JSON_BYTES)
+
+
+def token_dtype(name: Any) -> np.dtype:
+    """The dtype of token files that a config names: whole numbers, and nothing that numpy could take for objects.
+
+    Raises:
+        CorruptFile
+    """
+    dtype = name if isinstance(name, str) and name in TOKEN_DTYPE_BYTES else None
+    if dtype is None:
+        raise CorruptFile(f"the config names {str(name)[:80]!r} as the dtype of its tokens, which is no whole number")
+    return np.dtype(dtype)
 
 
 def first_existing(folder: Path, data: Path | None, name: str) -> Path | None:
     """Look for a file by its whole path, then by ever shorter tails of it, below `data` or around `folder`."""
+    if len(name) > MAX_PATH or len(Path(name).parts) > MAX_PARTS:
+        return None
     parts = Path(name).parts
     tails = [Path(*parts[start:]) for start in range(len(parts)) if ".." not in parts[start:]]
     bases = [data] if data is not None else [folder, *folder.parents[:2], *(p / "data" for p in folder.parents[:2])]
     for candidate in ([Path(name)] if data is None else []) + [base / tail for base in bases for tail in tails]:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # which, unlike Path.is_file, takes a name that no file can have
             return candidate.absolute()
     return None
 
@@ -85,13 +113,11 @@ def place_files(
         label_masks: number of a file -> its file of booleans.
     """
     placed: list[TokenFile] = []
-    times: dict[str, int] = {}
-    for number, (name, path) in enumerate(zip(names, paths, strict=True)):
-        times[name] = times.get(name, 0) + 1
-        num_bytes = path.stat().st_size
+    for number, (name, path) in enumerate(zip(numbered(names), paths, strict=True)):
+        num_bytes = require_file(path)
         placed.append(
             TokenFile(
-                name=name if times[name] == 1 else f"{name}#{times[name]}",
+                name=name,
                 path=path,
                 dtype=dtype,
                 num_bytes=num_bytes,
@@ -102,6 +128,16 @@ def place_files(
         )
         first_instance += placed[-1].num_instances
     return tuple(placed)
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names told apart: one that comes again gets `#2`, `#3` … added."""
+    times: Counter[str] = Counter()
+    told_apart = []
+    for name in names:
+        times[name] += 1
+        told_apart.append(name if times[name] == 1 else f"{name}#{times[name]}")
+    return told_apart
 
 
 def lookup(config: Any, path: str) -> Any:

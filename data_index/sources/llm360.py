@@ -11,7 +11,6 @@ Source: LLM360/amber-train @ 64bc595, LLM360/k2-train @ 869fbb9 (main.py, main_u
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from data_index.errors import CorruptFile, MissingFile, OrderMismatch, UnknownLayout
+from data_index.errors import CorruptFile, ForensicsError, MissingFile, OrderMismatch, UnknownLayout
+from data_index.files import open_existing, parse_json, read_json, require_file
 from data_index.kinds import table_of_rows
 from data_index.olmo_checkpoint import layout_of, states_of
 from data_index.orders.llm360 import K2_CHUNKS, k2_chunk_order
@@ -29,7 +29,8 @@ from data_index.sources import Imported
 from data_index.sources.folder import default_name, first_existing
 
 _CHUNK = re.compile(r"(?:.*\D)?0*(\d+)\.jsonl$")
-_CHECKPOINT = re.compile(r"ckpt_0*(\d+)$")
+_CHECKPOINT = re.compile(r"ckpt_0*(\d{1,9})$")
+MAX_LINE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +68,11 @@ def chunk_files(folder: Path) -> dict[int, Path]:
 def family_of(folder: Path) -> str | None:
     """`amber` or `k2` by the first line of the first chunk; None where it is neither."""
     for path in chunk_files(folder).values():
-        with path.open("rb") as file:
-            try:
-                line = json.loads(file.readline(64 * 2**20))
-            except ValueError:
-                return None
+        try:
+            with open_existing(path) as file:
+                line = parse_json(file.readline(MAX_LINE_BYTES), path)
+        except ForensicsError:
+            return None
         if not isinstance(line, dict) or "token_ids" not in line:
             return None
         return "k2" if "subset_name" in line or "src_filename" in line else "amber"
@@ -85,7 +86,7 @@ def line_offsets(path: Path) -> np.ndarray:
         CorruptFile: it has an empty line.
     """
     ends = [np.zeros(1, dtype=np.int64)]
-    size = path.stat().st_size
+    size = require_file(path)
     content = np.memmap(path, dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
     for start in range(0, size, 2**26):
         ends.append(np.flatnonzero(content[start : start + 2**26] == 10) + start + 1)
@@ -118,10 +119,12 @@ class _Chunks:
         folder = folder.absolute()
         unknown = set(settings) - {"instances_per_batch", "world_size", "lines_per_chunk", "restarts"}
         if unknown:
-            raise UnknownLayout(f"--set {sorted(unknown)[0]}: a {self.family.layout} run has no such setting")
+            raise UnknownLayout(f"--set {sorted(unknown)[0]}: layout {self.family.layout} has no such setting")
         paths = chunk_files(data or folder)
         if not paths:
             raise MissingFile(f"{data or folder} holds no chunk (*<number>.jsonl)")
+        if max(paths) >= K2_CHUNKS:
+            raise UnknownLayout(f"{paths[max(paths)]} is no chunk: both families have chunks 0 to {K2_CHUNKS - 1}")
         offsets = {chunk: line_offsets(path) for chunk, path in paths.items()}
         files = _token_files(paths, offsets)
         order, segments = self._order({chunk: len(o) - 1 for chunk, o in offsets.items()}, settings)
@@ -204,10 +207,7 @@ class _Chunks:
 def _model_of(folder: Path) -> dict[str, Any]:
     """The model's config as the first checkpoint with one states it; empty without any."""
     for path in sorted(folder.glob("ckpt_*/config.json")):
-        try:
-            model = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise CorruptFile(f"{path} is not JSON: {error}") from error
+        model = read_json(path)
         if isinstance(model, dict):
             return {"model": model}
     return {}
@@ -229,9 +229,9 @@ def _numbers(text: Any) -> list[int]:
 
 
 def _ids_per_line(path: Path) -> int:
-    with path.open("rb") as file:
+    with open_existing(path) as file:
         try:
-            return len(json.loads(file.readline(64 * 2**20))["token_ids"])
+            return len(parse_json(file.readline(MAX_LINE_BYTES), path)["token_ids"])
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptFile(f"{path} line 1 is no object with token_ids: {error}") from error
 
@@ -316,10 +316,10 @@ def _documents(
         return
     number = 0
     for file, path in zip(files, paths.values(), strict=True):
-        with path.open("rb") as lines:
+        with open_existing(path) as lines:
             for line, content in enumerate(lines):
                 try:
-                    row = json.loads(content)
+                    row = parse_json(content, path)
                     source = row.get("source")
                 except (ValueError, AttributeError) as error:
                     raise CorruptFile(f"{path} line {line + 1} is no object: {error}") from error

@@ -7,6 +7,7 @@ PREFIX.idx. Shards are read across their borders; nothing is merged.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,14 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from data_index.errors import CorruptFile, MissingFile
+from data_index.errors import CorruptFile, MissingFile, OrderMismatch
+from data_index.files import is_absurd, require_file
 from data_index.instances.megatron import across_shards, document_stream, sample_pieces
 from data_index.megatron_index import MegatronIndex, read_megatron_index
 from data_index.orders.megatron import DatasetShuffle
 from data_index.pieces import Pieces
 from data_index.run import TokenFile
-from data_index.sources.folder import first_existing
+from data_index.sources.folder import first_existing, numbered
 
+# What a sample's pieces and its places in the orders take in memory.
+BYTES_PER_ROW = 40
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.bin$")
 
 
@@ -64,7 +68,7 @@ def find_dataset(folder: Path, data: Path | None, prefix: str) -> IndexedDataset
     shards = shards_of(index_path)
     return IndexedDataset(
         prefix=prefix,
-        index=read_megatron_index(index_path, sum(path.stat().st_size for path in shards)),
+        index=read_megatron_index(index_path, sum(require_file(path) for path in shards)),
         shards=shards,
     )
 
@@ -95,29 +99,22 @@ def shards_of(index_path: Path) -> tuple[Path, ...]:
 
 def files_in_pieces(datasets: Sequence[IndexedDataset]) -> tuple[TokenFile, ...]:
     """Token files of datasets whose instances are put together from pieces."""
-    names = _unique_names([path for dataset in datasets for path in dataset.shards])
+    shards = [(path, dataset.index.dtype) for dataset in datasets for path in dataset.shards]
     return tuple(
-        TokenFile(
-            name=names[path],
-            path=path,
-            dtype=dataset.index.dtype,
-            num_bytes=path.stat().st_size,
-            first_instance=0,
-            num_instances=0,
-        )
-        for dataset in datasets
-        for path in dataset.shards
+        TokenFile(name=name, path=path, dtype=dtype, num_bytes=path.stat().st_size, first_instance=0, num_instances=0)
+        for name, (path, dtype) in zip(unique_names([path for path, _ in shards]), shards, strict=True)
     )
 
 
-def _unique_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """File names; with their folder where two files have one name."""
-    names = [path.name for path in paths]
-    return {path: path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}" for path in paths}
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """File names; with their folder where several have one name, and numbered where that does not tell them apart."""
+    names = Counter(path.name for path in paths)
+    return numbered([path.name if names[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in paths])
 
 
 def shuffled_pieces(datasets: Sequence[IndexedDataset], shuffles: Sequence[DatasetShuffle]) -> Pieces:
     """Pieces of every sample of every dataset; instance numbers are those that the shuffles begin at."""
+    _require_plausible(datasets, shuffles)
     parts, first_file = [], 0
     for dataset, shuffle in zip(datasets, shuffles, strict=True):
         stream = document_stream(shuffle, dataset.index.sizes)
@@ -132,6 +129,20 @@ def shuffled_pieces(datasets: Sequence[IndexedDataset], shuffles: Sequence[Datas
         start=np.concatenate([pieces.start for pieces in parts]),
         stop=np.concatenate([pieces.stop for pieces in parts]),
     )
+
+
+def _require_plausible(datasets: Sequence[IndexedDataset], shuffles: Sequence[DatasetShuffle]) -> None:
+    """
+    Raises:
+        OrderMismatch: the config asks for far more samples than the data could be read for.
+    """
+    stored = sum(path.stat().st_size for dataset in datasets for path in dataset.shards)
+    rows = sum(shuffle.num_samples + shuffle.num_epochs * shuffle.num_sequences for shuffle in shuffles)
+    if is_absurd(BYTES_PER_ROW * rows, stored):
+        raise OrderMismatch(
+            f"the configuration asks for {sum(shuffle.num_samples for shuffle in shuffles):,} samples of {stored:,} "
+            "bytes of data: check train_iters, the batch size and the data files"
+        )
 
 
 def cut_in_order(dataset: IndexedDataset, row_tokens: int) -> tuple[TokenFile, ...] | None:
@@ -163,7 +174,7 @@ def documents_of_datasets(datasets: Sequence[IndexedDataset]) -> list[dict[str, 
         shard_names = [next(names) for _ in dataset.shards]
         starts, ends = index.starts(), index.starts() + index.sizes
         groups = index.document_starts
-        if len(groups) < 2:
+        if len(groups) < 2 or groups[-1] != index.num_sequences:
             groups = np.arange(index.num_sequences + 1)
         for first, stop in zip(groups[:-1].tolist(), groups[1:].tolist(), strict=True):
             for sequence in range(first, stop):

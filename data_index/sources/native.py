@@ -22,8 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_index.errors import CorruptFile, UnknownLayout
-from data_index.files import TEMPORARY_PREFIX
+from data_index.errors import UNFORESEEN, CorruptFile, UnknownLayout, UnsafeFile
+from data_index.files import TEMPORARY_PREFIX, is_absurd, require_file
 from data_index.kinds import conform
 from data_index.run import Checkpoint, Run
 from data_index.run_file import read_run
@@ -33,8 +33,8 @@ from data_index.sources.folder import refuse_settings
 if TYPE_CHECKING:
     import pyarrow
 
-_STEP = re.compile(r"step(\d+)$")
-_PIECE = re.compile(r"(\d+)-(\d+)\.[a-z0-9]+$")
+_STEP = re.compile(r"step(\d{1,18})$")
+_PIECE = re.compile(r"(\d{1,18})-(\d{1,18})\.[a-z0-9]+$")
 
 
 def recognises(folder: Path) -> bool:
@@ -77,10 +77,29 @@ def read_table(path: Path) -> pyarrow.Table | None:
 
     if not path.exists():
         return None
+    size = require_file(path)
     try:
+        _require_plausible(path, size)
         return pyarrow.parquet.read_table(path, partitioning=None)
-    except (OSError, ValueError) as error:
+    except UnsafeFile:
+        raise
+    except (*UNFORESEEN, pyarrow.ArrowException) as error:
         raise CorruptFile(f"{path} is not a whole Parquet file: {error}") from error
+
+
+def _require_plausible(path: Path, num_bytes: int) -> None:
+    """Equal values take next to no room in a file, so that a small one may hold a column of any length.
+
+    Raises:
+        UnsafeFile
+    """
+    import pyarrow.parquet
+
+    described = pyarrow.parquet.read_metadata(path)
+    # Not by column: pyarrow ends the process where a column's statistics are damaged.
+    packed = sum(described.row_group(number).total_byte_size for number in range(described.num_row_groups))
+    if is_absurd(max(8 * described.num_rows * described.num_columns, packed), num_bytes):
+        raise UnsafeFile(f"{path} claims {described.num_rows:,} rows and {packed:,} bytes; it has {num_bytes:,}")
 
 
 def read_pieces(folder: Path, kind: str) -> pyarrow.Table | None:

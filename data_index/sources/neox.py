@@ -1,4 +1,5 @@
-"""Runs of GPT-NeoX: its configuration files, `.bin/.idx` data, checkpoints as transformers saves them (step<N>/).
+"""Runs of GPT-NeoX: its configuration files, `.bin/.idx` data, checkpoints as it writes them itself (global_step<N>/)
+and as transformers saves them (step<N>/).
 
 The order follows from the config (data paths and weights, split, seed, train_iters, batch size) and the sizes in the
 `.idx` files. Where a set lies in training order already, as Pythia's pre-shuffled ones do, it is read in that order.
@@ -17,14 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from data_index.errors import CorruptFile, ForensicsError, OrderMismatch, UnknownLayout, UnsupportedRecipe
+from data_index.files import read_json
 from data_index.kinds import table_of_rows
+from data_index.neox_checkpoint import is_neox_checkpoint, neox_states, read_counts
 from data_index.olmo_checkpoint import layout_of, states_of
 from data_index.orders.megatron import DatasetShuffle, neox_shuffle
-from data_index.orders.megatron_samples import split_borders, weighted_num_samples, weights_by_num_documents
+from data_index.orders.megatron_samples import (
+    normalized,
+    split_borders,
+    weighted_num_samples,
+    weights_by_num_documents,
+)
 from data_index.plain_yaml import read_yaml
 from data_index.run import Checkpoint, Order, OrderTrust, Run, Segment
 from data_index.sources import Imported
-from data_index.sources.folder import default_name, first_existing, step_folders
+from data_index.sources.folder import default_name, first_existing, read_file, step_folders
 from data_index.sources.megatron_data import (
     IndexedDataset,
     cut_in_order,
@@ -40,9 +48,16 @@ DEFAULT_SPLIT = "969, 30, 1"
 
 
 def config_files(folder: Path) -> list[Path]:
-    """The YAML files in which a run was configured, in the order in which later ones add to earlier ones."""
-    places = [folder, folder / "configs"]
-    return sorted(path for place in places for path in place.glob("*.y*ml") if path.suffix in (".yml", ".yaml"))
+    """The YAML files in which a run was configured, in the order in which later ones add to earlier ones.
+
+    Where there are none, those that the trainer saved with its last checkpoint.
+    """
+    own = list(neox_folders(folder).values())[-1:]
+    for places in ([folder, folder / "configs"], [path / "configs" for path in own]):
+        found = [path for place in places for path in place.glob("*.y*ml") if path.suffix in (".yml", ".yaml")]
+        if found:
+            return sorted(found)
+    return []
 
 
 def merged_config(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +103,7 @@ def read(folder: Path, name: str | None, data: Path | None, settings: Mapping[st
         )
     try:
         return _import(folder, config, name, data)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         if isinstance(error, ForensicsError):
             raise
         raise CorruptFile(
@@ -152,7 +167,7 @@ def _import(folder: Path, config: dict[str, Any], name: str | None, data: Path |
         },
     )
     record = folder / "metrics.jsonl"
-    verbatim = {f"config-{n}-{path.name}": path.read_bytes() for n, path in enumerate(config_files(folder))}
+    verbatim = {f"config-{n}-{path.name}": read_file(path) for n, path in enumerate(config_files(folder))}
     return Imported(
         run=run,
         tables=(read_record(record) if record.is_file() else {}) | extra,
@@ -247,36 +262,49 @@ def shuffles_of(
                 first_instance=sum(shuffle.num_samples for shuffle in shuffles),
             )
         )
-    return shuffles, weights
+    return shuffles, normalized(weights)  # the blend divides by their sum once more, as the trainer does
 
 
 def _vocabulary(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The padded vocabulary's size, from a checkpoint's own config where the trainer's does not say."""
     if "padded_vocab_size" in config:
         return {}
-    for path in step_folders(folder, _is_checkpoint).values():
+    for path in neox_folders(folder).values():
         try:
-            size = json.loads((path / "config.json").read_bytes()).get("vocab_size")
-        except (OSError, ValueError, AttributeError):
+            return {"padded_vocab_size": read_counts(path).padded_vocab_size}
+        except ForensicsError:
+            continue
+    for path in step_folders(folder, _is_hf).values():
+        try:
+            size = read_json(path / "config.json").get("vocab_size")
+        except (ForensicsError, AttributeError):
             continue
         if isinstance(size, int):
             return {"padded_vocab_size": size}
     return {}
 
 
-def _is_checkpoint(path: Path) -> bool:
+def _is_hf(path: Path) -> bool:
     return layout_of(path) == "hf"
 
 
+def neox_folders(folder: Path) -> dict[int, Path]:
+    """Checkpoints that the trainer wrote itself, by step. Its file `latest`, which names one, is not asked."""
+    return step_folders(folder, is_neox_checkpoint, stem="global_step")
+
+
 def list_checkpoints(run: Run) -> list[Checkpoint]:
+    """All checkpoints; where one step was saved in both layouts, the trainer's own, which has the optimizer."""
+    layouts = {step: ("hf", path, states_of(path)) for step, path in step_folders(run.source, _is_hf).items()}
+    layouts |= {step: ("neox", path, neox_states(path)) for step, path in neox_folders(run.source).items()}
     return [
         Checkpoint(
             run=run.name,
             step=step,
             tokens=run.tokens_after(step),
             location=path,
-            layout="hf",
-            states=states_of(path),
+            layout=layout,
+            states=states,
         )
-        for step, path in step_folders(run.source, _is_checkpoint).items()
+        for step, (layout, path, states) in sorted(layouts.items())
     ]

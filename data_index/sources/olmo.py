@@ -18,7 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from data_index.errors import CorruptFile, ForensicsError, MissingFile, OrderMismatch, UnknownLayout, UnsupportedRecipe
+from data_index.errors import (
+    CorruptFile,
+    ForensicsError,
+    MissingFile,
+    OrderMismatch,
+    UnknownLayout,
+    UnsafeFile,
+    UnsupportedRecipe,
+)
+from data_index.files import require_file
 from data_index.kinds import table_of_rows
 from data_index.olmo_checkpoint import layout_of, read_config, read_trainer_state, states_of
 from data_index.orders.olmo import global_indices
@@ -32,9 +41,13 @@ from data_index.sources.folder import (
     read_file,
     refuse_settings,
     step_folders,
+    token_dtype,
 )
 from data_index.sources.olmo_position import Position, Stretch, join_stretches
 from data_index.sources.trainer_record import read_record
+
+# Numbers pack to a third or so; what unpacks to far more is no list of them.
+MIN_UNPACKED_BYTES, UNPACKED_RATIO = 2**20, 100
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -79,7 +92,7 @@ def read(folder: Path, name: str | None, data: Path | None, settings: Mapping[st
     last = folders[max(folders)] / "config.yaml"
     try:
         return _import(folder, folders, name, data)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         if isinstance(error, ForensicsError):
             raise
         raise CorruptFile(f"{last} lacks or misstates {error!r}") from error
@@ -122,7 +135,7 @@ def _import(folder: Path, folders: Mapping[int, Path], name: str | None, data: P
         pad_token_id=config["model"].get("pad_token_id"),
         tokenizer=first_existing(folder, data, str((config.get("tokenizer") or {}).get("identifier") or "")),
         eos_token_id=config["model"].get("eos_token_id"),
-        environment={"instances_per_epoch": num_positions},
+        environment={"world_size": world_size, "instances_per_epoch": num_positions},
         facts={
             "config": str(last.folder / "config.yaml"),
             "config_sha256": hashlib.sha256(config_bytes).hexdigest(),
@@ -166,7 +179,7 @@ def _token_files(folder: Path, settings: Mapping[str, Any], data: Path | None, l
         names += [str(path) for path in datasets[label]]
     if not names:
         raise MissingFile(f"the config of {folder} lists no token files (data.paths, data.datasets)")
-    dtype = np.dtype(str(settings.get("memmap_dtype") or settings.get("effective_memmap_dtype") or "uint16"))
+    dtype = token_dtype(settings.get("memmap_dtype") or settings.get("effective_memmap_dtype") or "uint16")
     masks = settings.get("label_mask_paths") or []
     if masks and len(masks) != len(names):
         raise CorruptFile(f"the config of {folder} names {len(masks)} label masks for {len(names)} token files")
@@ -215,6 +228,11 @@ def _segments(saved: Mapping[int, _Saved], num_positions: int) -> tuple[tuple[Se
         )
     last = stretches[-1]
     batches_per_epoch = num_positions // last.instances_per_batch
+    if not batches_per_epoch:
+        raise OrderMismatch(
+            f"the {num_positions:,} instances of an epoch do not fill one batch of {last.instances_per_batch:,}: token "
+            "files are missing, or the config is another run's"
+        )
     final = _last_step(saved[last.last_step], last, batches_per_epoch)
     return join_stretches(stretches, num_positions, final)
 
@@ -281,11 +299,19 @@ def _per_rank_indices(folder: Path, folders: Mapping[int, Path]) -> Any:
 
 
 def _lines_of(path: Path) -> Iterator[tuple[int, list[int]]]:
+    left = max(MIN_UNPACKED_BYTES, UNPACKED_RATIO * require_file(path))
     try:
-        with gzip.open(path, "rt") as file:
-            for line in file:
-                step, *instances = (int(number) for number in line.split("\t"))
-                yield step, instances
+        with gzip.open(path, "rb") as file:
+            while line := file.readline(left + 1):
+                left -= len(line)
+                if left < 0:
+                    raise UnsafeFile(f"{path} unpacks to more than numbers can: nothing more of it was read")
+                numbers = [int(number) for number in line.split(b"\t")]
+                if not all(0 <= number < 2**63 for number in numbers):
+                    raise ValueError("a number that counts nothing")
+                yield numbers[0], numbers[1:]
+    except UnsafeFile:
+        raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise CorruptFile(f"{path} is not a whole list of indices: {error}") from error
 
@@ -326,8 +352,8 @@ def check_global_indices(path: Path, order: Order, segments: tuple[Segment, ...]
     Raises:
         OrderMismatch
     """
-    recorded = np.fromfile(path, dtype="<u4")
     expected = len_of_order(num_instances, order)
+    recorded = np.fromfile(path, dtype="<u4", count=expected + 1) if require_file(path) else np.empty(0, "<u4")
     if len(recorded) != expected or (len(recorded) and int(recorded.max()) >= num_instances):
         raise OrderMismatch(
             f"{path}, the trainer's own order, names {len(recorded):,} instances up to "

@@ -10,7 +10,6 @@ Source: Python package ai2-olmo-core 3.0.0 (data/, train/checkpoint.py, train/ca
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_index.errors import CorruptFile, ForensicsError, OrderMismatch, UnknownLayout
+from data_index.files import parse_json, require_file
 from data_index.orders import epoch_order
 from data_index.pickles import read_torch_archive
 from data_index.run import Checkpoint, OrderTrust, Run, Segment
@@ -42,8 +42,9 @@ def recognises(folder: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        return "olmo_core" in path.read_text() and {"dataset", "data_loader"} <= set(_parse(path.read_bytes(), path))
-    except (CorruptFile, UnicodeDecodeError):
+        content = read_file(path)
+        return b"olmo_core" in content and {"dataset", "data_loader"} <= set(_parse(content, path))
+    except CorruptFile:
         # Named as one; reading it says what is wrong.
         return bool(step_folders(folder, _is_checkpoint))
 
@@ -66,17 +67,14 @@ def read(folder: Path, name: str | None, data: Path | None, settings: Mapping[st
     config = _parse(config_bytes, path)
     try:
         return _import(folder, folders, path, config, config_bytes, name, data)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError, StopIteration) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, StopIteration) as error:
         if isinstance(error, ForensicsError):
             raise
         raise CorruptFile(f"{path} lacks or misstates {error!r}") from error
 
 
 def _parse(content: bytes, path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(content)
-    except ValueError as error:
-        raise CorruptFile(f"{path} is not JSON: {error}") from error
+    config = parse_json(content, path)
     if not isinstance(config, dict):
         raise CorruptFile(f"{path} is not a config")
     return config
@@ -95,7 +93,7 @@ def _import(
     walk = walk_of(config, dataset.num_positions, dataset.sequence_length)
     segments = skip_steps(walk.segments, lookup(config, "trainer.steps_to_skip") or [])
     states = {
-        step: read_torch_archive(path / "train" / "rank0.pt").value
+        step: _loader_state(path / "train" / "rank0.pt")
         for step, path in folders.items()
         if (path / "train" / "rank0.pt").is_file()
     }
@@ -125,6 +123,13 @@ def _import(
         verbatim={"config.json": config_bytes},
         pieces=dataset.pieces,
     )
+
+
+def _loader_state(path: Path) -> Mapping[str, Any]:
+    state = read_torch_archive(path).value
+    if not isinstance(state, dict):
+        raise CorruptFile(f"{path} holds no trainer state")
+    return state
 
 
 # --- witnesses -------------------------------------------------------------------------------------------------------
@@ -166,7 +171,7 @@ def _check_global_indices(run: Run, dataset: Dataset, epoch: int) -> list[str]:
     recorded = sorted(run.source.rglob(dataset.indices_file(epoch)))
     expected = epoch_order_of(run, dataset, epoch) if recorded else np.empty(0)
     for path in recorded:
-        if not np.array_equal(np.fromfile(path, dtype="<u4"), expected):
+        if require_file(path) != 4 * len(expected) or not np.array_equal(np.fromfile(path, dtype="<u4"), expected):
             raise OrderMismatch(
                 f"{path}, the trainer's own order, is not what the rule gives for epoch {epoch}: config.json or the "
                 "token files are another run's"

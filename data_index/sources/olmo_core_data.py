@@ -23,7 +23,7 @@ from data_index.instances.documents import documents_of, source_order
 from data_index.instances.packed import group_documents, grouped, pack, packed_pieces, sort_kernel
 from data_index.instances.packing_cache import packing_key, packing_of, read_packings
 from data_index.instances.padded import padded_pieces
-from data_index.orders.olmo_core_composable import indices_file_name
+from data_index.orders.olmo_core_composable import indices_file_name, sources_of_epoch
 from data_index.orders.olmo_core_fingerprint import (
     concat_and_chunk_fingerprint,
     dataset_fingerprint,
@@ -34,7 +34,7 @@ from data_index.orders.olmo_core_fingerprint import (
 )
 from data_index.pieces import Pieces
 from data_index.run import Masking, Order, TokenFile
-from data_index.sources.folder import find_file, lookup, place_files
+from data_index.sources.folder import find_file, lookup, numbered, place_files, read_file, token_dtype
 
 # The kernel with which the packings of the published fixtures were computed.
 KNOWN_SORT_KERNEL = "AVX512, numpy 2"
@@ -95,7 +95,7 @@ class _Described:
     def dtype(self) -> np.dtype:
         stated = self.dataset.get("dtype")
         if stated:
-            return np.dtype(str(stated))
+            return token_dtype(stated)
         largest = int(self.tokenizer.get("vocab_size", 2**32)) - 1
         return np.dtype(next(n for n in ("uint8", "uint16", "uint32", "uint64") if largest <= np.iinfo(n).max))
 
@@ -123,7 +123,7 @@ class _Described:
         listing = self.checkpoint / "data_paths.txt"
         written = [str(path) for path in self.dataset.get("paths") or []]
         if listing.is_file():
-            names = listing.read_text().splitlines()
+            names = read_file(listing).decode().splitlines()
         elif self.dataset.get("mix") or self.dataset.get("expand_glob"):
             raise MissingFile(
                 f"{self.checkpoint} has no data_paths.txt, and its config names a mix or a pattern of files"
@@ -135,7 +135,11 @@ class _Described:
         return names, source_order(len(names), seed)
 
     def fingerprint(self, class_name: str, fields: Mapping[str, Any], files: Sequence[TokenFile]) -> str:
-        return dataset_fingerprint(class_name, fields, [(file.name.split("#")[0], file.num_bytes) for file in files])
+        return dataset_fingerprint(class_name, fields, self.as_listed(files))
+
+    def as_listed(self, files: Sequence[TokenFile]) -> list[tuple[str, int]]:
+        """Each file under the name that the trainer knew, and its bytes."""
+        return [(name, file.num_bytes) for name, file in zip(self._names()[0], files, strict=True)]
 
     def masking(self, *, sees_padding: bool = False) -> Masking:
         chosen = self.dataset.get("instance_filter_config") or self.loader.get("instance_filter_config")
@@ -273,12 +277,8 @@ def _packed(described: _Described) -> Dataset:
     doubt = ""
     if kept:
         keys = [
-            packing_key(
-                [(f.name.split("#")[0], f.num_bytes) for f in some],
-                long_doc_strategy=strategy,
-                use_array_if_local=local,
-            )
-            for some in grouped(files, size)
+            packing_key(some, long_doc_strategy=strategy, use_array_if_local=local)
+            for some in grouped(described.as_listed(files), size)
         ]
         packings = [packing_of(kept, key, group, length) for key, group in zip(keys, groups, strict=True)]
         witnesses = ("the packings that the trainer kept",)
@@ -324,17 +324,31 @@ def _kept_packings(folder: Path, length: int) -> dict[str, Any]:
 # --- composable sources ----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Source:
+    """One source of a composed order; `names` of its files as its config lists them."""
+
+    names: tuple[str, ...]
+    files: tuple[TokenFile, ...]
+    pieces: Pieces
+    sequence_length: int
+    max_sequence_length: int
+    fingerprint: str
+
+
 def _composable(
     folder: Path, checkpoint: Path, sources: Sequence[Mapping[str, Any]], loader: Mapping[str, Any], data: Path | None
 ) -> Dataset:
     """Concat-and-chunk sources of token files; everything else that can be composed is refused by name."""
     cut = [_chunked_source(folder, checkpoint, source, loader, data) for source in sources]
-    lengths = {(length, longest) for _, _, length, longest, _ in cut}
+    lengths = {(source.sequence_length, source.max_sequence_length) for source in cut}
     if len(lengths) != 1:
         raise UnsupportedRecipe(f"config.json: sources of several sequence lengths {sorted(lengths)}")
     ((length, longest),) = lengths
-    sizes = [pieces.num_instances for _, pieces, _, _, _ in cut]
-    files: list[TokenFile] = [file for some, _, _, _, _ in cut for file in some]
+    sizes = [source.pieces.num_instances for source in cut]
+    # Sources may name the same files.
+    names = numbered([name for source in cut for name in source.names])
+    files = [file for source in cut for file in source.files]
     shuffled = loader.get("shuffle", True) is not False
     strategy = str(loader.get("shuffle_strategy") or "inter_source") if shuffled else None
     per_epoch = int(loader.get("sources_per_epoch", -1))
@@ -344,13 +358,11 @@ def _composable(
         "chunk_size": longest // length,
         "sources_per_epoch": per_epoch,
     } | ({"strategy": strategy} if strategy else {})
-    taken = sum(sizes) if per_epoch == -1 else sum(sizes[:per_epoch])
-    if strategy == "interleaved_source":
-        taken = min(sizes) * len(sizes)
+    taken = _instances_per_epoch(sizes, per_epoch, strategy)
     described = _Described(folder=folder, checkpoint=checkpoint, dataset=sources[0], loader=loader, data=data)
     tokenizer = loader.get("tokenizer") or lookup(sources[0], "tokenizer") or {}
     return Dataset(
-        files=tuple(files),
+        files=tuple(replace(file, name=name) for file, name in zip(files, names, strict=True)),
         sequence_length=length,
         num_instances=sum(sizes),
         num_positions=taken,
@@ -364,16 +376,34 @@ def _composable(
             epoch=epoch,
             strategy=strategy,
         ),
-        fingerprint=lambda: ",".join(fingerprint for _, _, _, _, fingerprint in cut),
+        fingerprint=lambda: None if any(file.label_mask for file in files) else ",".join(s.fingerprint for s in cut),
         fingerprint_key="source_fingerprints",
-        pieces=_joined([(pieces, len(some)) for some, pieces, _, _, _ in cut]),
+        pieces=_joined([(source.pieces, len(source.files)) for source in cut]),
         eos_token_id=tokenizer.get("eos_token_id"),
     )
 
 
+def _instances_per_epoch(sizes: Sequence[int], per_epoch: int, strategy: str | None) -> int:
+    """
+    Raises:
+        UnsupportedRecipe: epochs that take turns at the sources are not equally long.
+    """
+    num_groups = len(sizes) // len(sources_of_epoch(len(sizes), 1, per_epoch))
+    taken = set()
+    for epoch in range(1, num_groups + 1):
+        some = [sizes[source] for source in sources_of_epoch(len(sizes), epoch, per_epoch)]
+        taken.add(min(some) * len(some) if strategy == "interleaved_source" else sum(some))
+    if len(taken) > 1:
+        raise UnsupportedRecipe(
+            f"config.json: sources_per_epoch {per_epoch} makes epochs of {sorted(taken)} instances; this version "
+            "computes epochs of one length"
+        )
+    return taken.pop()
+
+
 def _chunked_source(
     folder: Path, checkpoint: Path, source: Mapping[str, Any], loader: Mapping[str, Any], data: Path | None
-) -> tuple[tuple[TokenFile, ...], Pieces, int, int, str]:
+) -> _Source:
     kind = str(source.get("_CLASS_", "")).rsplit(".", 1)[-1]
     inner = source.get("sources") or []
     names = {str(one.get("_CLASS_", "")).rsplit(".", 1)[-1] for one in inner}
@@ -382,6 +412,8 @@ def _chunked_source(
             f"config.json: source {kind} of {', '.join(sorted(names)) or 'nothing'} has an order that this version "
             "does not compute; ConcatAndChunkInstanceSourceConfig of one NumpyDocumentSourceConfig has"
         )
+    if inner[0].get("max_document_length") is not None:
+        raise UnsupportedRecipe("config.json: max_document_length cuts documents; this version does not compute that")
     described = _Described(
         folder=folder,
         checkpoint=checkpoint,
@@ -394,17 +426,25 @@ def _chunked_source(
     files = described.place(lambda num_bytes: 0)
     tokens = [file.num_bytes // np.dtype(file.dtype).itemsize for file in files]
     size = int(inner[0].get("source_group_size") or 1)
+    size = len(files) if size == -1 else size
     pieces = concatenated_pieces(tokens, sequence_length=length, max_sequence_length=longest, source_group_size=size)
     prints = [
         document_source_fingerprint(
-            [(file.name.split("#")[0], count) for file, count in zip(group, counts, strict=True)],
+            [(name, count) for (name, _), count in zip(group, counts, strict=True)],
             dtype=files[0].dtype,
             eos_token_id=int(described.tokenizer["eos_token_id"]),
             bos_token_id=described.tokenizer.get("bos_token_id"),
         )
-        for group, counts in zip(grouped(files, size), grouped(tokens, size), strict=True)
+        for group, counts in zip(grouped(described.as_listed(files), size), grouped(tokens, size), strict=True)
     ]
-    return files, pieces, length, longest, concat_and_chunk_fingerprint(prints, longest)
+    return _Source(
+        names=tuple(name for name, _ in described.as_listed(files)),
+        files=files,
+        pieces=pieces,
+        sequence_length=length,
+        max_sequence_length=longest,
+        fingerprint=concat_and_chunk_fingerprint(prints, longest),
+    )
 
 
 def _joined(parts: Sequence[tuple[Pieces, int]]) -> Pieces:

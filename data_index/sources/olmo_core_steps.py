@@ -13,6 +13,9 @@ from typing import Any
 
 from data_index.errors import CorruptFile, OrderMismatch
 from data_index.run import Segment
+from data_index.sources.olmo_position import MAX_EPOCHS
+
+MAX_TURNS = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +90,20 @@ class Walk:
     def go(self, until: Sequence[Duration]) -> None:
         """Take steps until the first of the durations is reached.
 
+        The trainer looks at the batch size before it asks for a batch, so that a smaller size that is due at the end of
+        an epoch may still find one there.
+
         Raises:
             OrderMismatch: an epoch does not hold one batch.
         """
+        turns = 0
         while not any(stop.is_reached(self.steps, self.tokens, self.epoch - 1) for stop in until):
+            turns += 1
+            if self.epoch > MAX_EPOCHS or turns > MAX_TURNS:
+                raise OrderMismatch(
+                    f"by its config the run goes through its {self.num_positions} instances more than {MAX_EPOCHS} "
+                    "times, or never comes to its end: check max_duration, the batch sizes and the token files"
+                )
             pending = self._choose_batch_size()
             rows = self.batch_tokens // self.sequence_length
             batches = (self.num_positions - self.position) // rows
@@ -119,8 +132,6 @@ class Walk:
         self.steps += batches
         self.tokens += batches * self.batch_tokens
         self.position += batches * rows
-        if self.num_positions - self.position < rows:
-            self.epoch, self.position = self.epoch + 1, 0
 
     def _choose_batch_size(self) -> bool:
         """Change to the latest size that is due; True where an increase has to wait for whole larger batches."""

@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from data_index.errors import OrderMismatch
 from data_index.run import Segment
 
+# More than any run read its data; a table is built for each.
+MAX_EPOCHS = 2000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
@@ -47,6 +50,11 @@ class Stretch:
     restarted_from: int | None = None
     skipped_batches: int = 0
 
+    def same_process(self, other: Stretch) -> bool:
+        """Every checkpoint that a process saves names the one that it had loaded."""
+        one, two = ((s.restarted_from, s.told_epoch, s.skipped_batches, s.instances_per_batch) for s in (self, other))
+        return one == two
+
 
 def join_stretches(
     stretches: Sequence[Stretch], num_positions: int, last_step: int
@@ -60,8 +68,12 @@ def join_stretches(
         OrderMismatch: a position cannot be reached from the one before.
     """
     joined = _Joined(num_positions=num_positions, position=Position(epoch=stretches[0].first_epoch, examples=0))
+    before = None
     for stretch in stretches:
+        if before is None or not stretch.same_process(before):
+            joined.restart(stretch)
         joined.reach(stretch)
+        before = stretch
     joined.go_on(replace(stretches[-1], last_step=max(last_step, joined.step), position=None, restarted_from=None))
     return tuple(joined.segments), joined.notes
 
@@ -73,13 +85,11 @@ class _Joined:
         self.num_positions = num_positions
         self.step, self.position = 0, position
         self.at_step = {0: position}
-        self.attempt = 1
         self.segments: list[Segment] = []
         self.notes: list[str] = []
 
     def reach(self, stretch: Stretch) -> None:
         """Add the steps up to a checkpoint, by the config's account where that fits, else by its position's."""
-        self._restart(stretch)
         start, expected = self.position, stretch.position
         segments, end = self._advance(start, stretch)
         if expected is not None and not self._same(end, expected, stretch.instances_per_batch):
@@ -106,17 +116,47 @@ class _Joined:
         self._take(segments, stretch.last_step, end)
 
     def _take(self, segments: list[Segment], step: int, position: Position) -> None:
-        self.segments += segments
+        for segment in segments:
+            for piece in self._numbered(segment):
+                self._append(piece)
         self.step, self.position = step, position
         self.at_step[step] = position
 
-    def _restart(self, stretch: Stretch) -> None:
-        """Go back to the checkpoint that the process loaded; what had come after it is another attempt."""
+    def _numbered(self, segment: Segment) -> list[Segment]:
+        """A segment cut where the number of earlier attempts at its steps changes."""
+        edges = {edge for s in self.segments for edge in (s.first_step, s.last_step + 1)}
+        inside = sorted(edge for edge in edges if segment.first_step < edge <= segment.last_step)
+        borders = [segment.first_step, *inside, segment.last_step + 1]
+        return [
+            replace(
+                segment,
+                first_step=first,
+                num_steps=stop - first,
+                first_position=segment.positions_of_step(first).start,
+                attempt=1 + sum(s.first_step <= first <= s.last_step for s in self.segments),
+            )
+            for first, stop in zip(borders, borders[1:], strict=False)
+        ]
+
+    def _append(self, segment: Segment) -> None:
+        """Add a segment, to the one before where it only goes on."""
+        last = self.segments[-1] if self.segments else segment
+        goes_on = replace(
+            last,
+            first_step=last.last_step + 1,
+            num_steps=segment.num_steps,
+            first_position=last.first_position + last.num_steps * last.instances_per_batch,
+        )
+        if self.segments and segment == goes_on:
+            self.segments[-1] = replace(last, num_steps=last.num_steps + segment.num_steps)
+        else:
+            self.segments.append(segment)
+
+    def restart(self, stretch: Stretch) -> None:
+        """Go back to the checkpoint that the process loaded; steps after it that were taken are taken again."""
         loaded = stretch.restarted_from
         if loaded is None or loaded not in self.at_step or loaded >= stretch.last_step:
             return
-        if loaded < self.step:
-            self.attempt += 1
         position = self.at_step[loaded]
         if stretch.told_epoch is not None and stretch.told_epoch != position.epoch:
             position = Position(epoch=stretch.told_epoch, examples=0)
@@ -128,6 +168,12 @@ class _Joined:
         segments, step, position, rows = [], self.step, start, stretch.instances_per_batch
         if self.num_positions < rows:
             raise OrderMismatch(f"the {self.num_positions:,} instances of an epoch do not fill one batch of {rows}")
+        epochs = (stretch.last_step - step) // max(self.num_positions // rows, 1)
+        if epochs > MAX_EPOCHS:
+            raise OrderMismatch(
+                f"by its config the run goes through its {self.num_positions:,} instances {epochs:,} times: check "
+                "max_duration, stop_at and the token files"
+            )
         while step < stretch.last_step:
             batches = (self.num_positions - position.examples) // rows
             if batches <= 0:
@@ -141,7 +187,6 @@ class _Joined:
                     epoch=position.epoch,
                     first_position=position.examples,
                     instances_per_batch=rows,
-                    attempt=self.attempt,
                 )
             )
             step += taken

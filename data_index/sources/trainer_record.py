@@ -12,14 +12,18 @@ step add up; a name that comes again for the same step is the next attempt.
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_index.errors import CorruptFile, MissingFile
+from data_index.errors import CorruptFile, UnsafeFile
+from data_index.files import open_existing, parse_json
 from data_index.kinds import table_of_rows
+
+# The largest lines list the instances of a batch.
+MAX_LINE_BYTES = 64 * 2**20
 
 CANONICAL_NAMES = {
     "ce_loss": "loss",
@@ -70,24 +74,24 @@ def read_record(path: Path) -> dict[str, Any]:
             elif kind == "params":
                 attempts[step, "params"] += 1
                 hashes.append({"step": step, "attempt": attempts[step, "params"], "sha256": line["sha256"]})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise CorruptFile(f"{path} line {number} cannot be read: {error!r}") from error
     return _tables(path, metrics=metrics, consumed=consumed, parameter_hashes=hashes)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        with path.open() as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    value = json.loads(line)
-                    if not isinstance(value, dict):
-                        raise CorruptFile(f"{path} line {number} is not an object")
-                    yield number, value
-    except FileNotFoundError as error:
-        raise MissingFile(f"{path} is not there") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptFile(f"{path} is not JSON lines: {error}") from error
+    with open_existing(path) as file:
+        for number in itertools.count(1):
+            line = file.readline(MAX_LINE_BYTES + 1)
+            if not line:
+                return
+            if len(line) > MAX_LINE_BYTES:
+                raise UnsafeFile(f"{path} line {number} has more than {MAX_LINE_BYTES:,} bytes, as no record has")
+            if line.strip():
+                value = parse_json(line, f"{path} line {number}")
+                if not isinstance(value, dict):
+                    raise CorruptFile(f"{path} line {number} is not an object")
+                yield number, value
 
 
 def _numbers(line: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -1,7 +1,7 @@
 """The recipe of a GPT-NeoX run (v1.0, which Pythia used, or main), from its configuration files.
 
-Source: EleutherAI/gpt-neox v1.0 (megatron/training.py, megatron/learning_rates.py, megatron/model/utils.py,
-megatron/model/transformer.py, megatron/neox_arguments/).
+Source: EleutherAI/gpt-neox v1.0 and @ ea7aefd8 (megatron/training.py, megatron/learning_rates.py,
+megatron/model/utils.py, megatron/model/transformer.py, megatron/neox_arguments/).
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from replay.config_fields import ConfigFields
 from replay.recipe import Recipe
 from replay.schedule_readers import schedule_from_neox
 
-_STEP: Mapping[str, Any] = {
+_STEP: dict[str, Any] = {
     "optimizer.type": ("Adam", "adam", "AdamW", "FusedAdam"),
-    "attention_dropout": (0, 0.0),
-    "hidden_dropout": (0, 0.0),
     "pos_emb": "rotary",
     "norm": (None, "layernorm"),
     "activation": (None, "gelu"),
@@ -28,6 +26,18 @@ _STEP: Mapping[str, Any] = {
     "use_mup": (None, False),
     "moe_num_experts": (None, 1),
     "label_smoothing": (None, 0, 0.0),
+    "gpt_j_tied": (None, False),
+    "use_bias_in_norms": (None, True),
+    "use_bias_in_attn_linear": (None, True),
+    "use_qk_layernorm": (None, False),
+    "sliding_window_width": None,
+    "soft_prompt_tuning.enabled": (None, False),
+    "train_impl": (None, "normal"),
+}
+# What holds where the files say nothing.
+_DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    "v1.0": {"weight_decay": 0.01, "gradient_clipping": 0.0, "attention_dropout": 0.1, "hidden_dropout": 0.1},
+    "main": {"weight_decay": 0.1, "gradient_clipping": 1.0, "attention_dropout": 0.0, "hidden_dropout": 0.0},
 }
 
 
@@ -37,27 +47,31 @@ def recipe_from(run: Run, approximate: bool) -> Recipe:
         UnsupportedRecipe
     """
     fields = ConfigFields(run.config, "the NeoX config", approximate=approximate)
-    fields.require(_STEP)
+    version = _version(run)
+    default = _DEFAULTS[version]
+    fields.require(_STEP | {"num_kv_heads": (None, fields.get("num_attention_heads"))})
+    for name in ("attention_dropout", "hidden_dropout"):
+        if fields.number(name, default[name]):
+            fields.refuse(f"{name} = {fields.number(name, default[name])}: which units were dropped is not known")
     params = fields.config["optimizer"]["params"]
     betas = params.get("betas", (0.9, 0.999))
     model = _model(fields)
-    clipping = fields.number("gradient_clipping", 0.0)
     return Recipe(
         model=model,
         learning_rate=float(params["lr"]),
         betas=(float(betas[0]), float(betas[1])),
         eps=float(params.get("eps", 1e-8)),
         # An optimizer's own weight_decay stands before the general one.
-        weight_decay=float(params.get("weight_decay", fields.get("weight_decay", 0.01))),
+        weight_decay=float(params.get("weight_decay", fields.get("weight_decay", default["weight_decay"]))),
         no_decay=_no_decay(model),
-        schedule=schedule_from_neox(run.config, version=_version(run)),
-        max_grad_norm=clipping or None,
+        schedule=schedule_from_neox(run.config, version=version),
+        max_grad_norm=_max_grad_norm(fields, version),
         denominator="targets",
         labels="extra_token",
         withholds_logged_skips=True,
         instances_per_microbatch=_rows_at_once(fields),
         precision=_precision(fields),
-        unfaithful=tuple(_other_kernels(fields)),
+        unfaithful=tuple(_other_kernels(fields, version)),
         approximated=tuple(fields.approximated),
     )
 
@@ -65,6 +79,14 @@ def recipe_from(run: Run, approximate: bool) -> Recipe:
 def _version(run: Run) -> Literal["v1.0", "main"]:
     """Learning rates changed after v1.0, which trained Pythia; the run says which (`forensics add --set`)."""
     return "main" if run.facts.get("neox_version") == "main" else "v1.0"
+
+
+def _max_grad_norm(fields: ConfigFields, version: str) -> float | None:
+    """Main hands DeepSpeed only what differs from its own defaults, where DeepSpeed's is not to clip: at 1.0 nothing is
+    clipped (since @ 5c5fb945, March 2023)."""
+    default = _DEFAULTS[version]["gradient_clipping"]
+    limit = fields.number("gradient_clipping", default)
+    return None if limit == default else limit or None
 
 
 def _rows_at_once(fields: ConfigFields) -> int | None:
@@ -80,9 +102,17 @@ def _precision(fields: ConfigFields) -> Any:
     return "fp32"
 
 
-def _other_kernels(fields: ConfigFields) -> list[str]:
+def _other_kernels(fields: ConfigFields, version: str) -> list[str]:
     notes = []
-    if fields.get("attention_config") and "flash" in str(fields.get("attention_config")):
+    stages, parts = int(fields.number("pipe_parallel_size", 0)), fields.get("gradient_accumulation_steps", 1)
+    if version == "main" and stages > 0 and parts != 1:
+        notes.append(
+            "gradient_accumulation_steps: the DeeperSpeed of 2025 (@ 91d1c55b) adds up a pipeline's gradients where it "
+            "should average them; here they are averaged, and moments of such a checkpoint are too large"
+        )
+    if _precision(fields) == "bf16":
+        notes.append("bf16: the trainer kept weights in bf16 beside those in fp32; here autocast rounds them")
+    if "flash" in str(fields.get("attention_config")):
         notes.append("attention_config: attention is computed by torch's own kernels")
     if fields.get("scaled_upper_triang_masked_softmax_fusion"):
         notes.append("scaled_upper_triang_masked_softmax_fusion: the softmax is torch's own")

@@ -1,10 +1,11 @@
-"""What these tests share: brute force over a native run folder, and a real run that may be damaged."""
+"""What these tests share: brute force over a native run folder, a real run that may be damaged, folders of any run."""
 
+import json
 import os
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
+import yaml
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "olmo-core"
 
@@ -94,3 +97,71 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs root to mount a small disk")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+# --- folders of runs, as trainers leave them -------------------------------------------------------------------------
+
+WriteCore = Callable[..., Path]
+WriteOlmo = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def write_core() -> WriteCore:
+    """Writes the folder of an OLMo-core run that published nothing but its config."""
+
+    def write(
+        folder: Path,
+        dataset: Any,
+        *,
+        loader: dict[str, Any] | None = None,
+        trainer: dict[str, Any] | None = None,
+        epochs: int = 2,
+    ) -> Path:
+        kind = "composable.ComposableDataLoaderConfig" if isinstance(dataset, list) else "NumpyDataLoaderConfig"
+        config = {
+            "dataset": dataset,
+            "data_loader": {"global_batch_size": 1024, "seed": 34521, "_CLASS_": f"olmo_core.data.{kind}"}
+            | (loader or {}),
+            "trainer": {"max_duration": {"value": epochs, "unit": "epochs"}} | (trainer or {}),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_olmo() -> WriteOlmo:
+    """Writes a run folder of the legacy OLMo trainer: checkpoints by step, each with what is special about it.
+
+    `config` holds changes by name (`data__seed` is data.seed); `position` is (0-based epoch, examples seen), None
+    where no trainer state was published.
+    """
+
+    def write(folder: Path, saved: dict[int, dict[str, Any]], **common: Any) -> Path:
+        published = FIXTURE.parent / "olmo" / "run" / "step20-unsharded" / "config.yaml"
+        for step, special in saved.items():
+            config = yaml.safe_load(published.read_text())
+            for name, value in ({"stop_at": None} | common | special.get("config", {})).items():
+                *tables, key = name.split("__")
+                table = config
+                for part in tables:
+                    table = table[part]
+                table[key] = value
+            home = folder / f"step{step}-unsharded"
+            home.mkdir(parents=True, exist_ok=True)
+            (home / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+            (home / "model.pt").write_bytes(b"")
+            if (position := special.get("position")) is not None:
+                state = {
+                    "epoch": position[0],
+                    "global_step": step,
+                    "global_train_examples_seen_this_epoch": position[1],
+                    "global_train_tokens_seen": step * config["global_train_batch_size"] * 128,
+                    "world_size": special.get("world_size", 1),
+                }
+                torch.save(state, home / "train.pt")
+        return folder
+
+    return write

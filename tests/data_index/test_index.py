@@ -110,7 +110,7 @@ def test_an_instance_that_was_never_read_has_rows_without_a_step(core_shared: Wo
     query = "SELECT instance FROM instances WHERE run = 'core' GROUP BY ALL HAVING count(step) = 0 ORDER BY ALL"
 
     assert never
-    assert connect(core_shared).execute(query).fetchall() == [(instance,) for instance in never]
+    assert connect(core_shared, ["core"]).execute(query).fetchall() == [(instance,) for instance in never]
     for instance in never:
         assert where("core", instance=instance, workspace=core_shared).num_rows == 0
         with pytest.raises(UnknownInstance, match=f"did not read instance {instance} .who did: forensics where core"):

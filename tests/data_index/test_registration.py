@@ -76,7 +76,8 @@ def test_a_record_of_instances_alone_does_not_prove_the_tokens(core_copy: Path, 
 
     run = add(core_copy, workspace=workspace)
     assert (run.trust.level, run.trust.missing) == ("derived", "a record of the token ids that were consumed")
-    assert run.trust.witness == "the trainer's record of instances, steps 1..25 (25 batches)"
+    record = "the trainer's record of instances, steps 1..25 (25 batches)"
+    assert run.trust.witness.startswith(f"{record}; dataset fingerprint")
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

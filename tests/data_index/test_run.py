@@ -1,7 +1,9 @@
 """Steps, ranges and names; run.toml and the workspace around it."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from data_index.errors import (
     StepOutOfRange,
     UnknownRun,
 )
-from data_index.run import Order, OrderTrust, Run, Segment, TokenFile, parse_steps
+from data_index.run import Masking, Order, OrderTrust, Run, Segment, StoredPieces, TokenFile, parse_steps
 from data_index.run_file import read_run, write_run
 from data_index.workspace import Workspace, valid_name
 
@@ -27,7 +29,7 @@ SEGMENTS = (
 
 
 def a_run(folder: Path) -> Run:
-    """A run that uses every field."""
+    """A run in two files, with a parent."""
     file = TokenFile(
         name="a", path=folder / "tokens" / "a.bin", dtype="uint16", num_bytes=384, first_instance=0, num_instances=24
     )
@@ -109,6 +111,105 @@ def test_run_toml_gives_the_run_back(tmp_path: Path) -> None:
     write_run(run, tmp_path)
 
     assert read_run(tmp_path) == run
+
+
+def every_field(folder: Path) -> Run:
+    """Instances in pieces, then some cut from files that run on into one another, then lines; no field is left out."""
+    base = a_run(folder)
+    pieces = StoredPieces(path=folder / "pieces", num_instances=5, num_pieces=9, sha256="ab" * 32)
+    first = replace(base.files[0], num_bytes=396, first_instance=5, num_instances=25, label_mask=folder / "mask.npy")
+    second = replace(base.files[1], num_bytes=20, first_instance=30, num_instances=1, first_token=2)
+    lines = replace(base.files[0], name="c", dtype="jsonl", first_instance=31, lines=folder / "lines" / "00002.npy")
+    return replace(
+        base,
+        files=(first, second, lines),
+        extra_label=True,
+        pieces=pieces,
+        masking=Masking(repetition=(13, 1, 32), filter_sees_padding=True, hidden_token_id=0),
+        pad_token_id=0,
+        segments=(*SEGMENTS[:2], replace(SEGMENTS[2], attempt=2, outcome="withheld")),
+    )
+
+
+def test_run_toml_keeps_every_field(tmp_path: Path) -> None:
+    """A field that is added to a record has to be added above, and to run.toml."""
+    run = every_field(tmp_path)
+    assert run.masking != Masking()
+    for kind, records in {Run: [run], TokenFile: run.files, Segment: run.segments, Masking: [run.masking]}.items():
+        for field in fields(kind):
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            assert any(getattr(record, field.name) != default for record in records), f"{kind.__name__}.{field.name}"
+    write_run(run, tmp_path)
+
+    assert read_run(tmp_path) == run
+
+
+@pytest.mark.parametrize("hidden", [None, 0, 7])
+@pytest.mark.parametrize("repetition", [None, (3, 1, 5)])
+def test_a_run_that_hides_nothing_says_nothing_of_it(
+    hidden: int | None, repetition: tuple[int, int, int] | None, tmp_path: Path
+) -> None:
+    run = replace(a_run(tmp_path), masking=Masking(hidden_token_id=hidden, repetition=repetition))
+    write_run(run, tmp_path)
+
+    assert ("[masking]" in (tmp_path / "run.toml").read_text()) == (run.masking != Masking())
+    assert read_run(tmp_path).masking == run.masking
+
+
+IMPOSSIBLE: dict[str, tuple[Callable[[Run], Any], str]] = {
+    "a lead that no file before left": (
+        lambda run: {"files": (replace(run.files[0], first_token=1), *run.files[1:])},
+        "the instances of a: they do not follow the file before, or do not fit",
+    ),
+    "a lead that is too short": (
+        lambda run: {"files": (run.files[0], replace(run.files[1], first_token=1), run.files[2])},
+        "the instances of b",
+    ),
+    "a last instance without an end": (lambda run: {"files": run.files[:1]}, "the last instance of a: it runs past"),
+    "cut instances that overlap those in pieces": (
+        lambda run: {"pieces": replace(run.pieces, num_instances=6)},
+        "the instances of a",
+    ),
+    "two files of one name": (
+        lambda run: {"files": (run.files[0], replace(run.files[1], name="a"), run.files[2])},
+        "the file name a: there are two of it",
+    ),
+    "an outcome that is none": (
+        lambda run: {"segments": (replace(run.segments[0], outcome="lost"), *run.segments[1:])},
+        "outcome = 'lost'",
+    ),
+    "a row of a label alone": (lambda run: {"sequence_length": 1}, "sequence_length .1."),
+}
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_what_no_run_can_be_is_not_read(what: str, tmp_path: Path) -> None:
+    change, said = IMPOSSIBLE[what]
+    run = every_field(tmp_path)
+    write_run(replace(run, **change(run)), tmp_path)
+
+    with pytest.raises(CorruptFile, match=said):
+        read_run(tmp_path)
+
+
+def test_a_file_may_lie_wholly_inside_one_instance(tmp_path: Path) -> None:
+    """Tokens 0..7 of a row over four files, one of them empty."""
+    run = a_run(tmp_path)
+    sizes = [3, 1, 0, 4]
+    files = tuple(
+        replace(
+            run.files[0],
+            name=str(number),
+            num_bytes=2 * size,
+            first_instance=0 if number == 0 else 1,
+            num_instances=int(number == 0),
+            first_token=0 if number == 0 else size,
+        )
+        for number, size in enumerate(sizes)
+    )
+    write_run(replace(run, files=files), tmp_path)
+
+    assert read_run(tmp_path).num_instances == 1
 
 
 def test_a_run_folder_can_be_moved(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ the skipped updates are computed a second time below, as the trainer's documenta
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "neox"
 TOY, TOY_B = "toy_text_document", "toyb_text_document"
 # The toy sets' own ids reach 50114; folded, they leave the order as it is and the model tiny.
 VOCABULARY = 384
-LENGTH, STEPS, ROWS, SAVED = 32, 20, 8, (0, 1, 7, 16, 20)
+LENGTH, STEPS, ROWS, SAVED = 32, 20, 8, (0, 1, 9, 20)
 RATE, MIN_RATE, WARMUP = 0.006, 0.0006, 0.1
 
 COMMON = """
@@ -53,12 +54,16 @@ class Training:
         config: the rest of the configuration file, closing its brace.
         rows: token ids as consumed, [step, row, token].
         rows_at_once: of a micro-batch. skipped: steps whose loss scale overflowed.
+        save: writes a checkpoint.
     """
 
     config: str
     rows: Callable[[], np.ndarray]
     rows_at_once: int = ROWS
     skipped: Sequence[int] = field(default_factory=tuple)
+    save: Callable[[GPTNeoXForCausalLM, torch.optim.Optimizer, Path, int, int], None] = field(
+        default_factory=lambda: save_for_transformers
+    )
 
 
 # --- the order, again ------------------------------------------------------------------------------------------------
@@ -160,14 +165,58 @@ def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
     return [{"params": decayed, "weight_decay": 0.1}, {"params": exempt, "weight_decay": 0.0}]
 
 
-def save(model: GPTNeoXForCausalLM, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    model.save_pretrained(folder)
+def save_for_transformers(
+    model: GPTNeoXForCausalLM, optimizer: torch.optim.Optimizer, folder: Path, step: int, updates: int
+) -> None:
+    model.save_pretrained(folder / f"step{step}")
     moments = {
         f"{moment}.{name}": value
         for name, parameter in model.named_parameters()
         for moment, value in optimizer.state[parameter].items()
     }
-    save_file(moments, folder / "optimizer.safetensors")
+    save_file(moments, folder / f"step{step}" / "optimizer.safetensors")
+
+
+def save_as_the_trainer(
+    model: GPTNeoXForCausalLM, optimizer: torch.optim.Optimizer, folder: Path, step: int, updates: int
+) -> None:
+    """One rank, fp32: a file for each layer, and the whole optimizer in the main file."""
+    place = folder / f"global_step{step}"
+    place.mkdir()
+    layers: dict[int, dict[str, torch.Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        theirs = name.removeprefix("gpt_neox.").replace("layers.", "", 1)
+        number, rest = theirs.split(".", 1)
+        if number.isdecimal():
+            layers.setdefault(int(number) + 2, {})[rest] = parameter.detach()
+        else:
+            at, kind = {
+                "embed_in": (0, "word_embeddings"),
+                "final_layer_norm": (5, "norm"),
+                "lm_head": (6, "final_linear"),
+            }[number]
+            layers.setdefault(at, {})[f"{kind}.{rest}"] = parameter.detach()
+    for number, state in layers.items():
+        torch.save(state, place / f"layer_{number:02d}-model_00-model_states.pt")
+    state = optimizer.state_dict()
+    main = {
+        "module": None,
+        "optimizer": {
+            "state": {
+                number: {name: value for name, value in moments.items() if name != "step"}
+                for number, moments in state["state"].items()
+            },
+            "param_groups": [{"params": group["params"], "step": updates} for group in state["param_groups"]],
+        },
+        "lr_scheduler": {"num_iters": updates},
+        "skipped_steps": step - updates,
+        "iteration": step,
+        "dp_world_size": 1,
+        "mp_world_size": 1,
+        "args": {"num_layers": 2, "padded_vocab_size": VOCABULARY, "model_parallel_size": 1},
+    }
+    torch.save(main, place / "mp_rank_00_model_states.pt")
+    (folder / "latest").write_text("global_step999")
 
 
 @contextmanager
@@ -190,7 +239,7 @@ def write_run(training: Training, folder: Path) -> None:
     model = new_model()
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=0.0, betas=(0.9, 0.95), eps=1e-8)
     rows = torch.from_numpy(training.rows().astype(np.int64) % VOCABULARY)
-    save(model, optimizer, folder / "step0")
+    training.save(model, optimizer, folder, 0, 0)
     lines, updates = [], 0
     for step in range(1, STEPS + 1):
         loss = torch.zeros([])
@@ -212,7 +261,7 @@ def write_run(training: Training, folder: Path) -> None:
         exact = {name: value.hex() for name, value in numbers.items()}
         lines.append(json.dumps({"step": step, **numbers, "skipped": int(overflowed), "hex": exact}))
         if step in SAVED:
-            save(model, optimizer, folder / f"step{step}")
+            training.save(model, optimizer, folder, step, updates)
     (folder / "metrics.jsonl").write_text("\n".join(lines))
 
 
@@ -240,6 +289,12 @@ RUNS = {
         rows=one_dataset,
         rows_at_once=4,
         skipped=(3, 4, 5),
+    ),
+    "saved_by_the_trainer": Training(
+        config='"data-path": "toy_text_document", "split": "90,5,5", "seed": 7, "train_batch_size": 8}',
+        rows=a_split_of_one,
+        skipped=(2, 9, 10),
+        save=save_as_the_trainer,
     ),
 }
 
@@ -274,3 +329,76 @@ def test_every_range_between_checkpoints_is_r0(name: str, added: Workspace) -> N
         assert (report.grade, report.first_divergent_step) == ("R0", None), (first, last, report.notes)
         assert (report.weights_equal, report.states_equal) == (True, True)
         assert [row["skipped"] for row in report.steps] == [row["skipped_logged"] for row in report.steps]
+
+
+def test_checkpoints_are_listed_in_the_layout_that_holds_them(added: Workspace) -> None:
+    for name, layout in (("pythia", "hf"), ("saved_by_the_trainer", "neox")):
+        found = added.checkpoints(added.run(name))
+        assert [(checkpoint.step, checkpoint.layout) for checkpoint in found] == [(step, layout) for step in SAVED]
+        assert all({"weights", "optimizer"} <= set(checkpoint.states) for checkpoint in found)
+
+
+def without_the_first_lines(source: Path, folder: Path) -> Path:
+    copy = Path(shutil.copytree(source, folder))
+    lines = (copy / "metrics.jsonl").read_text().splitlines()
+    (copy / "metrics.jsonl").write_text("\n".join(lines[9:]))
+    return copy
+
+
+def test_the_trainers_checkpoint_knows_the_skips_that_the_log_lost(
+    runs: Path, tmp_path: Path, workspace: Workspace
+) -> None:
+    add(without_the_first_lines(runs / "saved_by_the_trainer", tmp_path / "kept"), workspace=workspace)
+    add(without_the_first_lines(runs / "skips", tmp_path / "lost"), workspace=workspace)
+
+    assert replay("kept", "9:20", workspace=workspace, device="cpu").grade == "R0"
+    lost = replay("lost", "9:20", workspace=workspace, device="cpu")
+    assert lost.grade != "R0"
+    assert "The log does not say of all steps up to 9 whether the loss scale overflowed" in " ".join(lost.notes)
+
+
+def test_a_log_that_counts_other_skips_than_the_checkpoint_is_said(
+    runs: Path, tmp_path: Path, workspace: Workspace
+) -> None:
+    copy = Path(shutil.copytree(runs / "saved_by_the_trainer", tmp_path / "other"))
+    lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    lines[2]["skipped"] = 1
+    (copy / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    add(copy, workspace=workspace)
+    report = replay("other", "9:20", workspace=workspace, device="cpu")
+
+    assert report.grade == "R0"
+    assert "Checkpoint 9 counts 2 skipped steps before it, the log 3." in report.notes
+
+
+# --- a run of GPT-NeoX itself ----------------------------------------------------------------------------------------
+
+
+def test_the_trainers_own_run_is_replayed_to_its_log(tmp_path: Path, workspace: Workspace) -> None:
+    """gpt-neox v1.0 itself (its kernels are not torch's, so R1): checkpoints, order, rates, groups and clipping."""
+    folder = Path(shutil.copytree(FIXTURES.with_name("neox-checkpoint") / "v1.0", tmp_path / "v1.0"))
+    (np.fromfile(FIXTURES / f"{TOY}.bin", dtype=np.uint16) % 128).tofile(folder / f"{TOY}.bin")
+    shutil.copy(FIXTURES / f"{TOY}.idx", folder)
+    add(folder, workspace=workspace)
+    run = workspace.run("v1.0")
+    report = replay("v1.0", "7:16", workspace=workspace, device="cpu")
+
+    assert run.config["padded_vocab_size"] == 128, "only the trainer's checkpoint says so"
+    assert [(place.step, place.layout) for place in workspace.checkpoints(run)] == [(7, "neox"), (16, "neox")]
+    assert report.grade == "R1"
+    assert report.max_abs_loss_difference is not None and report.max_abs_loss_difference < 2e-6
+    assert report.weight_distance is not None and report.weight_distance < 1e-3
+
+
+def test_an_adam_count_that_was_not_saved_is_said(tmp_path: Path, workspace: Workspace) -> None:
+    """Pythia's DeeperSpeed saved none; after a restart it began anew, which no file tells."""
+    fixtures = FIXTURES.with_name("neox-checkpoint")
+    folder = Path(shutil.copytree(fixtures / "v1.0", tmp_path / "v1.0"))
+    shutil.copytree(fixtures / "zero-v1.0" / "global_step6", folder / "global_step6")
+    (np.fromfile(FIXTURES / f"{TOY}.bin", dtype=np.uint16) % 128).tofile(folder / f"{TOY}.bin")
+    shutil.copy(FIXTURES / f"{TOY}.idx", folder)
+    add(folder, workspace=workspace)
+    notes = " ".join(replay("v1.0", "6:7", workspace=workspace, device="cpu").notes)
+
+    assert "did not save how many updates Adam counts. v1.0 is taken to have come to step 6 without a restart" in notes
+    assert "Checkpoint 6 counts 3 skipped steps before it, the log 0" in notes

@@ -228,3 +228,18 @@ def test_a_pickle_in_another_place_than_a_name_stays_closed(tmp_path: Path) -> N
 
     assert list(read_weights(checkpoint(tmp_path))) == [hostile]
     assert not (tmp_path / "marker").exists()
+
+
+def test_gpt_neox_output_layer_has_todays_name(tmp_path: Path) -> None:
+    """Every published file calls it embed_out, weights and moments alike."""
+    torch.manual_seed(0)
+    known = GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES, **TOKENS))
+    state = {name.replace("lm_head", "embed_out"): tensor for name, tensor in known.state_dict().items()}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    safetensors.torch.save_file({f"exp_avg.{n}": t for n, t in state.items()}, tmp_path / "optimizer.safetensors")
+
+    assert content_hash(read_weights(checkpoint(tmp_path))) == content_hash(dict(known.named_parameters()))
+    assert torch.equal(read_tensor(checkpoint(tmp_path), "lm_head.weight", "exp_avg"), known.lm_head.weight)
+    torch.save(state | {"lm_head.weight": state["embed_out.weight"]}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CorruptFile, match="holds the output layer twice"):
+        read_weights(checkpoint(tmp_path))

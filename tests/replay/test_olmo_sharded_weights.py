@@ -304,8 +304,12 @@ HUGE = 10**13
     ("shape", "places", "match"),
     [
         ([HUGE], {A: spec([0, HUGE])}, "places 10000000000000 elements .*; its file has"),
-        ([HUGE], {A: spec([0, 576]), B: spec([576, 1152])}, "do not make up its shape"),
-        ([HUGE, HUGE], {A: spec([0, 576]), B: spec([HUGE, HUGE + 576])}, "do not make up its shape"),
+        ([HUGE], {A: spec([0, 576]), B: spec([576, 1152])}, "do not make up its shape|cannot have the shape"),
+        (
+            [HUGE, HUGE],
+            {A: spec([0, 576]), B: spec([HUGE, HUGE + 576])},
+            "do not make up its shape|cannot have the shape",
+        ),
         ([72, 16], {A: spec([0, 576])}, "do not make up its shape"),
         ([72, 16], {A: spec([0, 576]), B: spec([500, 1076])}, "do not make up its shape"),
         ([72, 16], {A: spec([0, 576]), B: spec([0, 500], [1076, 1152])}, "overlapping pieces"),
@@ -391,7 +395,7 @@ def test_huge_metadata_is_not_read(copy: Callable[[str], Path]) -> None:
     folder = copy("olmo_core")
     with (folder / "model" / "metadata.json").open("r+b") as file:
         file.truncate(2**40)
-    with pytest.raises(UnsafeFile, match="1099511627776 bytes, more than any list of tensors needs"):
+    with pytest.raises(UnsafeFile, match="claims 1,099,511,627,776 bytes"):
         read_weights(checkpoint(folder))
 
 
