@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from data_index.durations import Duration, Progress, max_steps, max_tokens
 from data_index.errors import UnsupportedRecipe
 from replay import curves
 from replay.curves import Curve
-from replay.durations import Duration, Progress, max_steps, max_tokens
 from replay.joined_curves import LateDecay, Sequence, Shape, Stage, Stages
 from replay.schedule import Schedule
 from replay.schedule_readers import known_settings, scheduler_units

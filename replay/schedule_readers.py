@@ -12,10 +12,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from data_index.durations import Progress, max_steps, max_tokens, olmo_duration
 from data_index.errors import UnsupportedRecipe
 from replay import curves, other_curves
 from replay.curves import Curve
-from replay.durations import Duration, Progress, max_steps, max_tokens
 from replay.joined_curves import BoltOnWarmup
 from replay.schedule import Schedule, Units
 
@@ -131,40 +131,6 @@ def _olmo_end(text: int | str, units: Units, progress: Progress) -> int:
         # This trainer multiplies, whatever batch sizes it saw before.
         return max_steps(duration, progress) * progress.tokens_per_step
     return max_tokens(duration, progress)
-
-
-def olmo_duration(text: int | str) -> Duration:
-    """`max_duration` of the OLMo trainer: steps as a number, "2e12T" tokens, "1ep" epochs.
-
-    Raises:
-        UnsupportedRecipe: none of these.
-    """
-    try:
-        if isinstance(text, str) and text.endswith("T"):
-            return Duration(value=int(float(text[:-1])), unit="tokens")
-        if isinstance(text, str) and text.endswith("ep"):
-            return Duration(value=int(text[:-2]), unit="epochs")
-        return Duration(value=int(float(text)), unit="steps")
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UnsupportedRecipe(f"config.yaml: max_duration = {text!r} is not a duration") from error
-
-
-def max_grad_norm_of(
-    max_grad_norm: float | None, *, current: int, warmup_steps: int | None, warmup_factor: float | None
-) -> float | None:
-    """The limit that the OLMo trainer sets late in a step; the NEXT step is clipped to it.
-
-    The first step after a start or restart is clipped to `max_grad_norm` itself.
-
-    Args:
-        max_grad_norm: `max_grad_norm` or `max_grad_norm_ratio` of the config; None: no clipping.
-        current: steps or tokens, as the schedule counts, at the step that sets the limit.
-        warmup_steps: `scheduler.grad_clip_warmup_steps`, which the trainer truncates to a whole number.
-        warmup_factor: `scheduler.grad_clip_warmup_factor`.
-    """
-    if max_grad_norm is None or warmup_steps is None or warmup_factor is None or current > warmup_steps:
-        return max_grad_norm
-    return warmup_factor * max_grad_norm
 
 
 # --- GPT-NeoX ----------------------------------------------------------------------------------------------------

@@ -8,30 +8,23 @@ Source: Python package ai2-olmo 0.6.0 (olmo/train.py, olmo/data/).
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from data_index.durations import Progress, max_steps, olmo_duration
 from data_index.errors import (
     CorruptFile,
     ForensicsError,
     MissingFile,
     OrderMismatch,
     UnknownLayout,
-    UnsafeFile,
     UnsupportedRecipe,
 )
-from data_index.files import require_file
-from data_index.kinds import table_of_rows
 from data_index.olmo_checkpoint import layout_of, read_config, read_trainer_state, states_of
-from data_index.orders.olmo import global_indices
-from data_index.run import Checkpoint, Masking, Order, OrderTrust, Run, Segment, TokenFile
+from data_index.run import Checkpoint, Masking, Order, Run, Segment, TokenFile
 from data_index.sources import Imported
 from data_index.sources.folder import (
     default_name,
@@ -44,10 +37,8 @@ from data_index.sources.folder import (
     token_dtype,
 )
 from data_index.sources.olmo_position import Position, Stretch, join_stretches
+from data_index.sources.olmo_witness import len_of_order, per_rank_indices, prove_order
 from data_index.sources.trainer_record import read_record
-
-# Numbers pack to a third or so; what unpacks to far more is no list of them.
-MIN_UNPACKED_BYTES, UNPACKED_RATIO = 2**20, 100
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -115,9 +106,10 @@ def _import(folder: Path, folders: Mapping[int, Path], name: str | None, data: P
     )
     num_positions = len_of_order(sum(file.num_instances for file in files), order)
     segments, notes = _segments(saved, num_positions)
+    known = sum(checkpoint.position is not None for checkpoint in saved.values())
     record = first_existing(folder, None, "metrics.jsonl")
     tables = dict(read_record(record)) if record is not None else {}
-    if (consumed := _per_rank_indices(folder, folders)) is not None:
+    if (consumed := per_rank_indices(folder, folders)) is not None:
         tables["consumed"] = consumed
     config_bytes = read_file(last.folder / "config.yaml")
     run = Run(
@@ -128,7 +120,7 @@ def _import(folder: Path, folders: Mapping[int, Path], name: str | None, data: P
         files=files,
         order=order,
         segments=segments,
-        trust=_prove_order(folder, folders, saved, order, segments, sum(f.num_instances for f in files), notes),
+        trust=prove_order(folder, folders, known, order, segments, sum(f.num_instances for f in files), notes),
         config_format="olmo",
         config=config,
         masking=_masking(config),
@@ -161,13 +153,6 @@ def _saved(step: int, path: Path) -> _Saved:
         world_size=int(state.get("world_size") or 1),
     )
     return _Saved(folder=path, config=config, position=position, tokens=state["global_train_tokens_seen"])
-
-
-def len_of_order(num_instances: int, order: Order) -> int:
-    """Positions of an epoch."""
-    world_size, drop_last = order.parameters["world_size"], order.parameters["drop_last"]
-    whole = num_instances // world_size if drop_last else -(-num_instances // world_size)
-    return int(whole * world_size)
 
 
 def _token_files(folder: Path, settings: Mapping[str, Any], data: Path | None, length: int) -> tuple[TokenFile, ...]:
@@ -248,126 +233,19 @@ def _last_step(saved: _Saved, stretch: Stretch, batches_per_epoch: int) -> int:
     config = saved.config
     tokens_per_step = stretch.instances_per_batch * int(config["model"]["max_sequence_length"])
     seen = stretch.last_step * tokens_per_step if saved.tokens is None else saved.tokens
-    steps = duration_steps(str(config["max_duration"]), stretch.last_step, seen, tokens_per_step, batches_per_epoch)
+    progress = Progress(
+        tokens_per_step=tokens_per_step,
+        step=stretch.last_step,
+        tokens=seen,
+        batches=stretch.last_step,
+        batches_per_epoch=batches_per_epoch,
+    )
+    steps = max_steps(olmo_duration(config["max_duration"]), progress)
     epochs = -(-steps // batches_per_epoch)
     stop = int(config["stop_at"]) if config.get("stop_at") is not None else steps + 10
     if stretch.last_step == 0 and config.get("stop_after") is not None:  # later ones hold it in stop_at
         stop = min(stop, int(config["stop_after"]))
     return max(min(stop, epochs * batches_per_epoch), stretch.last_step, 1)
-
-
-def duration_steps(text: str, step: int, tokens_seen: int, tokens_per_step: int, batches_per_epoch: int) -> int:
-    """`max_duration` in steps: a number, `4e12T` in tokens, `2ep` in epochs.
-
-    Args:
-        step, tokens_seen: how far the trainer had come when it computed this.
-    """
-    if text.endswith("T"):
-        remaining = max(int(float(text[:-1])) - tokens_seen, 0)
-        return step - (-remaining // tokens_per_step)
-    if text.endswith("ep"):
-        return int(text[:-2]) * batches_per_epoch
-    return int(float(text))
-
-
-# --- witnesses -------------------------------------------------------------------------------------------------------
-
-
-def _per_rank_indices(folder: Path, folders: Mapping[int, Path]) -> Any:
-    """data-indices/rank<r>.tsv.gz as a table of consumed batches; None where it was not published.
-
-    Rank r of W reads every W-th instance of a global batch, from the r-th on.
-    """
-    homes = [path for path in (folder, *{p.parent for p in folders.values()}) if (path / "data-indices").is_dir()]
-    if not homes:
-        return None
-    files = sorted((homes[0] / "data-indices").glob("rank*.tsv.gz"))
-    by_rank = [list(_lines_of(path)) for path in files]
-    if not by_rank or len({len(lines) for lines in by_rank}) != 1:
-        raise CorruptFile(f"{homes[0]}/data-indices: the ranks have {[len(r) for r in by_rank]} lines")
-    times: dict[int, int] = {}
-    rows = []
-    for lines in zip(*by_rank, strict=True):
-        steps, parts = {step for step, _ in lines}, [part for _, part in lines]
-        if len(steps) != 1 or len({len(part) for part in parts}) != 1:
-            raise CorruptFile(f"{homes[0]}/data-indices: the ranks do not agree at step {min(steps)}")
-        step = steps.pop()
-        times[step] = times.get(step, 0) + 1
-        instances = np.array(parts, dtype=np.int64).T.reshape(-1)
-        rows.append({"step": step, "attempt": times[step], "instances": instances.tolist(), "input_ids_sha256": None})
-    return table_of_rows("consumed", rows, homes[0])
-
-
-def _lines_of(path: Path) -> Iterator[tuple[int, list[int]]]:
-    left = max(MIN_UNPACKED_BYTES, UNPACKED_RATIO * require_file(path))
-    try:
-        with gzip.open(path, "rb") as file:
-            while line := file.readline(left + 1):
-                left -= len(line)
-                if left < 0:
-                    raise UnsafeFile(f"{path} unpacks to more than numbers can: nothing more of it was read")
-                numbers = [int(number) for number in line.split(b"\t")]
-                if not all(0 <= number < 2**63 for number in numbers):
-                    raise ValueError("a number that counts nothing")
-                yield numbers[0], numbers[1:]
-    except UnsafeFile:
-        raise
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise CorruptFile(f"{path} is not a whole list of indices: {error}") from error
-
-
-def _prove_order(
-    folder: Path,
-    folders: Mapping[int, Path],
-    saved: Mapping[int, _Saved],
-    order: Order,
-    segments: tuple[Segment, ...],
-    num_instances: int,
-    notes: list[str],
-) -> OrderTrust:
-    """Compare with the order file that the trainer left; the loader's positions have been joined already.
-
-    Raises:
-        OrderMismatch: the message says which side is wrong.
-    """
-    witnesses = []
-    known = sum(checkpoint.position is not None for checkpoint in saved.values())
-    if known:
-        witnesses.append(f"the data loader's position in {known} of {len(saved)} checkpoints")
-    for home in dict.fromkeys([folder, *(path.parent for path in folders.values())]):
-        path = home / "train_data" / "global_indices.npy"
-        if path.is_file():
-            witnesses.append(check_global_indices(path, order, segments, num_instances))
-    missing = "a record of the token ids that were consumed"
-    return OrderTrust(
-        level="derived",
-        witness="; ".join(witnesses) or "rule and file sizes only",
-        missing="; ".join([missing, *notes]),
-    )
-
-
-def check_global_indices(path: Path, order: Order, segments: tuple[Segment, ...], num_instances: int) -> str:
-    """Is this the order of one of the run's epochs? The trainer overwrites the file at each epoch.
-
-    Raises:
-        OrderMismatch
-    """
-    expected = len_of_order(num_instances, order)
-    recorded = np.fromfile(path, dtype="<u4", count=expected + 1) if require_file(path) else np.empty(0, "<u4")
-    if len(recorded) != expected or (len(recorded) and int(recorded.max()) >= num_instances):
-        raise OrderMismatch(
-            f"{path}, the trainer's own order, names {len(recorded):,} instances up to "
-            f"{int(recorded.max(initial=0)):,}; the token files hold {num_instances:,}: files are missing, or the "
-            "order is another run's"
-        )
-    epochs = sorted({segment.epoch for segment in segments})
-    for epoch in [*epochs, *(e for e in range(1, 11) if e not in epochs)]:
-        if np.array_equal(recorded, global_indices(num_instances, epoch=epoch - 1, **order.parameters)):
-            return f"global_indices.npy is the order of epoch {epoch}"
-    raise OrderMismatch(
-        f"{path}, the trainer's own order, is not what the rule gives with seed {order.parameters['seed']} for any "
-        "epoch: config.yaml is not the config of this run, or the trainer was another version"
-    )
 
 
 def list_checkpoints(run: Run) -> list[Checkpoint]:

@@ -23,7 +23,8 @@ from data_index.pickles import read_torch_archive
 from data_index.run import Checkpoint, OrderTrust, Run, Segment
 from data_index.sources import Imported
 from data_index.sources.folder import default_name, first_existing, lookup, read_file, refuse_settings, step_folders
-from data_index.sources.olmo_core_data import Dataset, read_dataset
+from data_index.sources.olmo_core_data import Dataset
+from data_index.sources.olmo_core_datasets import read_dataset
 from data_index.sources.olmo_core_steps import skip_steps, walk_of
 from data_index.sources.trainer_record import read_record
 

@@ -11,40 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from data_index.errors import CorruptFile, OrderMismatch
+from data_index.durations import Duration, olmo_core_duration
+from data_index.errors import OrderMismatch
 from data_index.run import Segment
 from data_index.sources.olmo_position import MAX_EPOCHS
 
 MAX_TURNS = 100_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Duration:
-    """A point of the run, as the trainer's configs state it."""
-
-    value: int
-    unit: str
-
-    def is_reached(self, steps: int, tokens: int, epochs: int) -> bool:
-        """Has the run come this far: steps taken, tokens consumed, whole epochs read?"""
-        return {"steps": steps, "tokens": tokens, "epochs": epochs}[self.unit] >= self.value
-
-    def batches_until(self, steps: int, tokens: int, tokens_per_batch: int) -> int | None:
-        """Batches from here until it is reached; None for epochs, whose ends are looked at anyway."""
-        if self.unit == "steps":
-            return max(self.value - steps, 0)
-        return max(-(-(self.value - tokens) // tokens_per_batch), 0) if self.unit == "tokens" else None
-
-
-def parse_duration(table: Mapping[str, Any], where: str) -> Duration:
-    """
-    Raises:
-        CorruptFile: it names another unit.
-    """
-    unit = str(table["unit"])
-    if unit not in ("steps", "tokens", "epochs"):
-        raise CorruptFile(f"config.json: {where} is in {unit!r}, which is neither steps, tokens nor epochs")
-    return Duration(value=int(table["value"]), unit=unit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +33,7 @@ def batch_sizes_of(config: Mapping[str, Any]) -> BatchSizes:
     chosen = chosen or callbacks.get("batch_size_scheduler") or {}
     if not chosen.get("schedule") or chosen.get("enabled") is False:
         return BatchSizes()
-    due = tuple(parse_duration(d, "callbacks.batch_size_scheduler.schedule") for d in chosen["schedule"])
+    due = tuple(olmo_core_duration(d, "callbacks.batch_size_scheduler.schedule") for d in chosen["schedule"])
     return BatchSizes(tokens=tuple(int(size) for size in chosen["batch_sizes"]), due=due)
 
 
@@ -152,7 +124,9 @@ def walk_of(config: Mapping[str, Any], num_positions: int, sequence_length: int)
     """All steps that the trainer was told to take: the shorter of max_duration and hard_stop, else one epoch."""
     trainer = config.get("trainer") or {}
     until = [
-        parse_duration(trainer[name], f"trainer.{name}") for name in ("max_duration", "hard_stop") if trainer.get(name)
+        olmo_core_duration(trainer[name], f"trainer.{name}")
+        for name in ("max_duration", "hard_stop")
+        if trainer.get(name)
     ]
     walk = Walk(
         num_positions=num_positions,

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 
+from data_index.durations import Duration, olmo_core_duration
 from data_index.errors import CorruptFile, OrderMismatch, UnsupportedRecipe
 from data_index.orders.olmo_core_fingerprint import dataset_fingerprint, fsl_fields
 from data_index.pickles import read_torch_archive
 from data_index.registration import add
 from data_index.run import Segment
-from data_index.sources.olmo_core_steps import BatchSizes, Duration, Walk, parse_duration, skip_steps, walk_of
+from data_index.sources.olmo_core_steps import BatchSizes, Walk, skip_steps, walk_of
 from data_index.store import plan_of
 from data_index.workspace import Workspace
 from forensics.lookup import batches
@@ -213,7 +214,7 @@ def test_what_cannot_be_walked_is_refused() -> None:
     with pytest.raises(OrderMismatch, match="3 instances do not fill one batch of 8"):
         walked(3, 8, [(1, "steps")])
     with pytest.raises(CorruptFile, match="trainer.max_duration is in 'hours', which is neither steps, tokens nor ep"):
-        parse_duration({"value": 1, "unit": "hours"}, "trainer.max_duration")
+        olmo_core_duration({"value": 1, "unit": "hours"}, "trainer.max_duration")
 
 
 # --- skipped steps ---------------------------------------------------------------------------------------------------

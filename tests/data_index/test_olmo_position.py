@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_index.durations import Progress, max_steps, olmo_duration
 from data_index.errors import CorruptFile, MissingFile, OrderMismatch, UnsupportedRecipe
 from data_index.registration import add
 from data_index.run import Segment
-from data_index.sources.olmo import duration_steps
 from data_index.sources.olmo_position import Position, Stretch, join_stretches
 from data_index.store import connect
 from data_index.workspace import Workspace
@@ -251,7 +251,9 @@ def test_an_epoch_without_a_batch_is_a_mismatch() -> None:
 )
 def test_durations_are_read_as_the_trainer_reads_them(text: str, steps: int) -> None:
     """At step 10, after 200 tokens, with 100 tokens a step and 31 batches an epoch."""
-    assert duration_steps(text, 10, 200, 100, 31) == steps
+    progress = Progress(tokens_per_step=100, step=10, tokens=200, batches=10, batches_per_epoch=31)
+
+    assert max_steps(olmo_duration(text), progress) == steps
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------

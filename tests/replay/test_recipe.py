@@ -8,7 +8,7 @@ import pytest
 
 from data_index.errors import UnsupportedRecipe
 from data_index.workspace import Workspace
-from replay.recipe import SkipRule, apply_overrides, recipe_of_run
+from replay.recipe import ClipWarmup, SkipRule, apply_overrides, recipe_of_run
 
 
 def test_a_native_recipe_survives_its_file(tiny_shared: Workspace) -> None:
@@ -164,3 +164,15 @@ def test_unknown_overrides_are_refused(tiny_shared: Workspace, name: str) -> Non
 def test_overrides_of_another_type_are_refused(tiny_shared: Workspace) -> None:
     with pytest.raises(UnsupportedRecipe, match="learning_rate = 'fast'"):
         apply_overrides(recipe_of_run(tiny_shared.run("tiny")), {"recipe.learning_rate": "fast"})
+
+
+def test_the_limit_of_the_gradient_norm_warms_up_a_step_late(core_shared: Workspace) -> None:
+    """The legacy OLMo trainer sets it after clipping, and starts every process with the limit of the config."""
+    recipe = replace(recipe_of_run(core_shared.run("olmo")), clip_warmup=ClipWarmup(until=3 * 1024, factor=10.0))
+
+    def limit(step: int, restarted: bool = False) -> float | None:
+        return recipe.max_grad_norm_of(step, step * 1024, restarted=restarted)
+
+    assert [limit(step, restarted=step == 1) for step in (1, 2, 3, 4, 5)] == [1.0, 10.0, 10.0, 10.0, 1.0]
+    assert limit(3, restarted=True) == 1.0
+    assert replace(recipe, max_grad_norm=None).max_grad_norm_of(2, 2048, restarted=False) is None

@@ -16,6 +16,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from data_index.durations import Duration, Progress, max_steps, max_tokens, olmo_duration
 from data_index.errors import UnsupportedRecipe
 from replay.curves import (
     ConstantWithWarmup,
@@ -24,11 +25,10 @@ from replay.curves import (
     WarmupStableDecay,
     WarmupStableDecayPeriods,
 )
-from replay.durations import Duration, Progress, max_steps, max_tokens
 from replay.joined_curves import LateDecay, Sequence, Stage, Stages
 from replay.olmo_core_schedule import schedule_from_olmo_core
 from replay.schedule import CURVES, Schedule, schedule_from_table
-from replay.schedule_readers import AMBER, max_grad_norm_of, olmo_duration, schedule_from_neox, schedule_from_olmo
+from replay.schedule_readers import AMBER, schedule_from_neox, schedule_from_olmo
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 # Made by running the schedulers of ai2-olmo 0.6.0 and ai2-olmo-core 3.0.0: a config, a base rate, and rates by step.
@@ -373,15 +373,6 @@ def test_a_restart_that_forgot_the_optimizer_warms_up_again() -> None:
     assert rate(schedule, 1.0, 25) == rate(schedule_from_olmo(olmo_config()), 1.0, 25)
     with pytest.raises(UnsupportedRecipe, match="reset_optimizer_state"):
         schedule_from_olmo(config)
-
-
-def test_the_limit_of_the_gradient_norm_warms_up_too() -> None:
-    """Set late in a step, so in force at the next."""
-    limits = [max_grad_norm_of(1.0, current=step, warmup_steps=3, warmup_factor=10.0) for step in (1, 3, 4)]
-
-    assert limits == [10.0, 10.0, 1.0]
-    assert max_grad_norm_of(None, current=1, warmup_steps=3, warmup_factor=10.0) is None
-    assert max_grad_norm_of(1.0, current=1, warmup_steps=None, warmup_factor=10.0) == 1.0
 
 
 def test_olmo_core_counts_in_units_and_ignores_the_hard_stop() -> None:
