@@ -71,6 +71,8 @@ def recipe_from(run: Run, approximate: bool) -> Recipe:
     length = run.sequence_length
     positions = int(run.environment.get("instances_per_epoch", run.num_instances))
     walk = walk_of(run.config, positions, length)
+    if walk.base_rate_changes:
+        _refuse_moving_horizon(fields)
     tokens_per_step = int(run.config["data_loader"]["global_batch_size"])
     model = _model(fields, length)
     return Recipe(
@@ -98,6 +100,16 @@ def recipe_from(run: Run, approximate: bool) -> Recipe:
         unfaithful=tuple(_other_kernels(module, optim)),
         approximated=tuple(fields.approximated),
     )
+
+
+def _refuse_moving_horizon(fields: ConfigFields) -> None:
+    """Trainers turn the run's length into the scheduler's unit anew each step; a new batch size moves that answer."""
+    scheduler, unit = fields.get("train_module.scheduler"), fields.get("trainer.max_duration.unit")
+    if scheduler and unit != (scheduler.get("units") or "steps"):
+        fields.refuse(
+            "trainer.callbacks.batch_size_scheduler changes the batch size, and with it the horizon of "
+            f"train_module.scheduler, because trainer.max_duration is in {unit}"
+        )
 
 
 def _mixed_precision(module: Mapping[str, Any]) -> bool:

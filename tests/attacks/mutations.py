@@ -143,7 +143,7 @@ def _index(folder: Path) -> None:
 
 
 def _tsv(folder: Path) -> None:
-    from data_index.sources.olmo import _lines_of
+    from data_index.sources.olmo_witness import _lines_of
 
     list(_lines_of(folder / "rank0.tsv.gz"))
 

@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -96,6 +97,21 @@ def test_a_setting_of_olmo_core_becomes_a_field(
     set_in(path, value)(config)
 
     assert getattr(recipe_of_run(replace(run, config=config)), field) == expected
+
+
+def test_a_batch_size_that_changes_may_not_move_the_horizon_of_the_schedule(core_shared: Workspace) -> None:
+    run = core_shared.run("core")
+    config = copy.deepcopy(dict(run.config))
+    size = config["data_loader"]["global_batch_size"]
+    due = [{"value": step, "unit": "steps"} for step in (0, 10)]
+    doubled = {"batch_sizes": [size, 2 * size], "schedule": due}
+    set_in("trainer.callbacks.batch_size_scheduler", doubled)(config)
+
+    assert config["trainer"]["max_duration"]["unit"] == "steps"
+    assert recipe_of_run(replace(run, config=config)).base_rate_changes == ((11, math.sqrt(2)),)
+    set_in("train_module.scheduler.units", "tokens")(config)
+    with pytest.raises(UnsupportedRecipe, match="horizon"):
+        recipe_of_run(replace(run, config=config))
 
 
 def test_an_approximation_passes_over_what_is_not_supported_and_says_so(core_shared: Workspace) -> None:

@@ -37,6 +37,8 @@ WEIGHTS = {
     False: ["0x1.58fce40000000p-1", "-0x1.4d124c0000000p+0", "0x1.195db00000000p-6"],
 }
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
 
 def hexadecimal(numbers: list[str]) -> torch.Tensor:
     return torch.tensor([float.fromhex(number) for number in numbers])
@@ -177,9 +179,9 @@ def test_what_a_window_holds_does_not_change_under_it() -> None:
     assert (window.losses[0].item(), window.grad_norms[0].item()) == (1.0, 2.0)
 
 
-def test_decisions_are_those_of_a_real_run(published: Path) -> None:
+def test_decisions_are_those_of_a_real_run() -> None:
     """OLMo-core with K = 16 and sigma = 1; what it logged of itself."""
-    lines = (published / "olmo-core" / "skipstep" / "metrics.jsonl").read_text().splitlines()
+    lines = (FIXTURES / "olmo-core" / "skipstep" / "metrics.jsonl").read_text().splitlines()
     logged = [line["hex"] for line in map(json.loads, lines) if "optim/step skipped" in line.get("hex", {})]
     window = SkipWindow(interval=16, sigma=1)
 
@@ -196,12 +198,16 @@ def test_decisions_are_those_of_a_real_run(published: Path) -> None:
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("bugfix", [False, True])
 def test_updates_are_those_of_olmo_core(foreach: bool, bugfix: bool) -> None:
-    """Known answers of the trainer's class; one step of the five is left out."""
+    """Known answers of the trainer's class; one step of the five is left out.
+
+    The moments to the bit. The weights to 2 units in the last place (2.4e-7): a square root is taken on the way,
+    and the math libraries of different processors round it differently.
+    """
     parameter, optimizer, skipped = trained(foreach=foreach, step_increment_bugfix=bugfix)
 
     state = optimizer.state[parameter]
     assert skipped == [False, False, False, True, False]
-    assert torch.equal(parameter.detach(), hexadecimal(WEIGHTS[bugfix]))
+    torch.testing.assert_close(parameter.detach(), hexadecimal(WEIGHTS[bugfix]), rtol=2.4e-7, atol=0)
     assert torch.equal(state["exp_avg"], hexadecimal(FIRST_MOMENT[foreach]))
     assert torch.equal(state["exp_avg_sq"], hexadecimal(SECOND_MOMENT[foreach]))
     assert state["step"].item() == (4.0 if bugfix else 0.0)
