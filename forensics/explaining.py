@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from replay.fidelity import ReplayReport
 
 GRADES = {
-    "R0": "bit for bit: every logged loss and every tensor of the checkpoint",
+    "R0": "bit for bit: every logged loss, and every tensor of the checkpoint or the trainer's hash of them",
     "R1": "every logged loss within 1e-6 relative",
     "unbanded": "below R1, and no noise band has been measured to place it in",
 }
@@ -32,8 +32,10 @@ def summarize_report(report: ReplayReport) -> Iterator[str]:
             f"{first.num_different:,} of {first.num_elements:,} elements, at most {first.max_abs:.3g} "
             f"({first.relative:.3g} of its norm)"
         )
-    elif report.weights_equal:
+    elif report.states_equal:
         yield f"  checkpoint {report.last}: every tensor equal"
+    elif report.weights_equal:
+        yield f"  weights after step {report.last}: their hash equals the trainer's"
     for note in report.notes:
         yield f"  {note}"
 

@@ -236,7 +236,7 @@ def _compare(
             differences = differences + fidelity.compare_tensors(moment_tensors(state), moments)
         states_equal = not differences
     elif rows[-1]["parameters_equal"] is not None:
-        weights_equal = states_equal = bool(rows[-1]["parameters_equal"])
+        weights_equal = bool(rows[-1]["parameters_equal"])
     divergent = [row["step"] for row in rows if fidelity.step_diverges(row)]
     gaps = [abs(r["loss"] - r["loss_logged"]) for r in rows if r["loss_logged"] is not None]
     fingerprint = fingerprint_of(setup)
@@ -245,7 +245,9 @@ def _compare(
         run=run.name,
         first=start.step,
         last=last,
-        grade=fidelity.grade(rows, states_equal, approximate=bool(setup.recipe.approximated)),
+        grade=fidelity.grade(
+            rows, weights_equal if states_equal is None else states_equal, approximate=bool(setup.recipe.approximated)
+        ),
         fingerprint_matches=None if recorded is None else fingerprint == recorded,
         first_divergent_step=divergent[0] if divergent else None,
         max_abs_loss_difference=max(gaps) if gaps else None,

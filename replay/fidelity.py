@@ -1,6 +1,7 @@
 """How faithful is a replay? Compare it with the log and with the checkpoint at its end, and grade it.
 
-R0  every tensor of the states that checkpoint B holds, and every logged loss, is bit-equal
+R0  every tensor of the states that checkpoint B holds (without one, the trainer's hash of the weights), and every
+    logged loss, is bit-equal
 R1  every logged loss within 1e-6 relative; the best that can be earned without a checkpoint or hash at B
 unbanded  below R1, with no measured noise band to place it in
 """
@@ -34,6 +35,8 @@ class ReplayReport:
     """What a replay found. `None` means that there was nothing to compare with.
 
     Attributes:
+        weights_equal: with checkpoint B, or else with the trainer's hash of them.
+        states_equal: everything that checkpoint B holds, moments too.
         differences: tensors of checkpoint B that differ, in the model's order.
         weight_distance: L2 distance of all weights over the L2 norm of checkpoint B's; 0.0 when equal.
         notes: everything that could lower the grade, each in a sentence.

@@ -187,6 +187,14 @@ def test_verbs_that_look_start_without_torch(arguments: list[str], tiny_shared: 
     assert done.stdout
 
 
+@pytest.mark.parametrize("argument", ["--help", "runs"])
+def test_what_opens_no_table_starts_without_numpy(argument: str, tmp_path: Path) -> None:
+    command = COMMAND.replace('"torch", ', '"torch", "numpy", "duckdb", "yaml", "pydantic", ')
+    done = run_python(command, ARGUMENTS=json.dumps([argument]), FORENSICS_WORKSPACE=str(tmp_path))
+
+    assert done.returncode == 0, done.stderr
+
+
 def test_python_packages_start_light() -> None:
     done = run_python("import sys, data_index, probes, forensics, forensics.cli, app; print(len(sys.modules))")
     empty = run_python("import sys; print(len(sys.modules))")

@@ -13,13 +13,15 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from data_index.errors import MissingFile, UnknownLayout
-from data_index.pieces import Pieces
 from data_index.run import Checkpoint, Run
+
+if TYPE_CHECKING:  # numpy is not for every command
+    import numpy as np
+
+    from data_index.pieces import Pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -7,14 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from data_index.errors import CorruptFile, MissingFile, UnknownLayout
 from data_index.files import MAX_JSON_BYTES, read_limited, require_file
 from data_index.run import TokenFile
 from data_index.run_check import TOKEN_DTYPE_BYTES
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Steps are counted in 64 bits; a folder's name may hold any number.
 _STEP = re.compile(r"(\d{1,18})(?:-unsharded)?$")
@@ -64,6 +65,8 @@ def token_dtype(name: Any) -> np.dtype:
     Raises:
         CorruptFile
     """
+    import numpy as np
+
     dtype = name if isinstance(name, str) and name in TOKEN_DTYPE_BYTES else None
     if dtype is None:
         raise CorruptFile(f"the config names {str(name)[:80]!r} as the dtype of its tokens, which is no whole number")

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from data_index.errors import (
 )
 from data_index.registration import add
 from data_index.workspace import Workspace
+from forensics.explaining import explain_report, summarize_report
 from forensics.reproduction import prepare, replay, replay_folder
 from forensics.sample_run import plan_of_segments
 from replay.train_step import StepResult
@@ -37,6 +39,15 @@ def test_between_checkpoints_only_the_log_can_be_compared(tiny_shared: Workspace
 
     assert (report.grade, report.weights_equal) == ("R1", None)
     assert any("no checkpoint at step 8" in note for note in report.notes)
+
+
+def test_a_hash_of_the_weights_is_not_said_to_be_a_checkpoint(tiny_shared: Workspace) -> None:
+    report = replay("tiny", "5:8", workspace=tiny_shared, device="cpu")
+    hashed = replace(report, grade="R0", weights_equal=True)
+
+    assert any("after step 8" in line and "hash" in line for line in summarize_report(hashed))
+    assert not any("checkpoint 8" in line for line in summarize_report(hashed))
+    assert "Weights and moments at 8: nothing to compare with" in explain_report(hashed)
 
 
 @pytest.mark.parametrize("steps", ["0:10", "10:20"])
@@ -70,7 +81,7 @@ def test_the_skip_rule_and_the_instance_filter_replay(
     report = replay("skip", steps, workspace=core_shared, device="cpu")
 
     if known_kernels["skip"]:
-        assert (report.grade, report.first_divergent_step, report.states_equal) == ("R0", None, True)
+        assert (report.grade, report.first_divergent_step, report.weights_equal) == ("R0", None, True)
     else:
         assert report.grade == "R1"
     for row in report.steps:
