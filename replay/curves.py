@@ -11,6 +11,7 @@ Sources: Python packages ai2-olmo 0.6.0 (optim.py) and ai2-olmo-core 3.0.0 (opti
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import ClassVar, Protocol
@@ -95,81 +96,72 @@ class ConstantWithWarmup(WarmUp):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CosineWithWarmup(WarmUp):
-    """A ramp, then half a cosine wave down to a fraction of the base rate.
+class RampAndDecay(WarmUp, ABC):
+    """A ramp, a decay from its end, and then a constant rate.
 
     Attributes:
         max_steps: where the decay ends.
         alpha_final: the rate from there on, as a fraction of the base rate.
     """
 
-    kind: ClassVar[str] = "cosine_with_warmup"
     max_steps: int
     alpha_final: float = 0.1
 
     def learning_rate(self, base: float, current: int) -> float:
-        if current < self.warmup_steps:
-            return self.ramp(base, current)
         final = base * self.alpha_final
+        if current < self.warmup_steps:
+            return self.ramp(self._peak(base, final), current)
         if current >= self.max_steps:
             return final
-        return cosine_between(base, final, current - self.warmup_steps, self.max_steps - self.warmup_steps)
+        return self._decay(base, final, current - self.warmup_steps, self.max_steps - self.warmup_steps)
+
+    def _peak(self, base: float, final: float) -> float:
+        return base
+
+    @abstractmethod
+    def _decay(self, base: float, final: float, done: int, length: int) -> float: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HalfCosineWithWarmup(WarmUp):
-    """The second half of a cosine decay: a ramp to the middle between base and final rate, then on down.
+class CosineWithWarmup(RampAndDecay):
+    """Half a cosine wave down to a fraction of the base rate."""
 
-    Attributes: as CosineWithWarmup. The base rate is the peak of the full cosine, never reached here.
-    """
+    kind: ClassVar[str] = "cosine_with_warmup"
+
+    def _decay(self, base: float, final: float, done: int, length: int) -> float:
+        return cosine_between(base, final, done, length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HalfCosineWithWarmup(RampAndDecay):
+    """The second half of a cosine decay; the base rate is the peak of the whole one, never reached here."""
 
     kind: ClassVar[str] = "half_cosine_with_warmup"
-    max_steps: int
-    alpha_final: float = 0.1
 
-    def learning_rate(self, base: float, current: int) -> float:
-        final = base * self.alpha_final
-        if current < self.warmup_steps:
-            return self.ramp(final + (base - final) / 2, current)
-        if current >= self.max_steps:
-            return final
-        length = self.max_steps - self.warmup_steps
-        return cosine_between(base, final, current - self.warmup_steps + length, 2 * length)
+    def _peak(self, base: float, final: float) -> float:
+        return final + (base - final) / 2
+
+    def _decay(self, base: float, final: float, done: int, length: int) -> float:
+        return cosine_between(base, final, done + length, 2 * length)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinearWithWarmup(WarmUp):
-    """A ramp, then a straight line down to a fraction of the base rate. Attributes: as CosineWithWarmup."""
+class LinearWithWarmup(RampAndDecay):
+    """A straight line down to a fraction of the base rate."""
 
     kind: ClassVar[str] = "linear_with_warmup"
-    max_steps: int
-    alpha_final: float = 0.1
 
-    def learning_rate(self, base: float, current: int) -> float:
-        if current < self.warmup_steps:
-            return self.ramp(base, current)
-        final = base * self.alpha_final
-        if current >= self.max_steps:
-            return final
-        progress = (current - self.warmup_steps) / (self.max_steps - self.warmup_steps)
-        return base - (base - final) * progress
+    def _decay(self, base: float, final: float, done: int, length: int) -> float:
+        return base - (base - final) * (done / length)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CosineLinearEnvelope(WarmUp):
-    """A ramp, then a cosine decay multiplied by a linear one. Attributes: as CosineWithWarmup."""
+class CosineLinearEnvelope(RampAndDecay):
+    """A cosine decay multiplied by a linear one."""
 
     kind: ClassVar[str] = "cosine_linear_envelope"
-    max_steps: int
-    alpha_final: float = 0.1
 
-    def learning_rate(self, base: float, current: int) -> float:
-        if current < self.warmup_steps:
-            return self.ramp(base, current)
-        final = base * self.alpha_final
-        if current >= self.max_steps:
-            return final
-        done, length = current - self.warmup_steps, self.max_steps - self.warmup_steps
+    def _decay(self, base: float, final: float, done: int, length: int) -> float:
         envelope = 1 - done / length
         wave = (base - final) * (1 + math.cos(math.pi * done / length)) / 2
         return final + envelope * wave
@@ -197,7 +189,7 @@ class InverseSqrtWithWarmup(WarmUp):
 class CosineOrInverseSqrt(WarmUp):
     """The higher of a cosine decay and an inverse-square-root decay (OLMo's max_scheduler).
 
-    Attributes: as CosineWithWarmup; the inverse square root tends to 0.
+    Attributes: as RampAndDecay; the inverse square root tends to 0.
     """
 
     kind: ClassVar[str] = "cosine_or_inverse_sqrt"

@@ -4,7 +4,6 @@ import base64
 import gzip
 import io
 import json
-import os
 import pickle
 import shutil
 import struct
@@ -17,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.attacks.no_files import NO_FILES, Change, fifo, hole, link_to
 from tests.attacks.opening import Twin, assert_refused, open_twins
 from tests.attacks.payloads import archive, doubled, pickled
 
@@ -24,8 +24,6 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 SHARDED = FIXTURES / "olmo-sharded"
 CORE = FIXTURES / "olmo-core" / "main" / "ckpt" / "step10"
 TERA = 10**13
-
-Change = Callable[[Path], object]
 
 
 def twin(name: str, source: str, file: str, change: Change, folder: Path, **fields: Any) -> Twin:
@@ -38,39 +36,6 @@ def twin(name: str, source: str, file: str, change: Change, folder: Path, **fiel
 
 # --- what is no file -------------------------------------------------------------------------------------------------
 
-
-def fifo(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    os.mkfifo(path)
-
-
-def link_to(target: str) -> Change:
-    def change(path: Path) -> None:
-        path.unlink(missing_ok=True)
-        path.symlink_to(target)
-
-    return change
-
-
-def folder_instead(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.mkdir()
-
-
-def hole(path: Path) -> None:
-    """Terabytes, none of which are there."""
-    with path.open("ab") as file:
-        file.truncate(8 * 2**40)
-
-
-NO_FILES: dict[str, Change] = {
-    "a pipe": fifo,
-    "a link to zeros": link_to("/dev/zero"),
-    "a link to noise": link_to("/dev/urandom"),
-    "a link to itself": lambda path: link_to(path.name)(path),
-    "a folder": folder_instead,
-    "a hole": hole,
-}
 READ_WITHOUT_LOOKING = {  # found by a pattern, or named by another file
     "torch_legacy": "rank1.pt",
     "local": "model/rank1.pt",

@@ -23,45 +23,12 @@ from data_index.files import require_file
 from data_index.registration import add
 from data_index.store import connect
 from data_index.workspace import Workspace
+from tests.attacks.no_files import NO_FILES, Change, fifo, folder_instead, hole, link_to
 from tests.attacks.opening import Twin, assert_refused, open_twins
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 NEOX = FIXTURES / "neox"
 HUGE = 10**15
-
-Change = Callable[[Path], object]
-
-
-def fifo(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    os.mkfifo(path)
-
-
-def link_to(target: str) -> Change:
-    def change(path: Path) -> None:
-        path.unlink(missing_ok=True)
-        path.symlink_to(target)
-
-    return change
-
-
-def folder_instead(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.mkdir()
-
-
-def hole(path: Path) -> None:
-    with path.open("ab") as file:
-        file.truncate(8 * 2**40)
-
-
-NO_FILES: dict[str, Change] = {
-    "a pipe": fifo,
-    "zeros": link_to("/dev/zero"),
-    "itself": lambda path: link_to(path.name)(path),
-    "a folder": folder_instead,
-    "a hole": hole,
-}
 
 
 # --- the native format -----------------------------------------------------------------------------------------------
@@ -356,7 +323,7 @@ CORE: dict[str, tuple[Change, str]] = {
     "lists in the config": (in_config(lambda config: config.update(deep=nested(900))), ""),
     "a config of a pipe": (at("ckpt/step10/config.json", fifo), ""),
     # A link to itself is nothing, and the order need not be there.
-    **{f"an order of {name}": (at(INDICES, change), "global_indices" * (name != "itself"))
+    **{f"an order of {name}": (at(INDICES, change), "global_indices" * (name != "a link to itself"))
        for name, change in NO_FILES.items()},
     "a state of a pipe": (at("ckpt/step10/train/rank0.pt", fifo), ""),
     "a list as the state": (
