@@ -6,11 +6,6 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-# Published runs beside the checkout, where they are; tests that need them say when they skip.
-ifneq ($(wildcard ../shared/fixtures),)
-export FORENSICS_FIXTURES ?= $(abspath ../shared/fixtures)
-endif
-
 .PHONY: demo test test-published lint types bench clean
 
 $(VENV)/ready: pyproject.toml constraints.txt

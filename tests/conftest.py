@@ -6,7 +6,6 @@ Skips are allowed only for the reasons listed here; any other skip fails the sui
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 from pathlib import Path
@@ -18,12 +17,8 @@ from data_index.workspace import Workspace
 from forensics.sample_run import SampleSpec, train_sample_run
 
 FIXTURES = Path(__file__).parent / "fixtures"
-PUBLISHED = os.environ.get("FORENSICS_FIXTURES")
 
-ALLOWED_SKIPS = (
-    "needs the published runs beside the checkout (FORENSICS_FIXTURES)",
-    "needs root to mount a small disk",
-)
+ALLOWED_SKIPS = ("needs root to mount a small disk",)
 
 # 20 steps with the same accidents as the demo; seconds to train.
 TINY = SampleSpec(
@@ -61,7 +56,6 @@ def pytest_report_header() -> list[str]:
     return [
         f"python {platform.python_version()}, torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()}), "
         f"transformers {transformers.__version__}, numpy {numpy.__version__}, duckdb {duckdb.__version__}",
-        f"published runs: {PUBLISHED or 'not here'}",
     ]
 
 
@@ -80,14 +74,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         if not any(allowed in reason for allowed in ALLOWED_SKIPS):
             reporter.write_line(f"not an allowed skip: {report.nodeid}: {reason}", red=True)
             session.exitstatus = 1
-
-
-@pytest.fixture(scope="session")
-def published() -> Path:
-    """The folder of published runs."""
-    if not PUBLISHED:
-        pytest.skip(ALLOWED_SKIPS[0])
-    return Path(PUBLISHED)
 
 
 @pytest.fixture

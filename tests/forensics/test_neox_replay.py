@@ -390,6 +390,21 @@ def test_the_trainers_own_run_is_replayed_to_its_log(tmp_path: Path, workspace: 
     assert report.weight_distance is not None and report.weight_distance < 1e-3
 
 
+def test_where_a_step_was_saved_twice_the_trainers_own_checkpoint_counts(tmp_path: Path, workspace: Workspace) -> None:
+    folder = Path(shutil.copytree(FIXTURES.with_name("neox-checkpoint") / "v1.0", tmp_path / "v1.0"))
+    (np.fromfile(FIXTURES / f"{TOY}.bin", dtype=np.uint16) % 128).tofile(folder / f"{TOY}.bin")
+    shutil.copy(FIXTURES / f"{TOY}.idx", folder)
+    for step in (7, 9):
+        (folder / f"step{step}").mkdir()
+        (folder / f"step{step}" / "config.json").write_text("{}")
+        save_file({"weight": torch.zeros(1)}, folder / f"step{step}" / "model.safetensors")
+    add(folder, workspace=workspace)
+    found = workspace.checkpoints(workspace.run("v1.0"))
+
+    assert [(place.step, place.layout) for place in found] == [(7, "neox"), (9, "hf"), (16, "neox")]
+    assert found[0].location == folder / "global_step7" and "optimizer" in found[0].states
+
+
 def test_an_adam_count_that_was_not_saved_is_said(tmp_path: Path, workspace: Workspace) -> None:
     """Pythia's DeeperSpeed saved none; after a restart it began anew, which no file tells."""
     fixtures = FIXTURES.with_name("neox-checkpoint")

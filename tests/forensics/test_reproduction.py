@@ -2,6 +2,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +40,23 @@ def test_between_checkpoints_only_the_log_can_be_compared(tiny_shared: Workspace
 
     assert (report.grade, report.weights_equal) == ("R1", None)
     assert any("no checkpoint at step 8" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(("recorded", "grade"), [("same", "R0"), ("other", "R1")])
+def test_without_a_checkpoint_the_trainers_hash_decides(
+    tiny_shared: Workspace, monkeypatch: pytest.MonkeyPatch, recorded: str, grade: str
+) -> None:
+    learned = Workspace.learned
+
+    def with_hashes(workspace: Workspace, home: Path, kind: str) -> list[dict[str, Any]]:
+        rows = [{"step": 8, "sha256": recorded}]
+        return rows if kind == "parameter_hashes" else learned(workspace, home, kind)
+
+    monkeypatch.setattr(Workspace, "learned", with_hashes)
+    monkeypatch.setattr("forensics.reproduction.trainer_parameter_hash", lambda weights, order: "same")
+    report = replay("tiny", "5:8", workspace=tiny_shared, device="cpu")
+
+    assert (report.grade, report.weights_equal, report.states_equal) == (grade, recorded == "same", None)
 
 
 def test_a_hash_of_the_weights_is_not_said_to_be_a_checkpoint(tiny_shared: Workspace) -> None:

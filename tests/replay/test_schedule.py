@@ -154,6 +154,8 @@ def test_the_last_step_of_warm_up_may_not_be_the_base_rate() -> None:
 
     assert ConstantWithWarmup(warmup_steps=7).learning_rate(base, 7) == base
     assert ConstantWithWarmup(warmup_steps=7, ramp_includes_end=True).learning_rate(base, 7) == base * 7 / 7
+    tailed = WarmupStableDecay(warmup_steps=7, max_steps=20, decay_steps=4)
+    assert [tailed.learning_rate(base, step) for step in (7, 8)] == [base * 7 / 7, base]
 
 
 def test_tails_end_at_their_minimum_and_stay_there() -> None:
