@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Other projects' published files, which some tests read where they are at hand.
+export FORENSICS_FIXTURES ?= $(abspath ../shared/fixtures)
 
 .PHONY: demo test test-published lint types bench clean
 

@@ -1,0 +1,223 @@
+"""The verb that looks at what is published: catalog. It reads no network and opens no workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forensics.cli.options import FormatOption
+from forensics.cli.output import Format, emit_object, emit_rows, print_table, printable, say, to_json
+
+if TYPE_CHECKING:  # the catalog is read when it is asked for
+    from data_index.listings import Listing, Mistake
+    from data_index.registry import Fact, Family, KnownIssue, PublishedEvent, ReleasedRun
+
+COLUMNS = ("family", "run", "parameters", "steps", "tokens", "states", "order", "replay", "issues")
+LISTING_COLUMNS = ("file", "rows", "unique", "off_grid", "kind", "lines", "text")
+
+
+def catalog(
+    name: Annotated[str | None, typer.Argument(metavar="[FAMILY|RUN]", help="A family, a run or its hub id.")] = None,
+    listing: Annotated[
+        Path | None, typer.Option(help="Check an official checkpoint list, or a folder of them.")
+    ] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Show released runs: what is published, what is missing, what is known to be wrong.
+
+    Example: forensics catalog pythia
+    """
+    from data_index.registry import families, find_run
+
+    if listing is not None:
+        if name is not None:
+            raise typer.BadParameter("give a family or run, or --listing, not both")
+        _check_listings(listing, format)
+        return
+    found = [family for family in families() if name is not None and family.name == name.lower()]
+    if name is None:
+        _print_runs([run for family in families() for run in family.runs], format)
+        if format is Format.table:
+            say("every fact of one: forensics catalog RUN; what is known to be wrong: forensics catalog FAMILY")
+    elif found:
+        value = _family_object(found[0])
+        if format is Format.csv:
+            emit_rows(value["runs"], format, COLUMNS)
+        else:
+            emit_object(value, format, lambda: _print_family(found[0]))
+    else:
+        _show_run(find_run(name), format)
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def _run_row(run: ReleasedRun) -> dict[str, Any]:
+    from data_index.registry import issues_of
+
+    return {
+        "family": run.family,
+        "run": run.name,
+        "parameters": run.value("parameters"),
+        "steps": run.value("last_step"),
+        "tokens": run.value("tokens"),
+        "states": run.value("states", []),
+        "order": run.value("order"),
+        "replay": run.value("replay"),
+        "issues": len(issues_of(run)),
+    }
+
+
+def _print_runs(runs: Iterable[ReleasedRun], format: Format, columns: Sequence[str] = COLUMNS) -> None:
+    rows = [_run_row(run) for run in runs]
+    if format is Format.table:
+        rows = [row | {"tokens": _short(row["tokens"]), "states": _in_words(row["states"])} for row in rows]
+    emit_rows(rows, format, columns)
+
+
+def _short(tokens: int | None) -> str:
+    if tokens is None:
+        return ""
+    unit, name = (1e12, "T") if tokens >= 1e12 else (1e9, "B")
+    return f"{tokens / unit:.3g}{name}"
+
+
+def _in_words(states: Sequence[str]) -> str:
+    """Names of states, in the width of a column."""
+    return "all" if len(states) == 3 else "+".join(states)
+
+
+# --- a family --------------------------------------------------------------------------------------------------------
+
+
+def _family_object(family: Family) -> dict[str, Any]:
+    return {
+        "family": family.name,
+        "title": family.title,
+        "publisher": family.publisher,
+        "runs": [_run_row(run) for run in family.runs],
+        "issues": [_issue_row(issue) for issue in family.issues],
+        "events": [_event_row(event) for event in family.events],
+        "sources": dict(family.sources),
+    }
+
+
+def _issue_row(issue: KnownIssue) -> dict[str, Any]:
+    names = ("kind", "runs", "steps", "first_step", "last_step", "listed_steps", "text", "source")
+    return {name: getattr(issue, name) for name in names}
+
+
+def _event_row(event: PublishedEvent) -> dict[str, Any]:
+    return {name: getattr(event, name) for name in ("kind", "runs", "at", "step", "text", "source")}
+
+
+def _print_family(family: Family) -> None:
+    print(f"{family.title} ({family.publisher})\n")
+    _print_runs(family.runs, Format.table, COLUMNS[1:])
+    _print_told("known issues", [_issue_row(issue) for issue in family.issues], "steps")
+    _print_told("published spikes and restarts", [_event_row(event) for event in family.events], "at")
+
+
+def _print_told(title: str, rows: Sequence[Mapping[str, Any]], where: str) -> None:
+    if rows:
+        print(f"\n{title}")
+    for row in rows:
+        place = f", {'steps ' if where == 'steps' else ''}{row[where]}" if row[where] else ""
+        print(f"\n  {row['kind']}: {', '.join(row['runs'])}{place}\n    {row['text']}\n    [{row['source']}]")
+
+
+# --- one run ---------------------------------------------------------------------------------------------------------
+
+
+def _show_run(run: ReleasedRun, format: Format) -> None:
+    from data_index.registry import events_of, issues_of
+
+    issues = [_issue_row(issue) for issue in issues_of(run)]
+    events = [_event_row(event) for event in events_of(run)]
+    if format is Format.csv:
+        named = [*run.facts.items(), *((f"settings.{name}", fact) for name, fact in run.settings.items())]
+        emit_rows([{"field": name} | _fact(fact) for name, fact in named], format)
+        return
+    value = {
+        "run": run.name,
+        "family": run.family,
+        "facts": {name: _fact(fact) for name, fact in run.facts.items()},
+        "settings": {name: _fact(fact) for name, fact in run.settings.items()},
+        "issues": issues,
+        "events": events,
+    }
+    emit_object(value, format, lambda: _print_run(run, issues, events))
+
+
+def _fact(fact: Fact) -> dict[str, Any]:
+    return {"value": fact.value, "note": fact.note, "source": fact.source}
+
+
+def _print_run(run: ReleasedRun, issues: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]) -> None:
+    numbers: dict[str, int] = {}
+    print(f"{run.name} (family {run.family})\n")
+    _print_facts(run.facts, numbers)
+    if run.settings:
+        print("\nwhat the trainer was told")
+        _print_facts(run.settings, numbers)
+    print("\nsources")
+    for source, number in numbers.items():
+        print(f"  [{number}] {source}")
+    _print_told("known issues", issues, "steps")
+    _print_told("published spikes and restarts", events, "at")
+
+
+def _print_facts(facts: Mapping[str, Fact], numbers: dict[str, int]) -> None:
+    """A line a fact, its source as the number of a citation; `numbers` collects them."""
+    for name, fact in facts.items():
+        number = numbers.setdefault(fact.source, len(numbers) + 1)
+        shown = (
+            ", ".join(map(str, fact.value))
+            if isinstance(fact.value, list)
+            else fact.value
+            if isinstance(fact.value, str)
+            else to_json(fact.value)
+        )
+        note = f" ({fact.note})" if fact.note else ""
+        print(f"  {name:22} {shown}{note} [{number}]")
+
+
+# --- official lists --------------------------------------------------------------------------------------------------
+
+
+def _check_listings(path: Path, format: Format) -> None:
+    from data_index.listings import mistakes, mistakes_among, read_listing, read_listings
+
+    listings = read_listings(path) if path.is_dir() else [read_listing(path)]
+    found = mistakes_among(listings) if path.is_dir() else mistakes(listings[0])
+    if format is not Format.table:
+        emit_rows([row for one in listings for row in _listing_rows(one, found)], format, LISTING_COLUMNS)
+        return
+    columns = ("file", "rows", "unique", "off_grid", "mistakes")
+    summary = [_listing_row(one) | {"mistakes": sum(m.file == one.name for m in found)} for one in listings]
+    print_table(columns, summary)
+    for mistake in found:
+        where = f", line {mistake.lines[0]}" if mistake.lines else ""
+        where += f" and {len(mistake.lines) - 1} more" if len(mistake.lines) > 1 else ""
+        print(f"\n  {printable(mistake.file)}{where}: {mistake.kind}\n    {printable(mistake.text)}")
+    say(f"lists: {len(listings)}, mistakes: {len(found)}; checkpoints off the grid are none, but may be restarts")
+
+
+def _listing_row(listing: Listing) -> dict[str, Any]:
+    from data_index.listing_checks import off_grid_steps
+
+    off_grid = 0 if listing.shape == "provenance" else sum(len(off_grid_steps(listing, g)) for g in listing.groups)
+    return {"file": listing.name, "rows": listing.num_rows, "unique": listing.num_unique, "off_grid": off_grid}
+
+
+def _listing_rows(listing: Listing, found: Iterable[Mistake]) -> list[dict[str, Any]]:
+    """A row a mistake; one without for a list that has none."""
+    row = _listing_row(listing)
+    own = [{"kind": m.kind, "lines": m.lines, "text": m.text} for m in found if m.file == listing.name]
+    return [row | mistake for mistake in own] or [row | {"kind": None, "lines": (), "text": None}]
+
+
+COMMANDS = (catalog,)
