@@ -12,12 +12,15 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_index.errors import CorruptFile, MissingFile, UnsafeFile
-from data_index.files import open_existing, read_limited, require_file
+from data_index.files import read_limited, read_range, require_file
 from data_index.pickles import MAX_PICKLE_BYTES, TorchArchive, read_pickle
 from data_index.stand_ins import ITEM_BYTES, BytesStorageMetadata, Inert, Metadata, StorageInfo
+
+if TYPE_CHECKING:
+    from data_index.remote.path import Place
 
 # Tensors are cut along one or two axes; each more doubles the corners of a piece.
 MAX_CUT_AXES = 6
@@ -27,7 +30,7 @@ MAX_CUT_AXES = 6
 class DcpPiece:
     """One item in a .distcp file: a torch archive in bytes [offset, offset + length)."""
 
-    path: Path
+    path: Place
     offset: int
     length: int
     starts: tuple[int, ...]
@@ -35,11 +38,7 @@ class DcpPiece:
 
     def open(self) -> TorchArchive:
         source = f"{self.path} [{self.offset}:{self.offset + self.length}]"
-        with open_existing(self.path) as file:
-            file.seek(self.offset)
-            content = file.read(self.length)
-        if len(content) != self.length:
-            raise CorruptFile(f"{source}: the file ends early; it was truncated")
+        content = read_range(self.path, self.offset, self.offset + self.length)
         return TorchArchive(io.BytesIO(content), source, self.length)
 
 
@@ -53,7 +52,7 @@ class DcpEntry:
     pieces: tuple[DcpPiece, ...]
 
 
-def read_dcp_metadata(folder: Path) -> dict[str, DcpEntry]:
+def read_dcp_metadata(folder: Place) -> dict[str, DcpEntry]:
     """Read `folder/.metadata`: every key in the order it was written, with the place of its bytes.
 
     Raises:
@@ -74,7 +73,7 @@ def read_dcp_metadata(folder: Path) -> dict[str, DcpEntry]:
         raise CorruptFile(f"{path} is not metadata as torch writes it: {error}") from error
 
 
-def _dcp_entries(folder: Path, metadata: Metadata) -> dict[str, DcpEntry]:
+def _dcp_entries(folder: Place, metadata: Metadata) -> dict[str, DcpEntry]:
     pieces: dict[str, list[tuple[tuple[int, ...], StorageInfo]]] = {}
     for index, info in metadata.get("storage_data").items():
         pieces.setdefault(index.get("fqn"), []).append((tuple(index.state.get("offset") or ()), info))
@@ -84,7 +83,7 @@ def _dcp_entries(folder: Path, metadata: Metadata) -> dict[str, DcpEntry]:
     }
 
 
-def _dcp_entry(folder: Path, name: str, described: Inert, places: list[Any]) -> DcpEntry:
+def _dcp_entry(folder: Place, name: str, described: Inert, places: list[Any]) -> DcpEntry:
     if isinstance(described, BytesStorageMetadata):
         return DcpEntry(name=name, dtype=None, shape=(), pieces=tuple(_piece(folder, i, (), ()) for _, i in places))
     shape = tuple(described.get("size"))
@@ -123,13 +122,14 @@ def tile(shape: tuple[int, ...], sizes: dict[tuple[int, ...], tuple[int, ...]]) 
     return not any(corners.values())
 
 
-def _piece(folder: Path, info: StorageInfo, starts: tuple[int, ...], sizes: tuple[int, ...]) -> DcpPiece:
+def _piece(folder: Place, info: StorageInfo, starts: tuple[int, ...], sizes: tuple[int, ...]) -> DcpPiece:
     relative = PurePosixPath(str(info.get("relative_path")))
     if relative.is_absolute() or ".." in relative.parts:
         raise UnsafeFile(f"{folder}/.metadata names {relative}, outside its folder")
     offset, length = int(info.get("offset")), int(info.get("length"))
-    path = folder / relative
-    size = require_file(path) if path.exists() else None
-    if size is not None and (offset < 0 or length < 0 or offset + length > size):
+    path = folder / str(relative)
+    # A file on a server is looked at when a piece of it is read.
+    size = require_file(path) if isinstance(path, Path) and path.exists() else None
+    if offset < 0 or length < 0 or (size is not None and offset + length > size):
         raise CorruptFile(f"{path} has {size} bytes; .metadata places an item at {offset}..{offset + length}")
     return DcpPiece(path=path, offset=offset, length=length, starts=starts, sizes=sizes)

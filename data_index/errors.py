@@ -4,9 +4,15 @@
     ├── UnknownRun, RunExists, UnknownLayout, NewerWorkspace
     ├── StepOutOfRange, MissingCheckpoint, MissingState, UnknownInstance, UnknownDocument
     ├── MissingFile
+    ├── Unreachable              a server gave no right answer
+    │   ├── Offline              and was not asked
+    │   └── AccessDenied         and wants a token
+    ├── TooMuchToFetch
     ├── CorruptFile
+    │   ├── ChangedFile          not the file it was when it was first read
     │   └── UnsafeFile           the file would run code, or lies about its size
     ├── OrderMismatch            the data are not proved to be the run's data
+    ├── UnknownOrder             what the steps read was never published, or not said
     ├── UnsupportedRecipe        a setting that defines the step differently
     ├── InvalidEdit, InvalidRange
     ├── RefusedQuery, FailedQuery
@@ -78,8 +84,28 @@ class MissingFile(ForensicsError, FileNotFoundError):
     """A file that the run names is not there."""
 
 
+class Unreachable(ForensicsError, ConnectionError):
+    """A server gave no right answer, however often it was asked."""
+
+
+class Offline(Unreachable):
+    """What was asked for is not kept here, and HF_HUB_OFFLINE forbids to fetch it."""
+
+
+class AccessDenied(Unreachable, PermissionError):
+    """The server wants a token, or one with more rights."""
+
+
+class TooMuchToFetch(ForensicsError, OSError):
+    """An answer would fetch more from servers than was allowed; nothing was fetched."""
+
+
 class CorruptFile(ForensicsError, ValueError):
     """A file is truncated, changed, or not what its name says."""
+
+
+class ChangedFile(CorruptFile):
+    """A file on a server is no longer the one whose bytes were fetched before."""
 
 
 class UnsafeFile(CorruptFile):
@@ -88,6 +114,10 @@ class UnsafeFile(CorruptFile):
 
 class OrderMismatch(ForensicsError, ValueError):
     """The data or their order contradict the trainer's own record."""
+
+
+class UnknownOrder(ForensicsError, LookupError):
+    """What the run's steps read was never published, or no one has said where it is."""
 
 
 class UnsupportedRecipe(ForensicsError, NotImplementedError):

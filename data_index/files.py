@@ -19,9 +19,12 @@ import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_index.errors import Busy, CorruptFile, DiskFull, MissingFile, UnsafeFile
+
+if TYPE_CHECKING:
+    from data_index.remote.path import Place
 
 BLOCK_BYTES = 4 * 2**20
 # A size that is claimed is absurd where it is above both: this, and so many times what is stored.
@@ -138,7 +141,7 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=True) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Place) -> Any:
     """Parse a JSON file.
 
     Raises:
@@ -158,7 +161,7 @@ def parse_json(content: bytes, source: object) -> Any:
         raise CorruptFile(f"{source} is not JSON ({error})") from error
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Place) -> dict[str, Any]:
     """
     Raises:
         MissingFile, CorruptFile, UnsafeFile
@@ -220,13 +223,16 @@ def sha256_of_blocks(path: Path) -> list[str]:
         return [hashlib.sha256(block).hexdigest() for block in iter(lambda: file.read(BLOCK_BYTES), b"")]
 
 
-def require_file(path: Path) -> int:
+def require_file(path: Place) -> int:
     """Bytes of a regular file, wherever links lead: pipes and devices never end, and holes are no data.
 
     Raises:
         MissingFile
         UnsafeFile: it is something else than a file, or nearly all of it is a hole.
+        AccessDenied, Unreachable, Offline: it is on a server.
     """
+    if not isinstance(path, Path):
+        return path.size()
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -251,26 +257,48 @@ def _has_hole(path: Path, num_bytes: int) -> bool:
         return os.lseek(file.fileno(), 0, os.SEEK_HOLE) < num_bytes
 
 
-def open_existing(path: Path) -> Any:
+def open_existing(path: Place) -> Any:
     """Open a regular file to read bytes.
 
     Raises:
         MissingFile, UnsafeFile
+        AccessDenied, Unreachable, Offline: it is on a server.
     """
+    if not isinstance(path, Path):
+        return path.open()
     require_file(path)
     return path.open("rb")
 
 
-def read_limited(path: Path, max_bytes: int) -> bytes:
+def read_range(path: Place, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a file, and no others.
+
+    Raises:
+        MissingFile, UnsafeFile
+        CorruptFile: it ends before.
+        AccessDenied, Unreachable, Offline: it is on a server.
+    """
+    if not isinstance(path, Path):
+        return path.read(start, stop)
+    with open_existing(path) as file:
+        file.seek(start)
+        content: bytes = file.read(stop - start)
+    if len(content) != stop - start:
+        raise CorruptFile(f"{path} [{start}:{stop}]: the file ends early; it was truncated")
+    return content
+
+
+def read_limited(path: Place, max_bytes: int) -> bytes:
     """
     Raises:
         MissingFile
         UnsafeFile: it is no file, or larger than any of its kind.
+        AccessDenied, Unreachable, Offline: it is on a server.
     """
     size = require_file(path)
     if size > max_bytes:
         raise UnsafeFile(f"{path} has {size:,} bytes, more than any file of its kind")
-    return path.read_bytes()
+    return path.read_bytes() if isinstance(path, Path) else path.read_all()
 
 
 @contextlib.contextmanager

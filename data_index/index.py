@@ -6,9 +6,10 @@ rows and an instance's steps are then found by zone maps, without scanning. The 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ def build_index(run: Run, path: Path, progress: Progress = lambda message: None)
         try:
             _write_manifest(connection, run)
             for epoch in run.epochs:
+                if (stretches := stretches_read_through(run, epoch)) is not None:
+                    progress(f"epoch {epoch}: writing {run.num_instances:,} instances")
+                    _write_read_through(connection, epoch, stretches)
+                    continue
                 progress(f"epoch {epoch}: computing the order")
                 order = epoch_order(run, epoch)
                 progress(f"epoch {epoch}: writing {len(order):,} instances")
@@ -55,32 +60,24 @@ def build_index(run: Run, path: Path, progress: Progress = lambda message: None)
 def _write_manifest(connection: Any, run: Run) -> None:
     import pyarrow
 
-    segments = pyarrow.table(
-        {
-            "first_step": [s.first_step for s in run.segments],
-            "num_steps": [s.num_steps for s in run.segments],
-            "attempt": [s.attempt for s in run.segments],
-            "epoch": [s.epoch for s in run.segments],
-            "first_position": [s.first_position for s in run.segments],
-            "instances_per_batch": [s.instances_per_batch for s in run.segments],
-            "loss_denominator": pyarrow.array([s.loss_denominator for s in run.segments], pyarrow.int64()),
-            "outcome": [s.outcome for s in run.segments],
-        }
-    )
-    files = pyarrow.table(
-        {
-            "file": [file.name for file in run.files],
-            "path": [str(file.path) for file in run.files],
-            "dtype": [file.dtype for file in run.files],
-            "num_bytes": [file.num_bytes for file in run.files],
-            "first_instance": [file.first_instance for file in run.files],
-            "num_instances": [file.num_instances for file in run.files],
-            "first_token": [file.first_token for file in run.files],
-        }
-    )
+    whole, text = pyarrow.int64(), pyarrow.string()
+
+    def table(records: Sequence[Any], columns: Mapping[str, Any]) -> Any:
+        return pyarrow.table(
+            {name: pyarrow.array([value(r) for r in records], t) for name, (t, value) in columns.items()}
+        )
+
+    def fields(names: str, kind: Any) -> dict[str, Any]:
+        return {name: (kind, attrgetter(name)) for name in names.split()}
+
+    numbers = "first_step num_steps attempt epoch first_position instances_per_batch loss_denominator"
+    segments = table(run.segments, fields(numbers, whole) | fields("outcome", text))
+    named = {"file": (text, attrgetter("name")), "path": (text, lambda file: str(file.path))}
+    sizes = fields("num_bytes first_instance num_instances first_token", whole)
+    files = table(run.files, named | fields("dtype", text) | sizes)
     tables = {"segments": segments, "files": files, "pieces": _pieces_table(run)}
-    for name, table in tables.items():
-        connection.register("source", table)
+    for name, rows in tables.items():
+        connection.register("source", rows)
         connection.execute(f"CREATE TABLE {name} AS FROM source")
         connection.unregister("source")
 
@@ -101,7 +98,7 @@ def _pieces_table(run: Run) -> Any:
         {
             "instance": np.repeat(instances, counts),
             "first_token": before[:-1] - np.repeat(before[pieces.first[:-1]], counts),
-            "file": pyarrow.array([file.name for file in run.files]).take(pyarrow.array(pieces.file)),
+            "file": pyarrow.array([file.name for file in run.files], pyarrow.string()).take(pyarrow.array(pieces.file)),
             "start": pieces.start,
             "stop": pieces.stop,
         }
@@ -209,6 +206,42 @@ def _write_epoch(connection: Any, run: Run, epoch: int, order: np.ndarray) -> No
     )
 
 
+def stretches_read_through(run: Run, epoch: int) -> list[tuple[int, int, Segment | None]] | None:
+    """Stretches (first, stop, segment) of an epoch whose data lie in training order and are read once; None for others.
+
+    Their positions are their instances, so that no array of them is needed: Pythia's sets have 146 million. Segment
+    None: nothing read that stretch.
+    """
+    segments = sorted((s for s in run.segments if s.epoch == epoch), key=lambda segment: segment.first_position)
+    if run.order.rule != "sequential":
+        return None
+    stretches: list[tuple[int, int, Segment | None]] = []
+    at = 0
+    for segment in segments:
+        first, stop = segment.first_position, segment.first_position + segment.num_steps * segment.instances_per_batch
+        if first < at or stop > run.num_instances:
+            return None
+        stretches += [(at, first, None), (first, stop, segment)]
+        at = stop
+    return [stretch for stretch in (*stretches, (at, run.num_instances, None)) if stretch[0] < stretch[1]]
+
+
+def _write_read_through(connection: Any, epoch: int, stretches: list[tuple[int, int, Segment | None]]) -> None:
+    connection.execute(f"CREATE TABLE order_{epoch} (instance BIGINT, step BIGINT, attempt INTEGER, position BIGINT)")
+    for first, stop, segment in stretches:
+        step, attempt = "NULL", 1
+        if segment is not None:
+            step = f"{segment.first_step} + (range - {segment.first_position}) // {segment.instances_per_batch}"
+            attempt = segment.attempt
+        connection.execute(
+            f"INSERT INTO order_{epoch} SELECT range, {step}, {attempt}, range FROM range({first}, {stop})"
+        )
+    connection.execute(
+        f"CREATE TABLE inverse_{epoch} AS SELECT instance, step, attempt, CASE WHEN step IS NOT NULL THEN position END "
+        f"AS position FROM order_{epoch}"
+    )
+
+
 def _write_readings(connection: Any, table: str, rows: Readings, position: str) -> None:
     import pyarrow
 
@@ -223,6 +256,10 @@ def _write_readings(connection: Any, table: str, rows: Readings, position: str) 
 
 def _views(run: Run) -> str:
     def union(table: str) -> str:
+        if not run.epochs:  # nothing is known of what it read
+            nothing = ("instance BIGINT", "step BIGINT", "attempt INTEGER", "position BIGINT")
+            columns = (f"NULL::{kind} AS {name}" for name, kind in map(str.split, ("epoch INTEGER", *nothing)))
+            return f"SELECT {', '.join(columns)} WHERE false"
         return " UNION ALL ".join(f"SELECT {epoch} AS epoch, * FROM {table}_{epoch}" for epoch in run.epochs)
 
     template = (resources.files("data_index") / "sql" / "index.sql").read_text()

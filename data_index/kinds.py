@@ -41,8 +41,45 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "instances": "BIGINT[]",
         "input_ids_sha256": "VARCHAR",
     },
+    "checkpoints": {
+        "step": "BIGINT",
+        "tokens": "BIGINT",
+        "location": "VARCHAR",
+        "layout": "VARCHAR",
+        "states": "VARCHAR[]",
+        "issues": "VARCHAR[]",
+        "revision": "VARCHAR",
+        "commit": "VARCHAR",
+        "available": "BOOLEAN",
+        "checked_at": "VARCHAR",
+    },
     "parameter_hashes": {"step": "BIGINT", "attempt": "INTEGER", "sha256": "VARCHAR"},
     "block_hashes": {"file": "VARCHAR", "block": "BIGINT", "sha256": "VARCHAR", "seen": "VARCHAR"},
+    "file_hashes": {
+        "file": "VARCHAR",
+        "step": "BIGINT",
+        "num_bytes": "BIGINT",
+        "sha256": "VARCHAR",
+        "seen": "VARCHAR",
+    },
+    "audit": {
+        "artifact": "VARCHAR",
+        "step": "BIGINT",
+        "check": "VARCHAR",
+        "result": "VARCHAR",
+        "detail": "VARCHAR",
+        "num_bytes": "BIGINT",
+        "checked_at": "VARCHAR",
+    },
+    "evaluations": {
+        "step": "BIGINT",
+        "task": "VARCHAR",
+        "metric": "VARCHAR",
+        "value": "DOUBLE",
+        "stderr": "DOUBLE",
+        "num_fewshot": "BIGINT",
+        "source": "VARCHAR",
+    },
 }
 
 
@@ -54,6 +91,7 @@ def arrow_schema(kind: str) -> Any:
         "BIGINT": pyarrow.int64(),
         "INTEGER": pyarrow.int32(),
         "VARCHAR": pyarrow.string(),
+        "BOOLEAN": pyarrow.bool_(),
         "DOUBLE": pyarrow.float64(),
     }
     types = scalars | {f"{name}[]": pyarrow.list_(scalar) for name, scalar in scalars.items()}

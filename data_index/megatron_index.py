@@ -13,11 +13,15 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_index.errors import CorruptFile, UnknownLayout, UnsafeFile
-from data_index.files import open_existing, require_file
+from data_index.files import read_range, require_file
+
+if TYPE_CHECKING:
+    from data_index.remote.path import Place
 
 MAGIC = b"MMIDIDX\0\0"
 OLD_MAGIC = b"TNTIDX\0\0"
@@ -100,9 +104,21 @@ def read_megatron_index(path: Path, bin_bytes: int) -> MegatronIndex:
     return MegatronIndex(path=path, dtype=dtype, sizes=sizes, pointers=pointers, document_starts=document_starts)
 
 
-def _read_header(path: Path) -> tuple[int, int, int]:
-    with open_existing(path) as file:
-        header = file.read(HEADER.size)
+def read_index_header(path: Place) -> tuple[str, int]:
+    """The dtype of the tokens and the number of sequences, from the first bytes of an index.
+
+    Raises:
+        MissingFile, UnknownLayout, CorruptFile
+        AccessDenied, Unreachable, Offline: it is on a server.
+    """
+    code, num_sequences, _ = _read_header(path)
+    if len(DTYPES[code]) > 1:
+        raise CorruptFile(f"{path} names dtype code {code}, which is no whole number")
+    return DTYPES[code][0], num_sequences
+
+
+def _read_header(path: Place) -> tuple[int, int, int]:
+    header = read_range(path, 0, min(HEADER.size, require_file(path)))
     if header.startswith(OLD_MAGIC):
         raise UnknownLayout(
             f"{path} is an index of Megatron's old format (TNTIDX), which is not read: convert the data with the "

@@ -12,11 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_index.errors import CorruptFile, MissingFile, UnknownLayout, UnsupportedRecipe
 from data_index.pickles import TorchArchive, read_torch_archive
 from data_index.plain_yaml import read_yaml
+
+if TYPE_CHECKING:
+    from data_index.remote.path import Place
 
 # What tells a sharded folder's writer, by the trainer's names for them.
 SHARDED_KINDS = {
@@ -89,12 +92,12 @@ def sharded_kind(folder: Path) -> str:
     )
 
 
-def _file_of(folder: Path, state: str) -> Path | None:
-    candidates = [folder / f"{stem}.{end}" for stem in _UNSHARDED[state] for end in ("safetensors", "pt")]
+def _file_of(folder: Place, state: str) -> Place | None:
+    candidates: list[Place] = [folder / f"{stem}.{end}" for stem in _UNSHARDED[state] for end in ("safetensors", "pt")]
     return next((path for path in candidates if path.is_file()), None)
 
 
-def unsharded_file(folder: Path, state: str) -> Path:
+def unsharded_file(folder: Place, state: str) -> Place:
     """The file of a state (`weights`, `optimizer`, `trainer`) that the trainer would load.
 
     Raises:
@@ -110,7 +113,7 @@ def unsharded_file(folder: Path, state: str) -> Path:
 # --- config ----------------------------------------------------------------------------------------------------------
 
 
-def read_config(folder: Path, name: str = "config.yaml") -> dict[str, Any] | None:
+def read_config(folder: Place, name: str = "config.yaml") -> dict[str, Any] | None:
     """`folder/config.yaml` as it is; None where there is none. Numbers such as `1e-5` stay text: YAML 1.1 says so.
 
     Raises:
@@ -132,7 +135,7 @@ def local_world_size(folder: Path) -> int:
     return _count(folder / "metadata.yaml", metadata, "world_size")
 
 
-def model_numbers(folder: Path) -> ModelNumbers | None:
+def model_numbers(folder: Place) -> ModelNumbers | None:
     """The sizes that `folder/config.yaml` states; None without a config.
 
     Raises:
@@ -159,7 +162,7 @@ def model_numbers(folder: Path) -> ModelNumbers | None:
     )
 
 
-def _count(path: Path, section: Mapping[str, Any], name: str) -> int:
+def _count(path: Place, section: Mapping[str, Any], name: str) -> int:
     value = section.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CorruptFile(f"{path}: {name} is {value!r}, not a number of at least 1")
@@ -200,17 +203,18 @@ def read_trainer_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _trainer_file(folder: Path) -> Path:
+def _trainer_file(folder: Path) -> Place:
     for path in (folder / "train" / "rank0.pt", folder / "rank0.pt"):
         if path.is_file():
             return path
-    path = unsharded_file(folder, "trainer")
-    if path.suffix == ".safetensors":
-        raise UnknownLayout(f"{path}: the trainer's own state is read from {path.stem}.pt, not from safetensors")
-    return path
+    found = unsharded_file(folder, "trainer")
+    if found.suffix == ".safetensors":
+        stem = found.name.removesuffix(".safetensors")
+        raise UnknownLayout(f"{found}: the trainer's own state is read from {stem}.pt, not from safetensors")
+    return found
 
 
-def _seen(path: Path, value: Any, name: str) -> int:
+def _seen(path: Place, value: Any, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise CorruptFile(f"{path}: {name} is {value!r}, not a count")
     return value

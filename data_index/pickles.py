@@ -15,12 +15,15 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from data_index.errors import CorruptFile, UnsafeFile
 from data_index.files import open_existing, require_file
 from data_index.stand_ins import ALLOWED, ITEM_BYTES, Inert, NumpyArray, StorageRecord, TensorRecord
+
+if TYPE_CHECKING:
+    from data_index.remote.path import Place
 
 MAX_PICKLE_BYTES = 512 * 2**20
 # Values that a pickle may unfold into: these, and so many for each of its bytes (trainers' have one in seven bytes).
@@ -129,7 +132,7 @@ class TorchArchive:
     its path is open only while it is read, so that any number of archives can be held.
     """
 
-    def __init__(self, file: BinaryIO | Path, source: str, num_bytes: int) -> None:
+    def __init__(self, file: io.BytesIO | Place, source: str, num_bytes: int) -> None:
         self.source = source
         self._file = file
         self._num_bytes = num_bytes
@@ -151,7 +154,7 @@ class TorchArchive:
 
     @contextmanager
     def _opened(self) -> Iterator[BinaryIO]:
-        if not isinstance(self._file, Path):
+        if isinstance(self._file, io.IOBase):
             yield self._file
             return
         with open_existing(self._file) as file:
@@ -239,7 +242,7 @@ class TorchArchive:
         return entry.header_offset + _LOCAL_HEADER_BYTES + int(name) + int(extra)
 
 
-def read_torch_archive(path: Path) -> TorchArchive:
+def read_torch_archive(path: Place) -> TorchArchive:
     """Open a .pt file; its tensors stay on disk.
 
     Raises:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from data_index.errors import CorruptFile, UnsafeFile
 from data_index.files import read_limited
+
+if TYPE_CHECKING:
+    from data_index.remote.path import Place
 
 MAX_CONFIG_BYTES = 16 * 2**20
 # Values in a config, those that several places share counted in each; and how deep they lie.
@@ -32,13 +34,20 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_object(node, deep)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Place) -> dict[str, Any]:
     """A YAML (or JSON) file that holds one mapping. Numbers such as `1e-5` stay text: YAML 1.1 says so.
 
     Raises:
         MissingFile, CorruptFile, UnsafeFile
     """
-    content = read_limited(path, MAX_CONFIG_BYTES)
+    return parse_yaml(read_limited(path, MAX_CONFIG_BYTES), str(path))
+
+
+def parse_yaml(content: bytes, path: str) -> dict[str, Any]:
+    """
+    Raises:
+        CorruptFile, UnsafeFile
+    """
     try:
         value = yaml.load(content, Loader=_PlainLoader)  # noqa: S506
         if not isinstance(value, dict):

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_index.errors import UNFORESEEN, CorruptFile, ForensicsError, OutOfMemory, RunExists, UnsafeFile
+from data_index.errors import (
+    CorruptFile,
+    ForensicsError,
+    RunExists,
+    UnknownLayout,
+    UnsafeFile,
+)
 from data_index.files import atomic_folder, exclusive_lock, remove_dead_siblings, write_bytes, write_npy
 from data_index.index import build_index
 from data_index.kinds import table_of_rows
@@ -15,52 +22,102 @@ from data_index.pieces import write_pieces
 from data_index.run import Run
 from data_index.run_check import check_run
 from data_index.run_file import read_run, write_run
-from data_index.sources import Imported, layout_named, recognise
+from data_index.sources import Imported, read_layout, recognise
 from data_index.sources.trainer_record import read_record
 from data_index.witness import hash_token_files, prove_consumed
 from data_index.workspace import Workspace, learn, valid_name
+
+Progress = Callable[[str], None]
 
 
 def add(
     source: Path | str,
     *,
     name: str | None = None,
-    data: Path | None = None,
+    data: Path | str | None = None,
     metrics: Path | None = None,
     layout: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    revisions: str | None = None,
+    listing: Path | None = None,
     workspace: Workspace | None = None,
-    progress: Callable[[str], None] = lambda message: None,
+    progress: Progress = lambda message: None,
 ) -> Run:
     """Register and index a run.
 
     Args:
-        source: the run's folder, in a published layout.
-        name: what to call it; default: what the folder says.
-        data: where its token files are, when not where the run says.
+        source: the run's folder, in a published layout; a manifest (a .toml file); a repository of the hub (ORG/NAME);
+            or a released run by its name in the catalog.
+        name: what to call it; default: what the source says.
+        data: where its token files are, when not where the run says: a folder, or hub:datasets/ORG/NAME.
         metrics: a trainer's record (JSON lines) that does not lie in the folder.
-        settings: what the trainer was told and no file of the folder says, by the trainer's own names.
+        settings: what the trainer was told and no file says, by the trainer's own names.
+        revisions: a regular expression with a group `step`: how a repository names its checkpoints.
+        listing: an official list (CSV) of checkpoints that lie elsewhere, with all their states.
     Raises:
         MissingFile, UnknownLayout, RunExists, CorruptFile, OrderMismatch, UnsupportedRecipe, DiskFull
+        UnknownRun: the source is nothing of these.
+        AccessDenied, Unreachable, Offline: it is on a server.
     """
     workspace = workspace or Workspace()
-    folder = _resolved(Path(source))
-    progress(f"reading {folder}")
-    imported = _read(layout or recognise(folder), folder, name, data, settings or {})
-    run, tables = imported.run, dict(imported.tables)
-    if metrics is not None:
-        tables |= read_record(metrics)
+    settings = settings or {}
+    if _is_local(source):
+        if revisions is not None or listing is not None:
+            raise UnknownLayout("--revisions and --listing are for repositories; the steps of a folder are its folders")
+        folder = _resolved(Path(source))
+        progress(f"reading {folder}")
+        imported = read_layout(layout or recognise(folder), folder, name, Path(data) if data else None, settings)
+        return _register(imported.run.name, lambda building: imported, metrics, workspace, progress)
+    from data_index.published.manifest import is_manifest, read_manifest
+    from data_index.published.record import read_published
+    from data_index.published.repository import gather
+
+    published = (
+        read_manifest(Path(source), settings=settings, cache=workspace.cache, progress=progress)
+        if is_manifest(source)
+        else gather(
+            str(source),
+            data=_as_data(data),
+            settings=settings,
+            revisions=revisions,
+            listing=listing,
+            cache=workspace.cache,
+            progress=progress,
+        )
+    )
+    called = name or published.name
+    if published.missing:
+        progress(f"what the steps of {called} read is not known: {published.missing}")
+    return _register(
+        called, lambda building: read_published(published, called, building, layout), metrics, workspace, progress
+    )
+
+
+def _is_local(source: Path | str) -> bool:
+    """Is it meant as a folder? What is there counts, then how it is written."""
+    if Path(source).is_dir():
+        return True
+    text = str(source)
+    return not text.endswith(".toml") and (isinstance(source, Path) or text[:1] in ("/", ".", "~"))
+
+
+def _register(
+    name: str, build: Callable[[Path], Imported], metrics: Path | None, workspace: Workspace, progress: Progress
+) -> Run:
+    """Put a run in force under its name; `build` reads it, and may keep files in the home that is being built."""
     workspace.create()
-    home = workspace.folder / "runs" / valid_name(run.name)
-    with exclusive_lock(workspace.folder / "runs" / f".{run.name}.lock", f"adding {run.name}"):
-        if home.exists() or (workspace.folder / "forks" / run.name).exists():
+    home = workspace.folder / "runs" / valid_name(name)
+    with exclusive_lock(workspace.folder / "runs" / f".{name}.lock", f"adding {name}"):
+        if home.exists() or (workspace.folder / "forks" / name).exists():
             raise RunExists(
-                f"{run.name} is registered already: give this one another name with --name, or take the other away "
-                f"with forensics remove {run.name}"
+                f"{name} is registered already: give this one another name with --name, or take the other away "
+                f"with forensics remove {name}"
             )
         remove_dead_siblings(home)
-        with atomic_folder(home) as building:
-            run = _checked(_write_arrays(imported, building), folder)
+        with atomic_folder(home) as building, _said_of(building, home):
+            imported = build(building)
+            tables = dict(imported.tables) | (read_record(metrics) if metrics is not None else {})
+            run = _checked(_write_arrays(imported, building), imported.run.source)
             progress("hashing token files")
             blocks = hash_token_files(run)
             progress("checking the trainer's record of batches")
@@ -71,10 +128,25 @@ def add(
             for kind, table in tables.items():
                 learn(building, kind, table)
             if blocks:
-                learn(building, "block_hashes", table_of_rows("block_hashes", blocks, folder))
+                learn(building, "block_hashes", table_of_rows("block_hashes", blocks, run.source))
             write_run(replace(run, source=run.source.absolute()), building)
             read_run(building)  # what could not be read again must not be put in force
-    return read_run(home)
+    return read_run(home, workspace.cache)
+
+
+@contextmanager
+def _said_of(building: Path, home: Path) -> Iterator[None]:
+    """Messages about a home that is being built name it as it will be called."""
+    try:
+        yield
+    except ForensicsError as error:
+        if str(building) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(building), str(home))) from error
+
+
+def _as_data(data: Path | str | None) -> Path | str | None:
+    return data if data is None or isinstance(data, str) else data.absolute()
 
 
 def _resolved(source: Path) -> Path:
@@ -82,18 +154,6 @@ def _resolved(source: Path) -> Path:
         return source.resolve()
     except (OSError, RuntimeError, ValueError) as error:
         raise UnsafeFile(f"{str(source)[:200]} leads nowhere ({error})") from error
-
-
-def _read(layout: str, folder: Path, name: str | None, data: Path | None, settings: Mapping[str, Any]) -> Imported:
-    """What a layout's reader says; what it did not foresee in a damaged or hostile folder is stated too."""
-    try:
-        return layout_named(layout).read(folder, name, data, settings)
-    except ForensicsError:
-        raise
-    except MemoryError as error:
-        raise OutOfMemory(f"reading {folder} as {layout} needs more memory than there is: {error}") from error
-    except UNFORESEEN as error:
-        raise CorruptFile(f"{folder} cannot be read as a run of layout {layout}: {error!r}") from error
 
 
 def _checked(run: Run, folder: Path) -> Run:

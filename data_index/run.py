@@ -10,9 +10,12 @@ import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from data_index.errors import InvalidRange, StepOutOfRange
+from data_index.errors import InvalidRange, MissingFile, StepOutOfRange, UnknownOrder
+
+if TYPE_CHECKING:
+    from data_index.remote.path import Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +31,7 @@ class TokenFile:
     """
 
     name: str
-    path: Path
+    path: Place
     dtype: str
     num_bytes: int
     first_instance: int
@@ -37,6 +40,19 @@ class TokenFile:
     first_token: int = 0
     label_mask: Path | None = None
     lines: Path | None = None
+
+    @property
+    def on_disk(self) -> Path:
+        """
+        Raises:
+            MissingFile: it is on a server, and what was asked for reads whole files.
+        """
+        if isinstance(self.path, Path):
+            return self.path
+        raise MissingFile(
+            f"{self.path} is on a server, and {self.num_bytes:,} bytes of it would have to be read: download it, and "
+            "say where it is with --data DIR"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,15 +141,43 @@ class OrderTrust:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Where a checkpoint is and which states it holds; it carries no tensors."""
+    """Where a checkpoint is and which states it holds; it carries no tensors.
+
+    Attributes:
+        revision: what the publisher calls it, where it is a branch or tag of a repository.
+        commit: what that named when the run was registered; the location is that of the commit.
+        available: whether it was there when it was last looked for, at `checked_at` (ISO 8601); None: never looked.
+    """
 
     run: str
     step: int
-    location: Path
+    location: Place
     layout: str
     states: tuple[str, ...]
     tokens: int | None = None
     issues: tuple[str, ...] = ()
+    revision: str | None = None
+    commit: str | None = None
+    available: bool | None = None
+    checked_at: str | None = None
+
+    def is_available(self) -> bool | None:
+        """Is it there? On a server: was it, when it was last looked for."""
+        return self.location.exists() if isinstance(self.location, Path) else self.available
+
+    @property
+    def folder(self) -> Path:
+        """Its folder on disk.
+
+        Raises:
+            MissingFile: it is on a server, and what was asked for is read from disk only.
+        """
+        if isinstance(self.location, Path):
+            return self.location
+        raise MissingFile(
+            f"checkpoint {self.step} of {self.run} lies at {self.location}, and what was asked for is read from disk "
+            "only: download it, and add its folder"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +187,8 @@ class Run:
     Attributes:
         sequence_length: tokens of a row as it is read; with `extra_label` one more than the model reads, since the last
             one is a label only (as in Megatron's trainers).
+        source: the run's folder; of a run read from servers, its home in the workspace (`origin` says where from).
+        segments: none where it is not known what the steps read; `facts["last_step"]` then says how many there were.
         pieces: for instances that are put together from pieces of files; those cut from files come after them.
         pad_token_id: what fills a row that is too short; padding never counts in the loss.
     """
@@ -170,6 +216,11 @@ class Run:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def origin(self) -> str:
+        """Where the run comes from, for people: a folder, or a repository of the hub."""
+        return self.facts.get("origin", str(self.source))
+
+    @property
     def num_instances(self) -> int:
         return (self.pieces.num_instances if self.pieces else 0) + sum(file.num_instances for file in self.files)
 
@@ -188,17 +239,27 @@ class Run:
         )
 
     @property
+    def vocabulary_size(self) -> int | None:
+        """Rows of the model's embedding by the trainer's config; None where it does not say. No token id reaches it."""
+        model = self.config.get("model")
+        where: Mapping[str, Any] = model if isinstance(model, Mapping) else self.config
+        for name in ("embedding_size", "padded_vocab_size", "vocab_size"):
+            if type(size := where.get(name)) is int and size > 0:
+                return size
+        return None
+
+    @property
     def hides_tokens(self) -> bool:
         """Does the trainer keep tokens out of the loss, by their content, by padding or by label masks?"""
         return self.masking != Masking() or self.pieces is not None or any(file.label_mask for file in self.files)
 
     @property
     def first_step(self) -> int:
-        return min(segment.first_step for segment in self.segments)
+        return min((segment.first_step for segment in self.segments), default=1)
 
     @property
     def last_step(self) -> int:
-        return max(segment.last_step for segment in self.segments)
+        return max((segment.last_step for segment in self.segments), default=int(self.facts.get("last_step", "0")))
 
     @property
     def epochs(self) -> tuple[int, ...]:
@@ -209,7 +270,13 @@ class Run:
 
         Raises:
             StepOutOfRange
+            UnknownOrder: what the run read is not known at all.
         """
+        if not self.segments:
+            raise UnknownOrder(
+                f"what the steps of {self.name} read is not known here ({self.trust.missing or self.trust.witness}); "
+                "its checkpoints can be listed, audited and compared"
+            )
         covering = [segment for segment in self.segments if segment.first_step <= step <= segment.last_step]
         if covering:
             return max(covering, key=lambda segment: segment.attempt)

@@ -27,8 +27,9 @@ def check_run(run: Run) -> Run:
                 raise ValueError(f"{name} (a {type(value).__name__})")
     if not _whole_numbers(run.environment.get("num_threads", 1)) or run.environment.get("num_threads", 1) > MAX_THREADS:
         raise ValueError(f"environment.num_threads ({run.environment['num_threads']})")
-    if not str(run.facts.get("tokens_before", "0")).isdecimal():
-        raise ValueError("facts.tokens_before")
+    for fact in ("tokens_before", "last_step"):
+        if not str(run.facts.get(fact, "0")).isdecimal():
+            raise ValueError(f"facts.{fact}")
     if len(run.segments) > MAX_SEGMENTS:
         raise ValueError(f"segments ({len(run.segments)}, more than {MAX_SEGMENTS})")
     if run.sequence_length < 1 + run.extra_label:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_index.errors import CorruptFile, NewerWorkspace, UnsafeFile
 from data_index.files import read_limited, write_toml
 from data_index.run import Masking, Order, OrderTrust, Run, Segment, StoredPieces, TokenFile
 from data_index.run_check import check_run
+
+if TYPE_CHECKING:
+    from data_index.remote.path import Place
 
 RUN_FORMAT_VERSION = 1
 MAX_RUN_BYTES = 64 * 2**20
@@ -38,8 +41,10 @@ def _file_table(file: TokenFile, base: Path) -> dict[str, Any]:
     return table | {key: value for key, value in optional.items() if value is not None}
 
 
-def path_text(path: Path, base: Path) -> str:
-    """Relative inside `base`, so that a run folder can be moved; absolute elsewhere."""
+def path_text(path: Place, base: Path) -> str:
+    """Relative inside `base`, so that a run folder can be moved; absolute elsewhere, also where that is an address."""
+    if not isinstance(path, Path):
+        return str(path)
     path, base = path.absolute(), base.absolute()
     return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
 
@@ -124,9 +129,11 @@ def write_run(run: Run, folder: Path) -> None:
         raise CorruptFile(f"the config of {run.source} cannot be kept as TOML: {error}") from error
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, cache: Path | None = None) -> Run:
     """Parse `folder/run.toml`.
 
+    Args:
+        cache: where bytes of files on servers are kept; default: `cache/` beside it.
     Raises:
         MissingFile, CorruptFile, NewerWorkspace
     """
@@ -149,23 +156,25 @@ def read_run(folder: Path) -> Run:
             f"{path} is version {table['version']}, this toolkit reads up to {RUN_FORMAT_VERSION}: update it"
         )
     try:
-        return _run_from_table(table, folder)
+        return _run_from_table(table, folder, cache or folder / "cache")
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CorruptFile(f"{path} lacks or misstates {error}") from error
 
 
-def _run_from_table(table: Mapping[str, Any], base: Path) -> Run:
+def _run_from_table(table: Mapping[str, Any], base: Path, cache: Path) -> Run:
     def files(key: str) -> tuple[TokenFile, ...]:
-        paths = ("path", "label_mask", "lines")
+        paths = ("label_mask", "lines")
         return tuple(
-            TokenFile(**(entry | {name: base / entry[name] for name in paths if name in entry}))
+            TokenFile(
+                **(entry | {name: base / entry[name] for name in paths if name in entry} | _place(entry, base, cache))
+            )
             for entry in table.get(key, [])
         )
 
     pieces, masking = table.get("pieces"), table.get("masking", {})
     parent = table.get("parent")
     segments = tuple(Segment(**entry) for entry in table["segments"])
-    if not segments:
+    if not segments and table["trust"].get("level") != "unknown":
         raise ValueError("segments (there is none)")
     run = Run(
         name=table["name"],
@@ -191,6 +200,18 @@ def _run_from_table(table: Mapping[str, Any], base: Path) -> Run:
         facts=table.get("facts", {}),
     )
     return check_run(run)
+
+
+def _place(entry: Mapping[str, Any], base: Path, cache: Path) -> dict[str, Any]:
+    if not is_url(entry["path"]):
+        return {"path": base / entry["path"]}
+    from data_index.remote.path import RemotePath
+
+    return {"path": RemotePath(entry["path"], cache, num_bytes=int(entry["num_bytes"]), sha256=entry.get("sha256"))}
+
+
+def is_url(text: str) -> bool:
+    return text.startswith(("https://", "http://"))
 
 
 def _masking(table: Mapping[str, Any]) -> Masking:

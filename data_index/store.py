@@ -59,6 +59,10 @@ _CHECKPOINT_COLUMNS = {
     "layout": "VARCHAR",
     "states": "VARCHAR[]",
     "issues": "VARCHAR[]",
+    "revision": "VARCHAR",
+    "commit": "VARCHAR",
+    "available": "BOOLEAN",
+    "checked_at": "VARCHAR",
 }
 
 
@@ -88,6 +92,8 @@ def connect(workspace: Workspace | None = None, names: Sequence[str] | None = No
         parts = [f"SELECT {_text(name)} AS run, * FROM {_name(name)}.{view}" for name in names]
         _create_view(connection, view, columns, parts)
     for kind, names_and_types in KINDS.items():
+        if kind == "checkpoints":  # made above: most runs' lie in their folders
+            continue
         columns = ", ".join(f'"{column}" {name}' for column, name in names_and_types.items())
         files = {name: workspace.learned_files(workspace.home(name), kind) for name in names}
         parts = [
@@ -126,7 +132,7 @@ def _run_row(run: Run) -> tuple[Any, ...]:
     return (
         run.name,
         run.layout,
-        str(run.source),
+        run.origin,
         run.first_step,
         run.last_step,
         run.sequence_length,
@@ -139,7 +145,10 @@ def _run_row(run: Run) -> tuple[Any, ...]:
 
 def checkpoint_rows(workspace: Workspace, run: Run) -> list[tuple[Any, ...]]:
     return [
-        (run.name, c.step, c.tokens, str(c.location), c.layout, list(c.states), list(c.issues))
+        (
+            *(run.name, c.step, c.tokens, str(c.location), c.layout, list(c.states), list(c.issues)),
+            *(c.revision, c.commit, c.is_available(), c.checked_at),
+        )
         for c in workspace.checkpoints(run)
     ]
 

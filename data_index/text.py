@@ -130,9 +130,11 @@ def _instances_with(run: Run, reader: TokenReader, search: Search, *, reach: int
     for file in run.files:
         used = file.num_instances * length
         if file.dtype == LINES or file.first_token or used * np.dtype(file.dtype).itemsize > file.num_bytes:
-            for instance in range(file.first_instance, file.first_instance + file.num_instances):
-                if len(search(file, reader.rows([instance])[0])):
-                    yield instance
+            stop = file.first_instance + file.num_instances
+            for first in range(file.first_instance, stop, max(SCAN_TOKENS // length, 1)):
+                instances = range(first, min(first + max(SCAN_TOKENS // length, 1), stop))
+                rows = reader.rows(instances)
+                yield from (i for i, row in zip(instances, rows, strict=True) if len(search(file, row)))
             continue
         last = -1
         for places in _search_file(reader, file, used, search, reach):

@@ -2,16 +2,17 @@
 
 Files of every trainer read here are headerless arrays, also where they are called .npy, or lines of JSON. Most
 instances lie in one file, `(i - first_instance) * sequence_length` tokens from its first one; some are put together
-from pieces.
+from pieces. Of files on servers, the rows that are asked for are fetched, and kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from data_index.files import BLOCK_BYTES, require_file
 from data_index.pieces import Pieces, read_pieces
 from data_index.run import Run, TokenFile
 from data_index.run_check import LINES
+
+if TYPE_CHECKING:
+    from data_index.remote.ranges import Stretch
 
 BlockHashes = Mapping[tuple[str, int], str]
 
@@ -40,6 +44,7 @@ class TokenReader:
         self._length = run.sequence_length
         self._maps: dict[str, np.ndarray] = {}
         self._hashes = block_hashes
+        self._remote = any(not isinstance(file.path, Path) for file in run.files)
         self._checked: set[tuple[str, int]] = set()
         self.first_seen: dict[tuple[str, int], str] = {}
 
@@ -84,7 +89,7 @@ class TokenReader:
         number, start, _ = pieces[0] if pieces else (0, 0, 0)
         return self.run.files[number], start
 
-    def rows(self, instances: Sequence[int] | np.ndarray) -> np.ndarray:
+    def rows(self, instances: Sequence[int] | range | np.ndarray) -> np.ndarray:
         """Token ids of instances, int64 of shape [len(instances), sequence_length]; short ones are padded.
 
         Raises:
@@ -92,12 +97,35 @@ class TokenReader:
         """
         padding = self.run.pad_token_id or 0
         rows = np.full((len(instances), self._length), padding, dtype=np.int64)
-        for row, instance in enumerate(instances):
+        placed = [self.pieces_of(int(instance)) for instance in instances]
+        self.fetch([piece for pieces in placed for piece in pieces])
+        for row, pieces in enumerate(placed):
             filled = 0
-            for number, start, stop in self.pieces_of(int(instance)):
+            for number, start, stop in pieces:
                 rows[row, filled : filled + stop - start] = self.read(self.run.files[number], start, stop)
                 filled += stop - start
         return rows
+
+    def stretches(self, pieces: Iterable[tuple[int, int, int]]) -> list[Stretch]:
+        """The bytes of pieces (file number, start, stop) that lie in files on servers."""
+        found: list[Stretch] = []
+        for number, start, stop in pieces:
+            file = self.run.files[number]
+            if not isinstance(file.path, Path):
+                item = np.dtype(file.dtype).itemsize
+                found.append((file.path, start * item, stop * item))
+        return found
+
+    def fetch(self, pieces: Iterable[tuple[int, int, int]]) -> None:
+        """Fetch at once what lies on servers; nothing for files on disk.
+
+        Raises:
+            MissingFile, AccessDenied, Unreachable, Offline, ChangedFile, CorruptFile, DiskFull
+        """
+        if self._remote and (stretches := self.stretches(pieces)):
+            from data_index.remote.ranges import fetch_ranges
+
+            fetch_ranges(stretches)
 
     def counts_as_target(self, instances: Sequence[int] | np.ndarray) -> np.ndarray:
         """What padding and label-mask files leave in the loss: bool of shape [len(instances), sequence_length].
@@ -130,9 +158,26 @@ class TokenReader:
             return self._read_line(file, start, stop)
         dtype = np.dtype(file.dtype).newbyteorder("<")
         first, last = start * dtype.itemsize, stop * dtype.itemsize
+        if not isinstance(file.path, Path):
+            return self._plausible(file, start, np.frombuffer(file.path.read(first, last), dtype))
         raw = self._map(file)
         self._check_bytes(file, first, last)
         return raw[first:last].view(dtype)
+
+    def _plausible(self, file: TokenFile, start: int, tokens: np.ndarray) -> np.ndarray:
+        """Of a file on a server no hash of a stretch is known; what can be told is that these are no token ids.
+
+        Raises:
+            CorruptFile
+        """
+        limit = self.run.vocabulary_size
+        if limit is not None and tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < limit:
+            place = int(np.argmax((tokens < 0) | (tokens >= limit)))
+            raise CorruptFile(
+                f"{file.path} holds the token id {int(tokens[place])} at token {start + place:,}; {self.run.name} has "
+                f"{limit:,} ids: these are not its data, or the server sent wrong content"
+            )
+        return tokens
 
     def _read_line(self, file: TokenFile, start: int, stop: int) -> np.ndarray:
         """Tokens of a file with one instance a line; all lines have `sequence_length` tokens."""
@@ -175,7 +220,7 @@ class TokenReader:
         """The bytes of a file, mapped."""
         if file.name not in self._maps:
             size = self._size(file)
-            self._maps[file.name] = np.memmap(file.path, dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
+            self._maps[file.name] = np.memmap(file.on_disk, dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
         return self._maps[file.name]
 
     def _size(self, file: TokenFile) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,12 +93,14 @@ def remember_first_seen(workspace: Workspace, run: Run, reader: TokenReader) -> 
 
 
 def hash_token_files(run: Run) -> list[dict[str, Any]]:
-    """Block hashes of all token files, or of none when they are too large to read at `add`.
+    """Block hashes of all token files on disk, or of none when they are too large to read at `add`.
+
+    Files on servers are not read: what is fetched of them is hashed as it comes (`range_cache`).
 
     Raises:
         CorruptFile: a file is not the one whose hash run.toml states.
     """
-    files = (*run.files, *run.heldout)
+    files = [file for file in (*run.files, *run.heldout) if isinstance(file.path, Path)]
     for file in files:
         if (size := require_file(file.path)) != file.num_bytes:
             raise CorruptFile(
@@ -107,11 +110,11 @@ def hash_token_files(run: Run) -> list[dict[str, Any]]:
         return []
     rows = []
     for file in files:
-        if file.sha256 is not None and (actual := sha256_of_file(file.path)) != file.sha256:
+        if file.sha256 is not None and (actual := sha256_of_file(file.on_disk)) != file.sha256:
             raise CorruptFile(
                 f"{file.path} is not the token file that run.toml of {run.name} names (sha256 {actual[:12]}… instead "
                 f"of {file.sha256[:12]}…): restore the file"
             )
-        hashes = sha256_of_blocks(file.path)
+        hashes = sha256_of_blocks(file.on_disk)
         rows += [{"file": file.name, "block": n, "sha256": h, "seen": "add"} for n, h in enumerate(hashes)]
     return rows

@@ -6,6 +6,7 @@
     replays/<id>/                   a replay in progress, and the report of the last finished one
     trained/<run>/                  native run folders that this toolkit trained (the sample run)
     findings/                       answers with their evidence
+    cache/                          bytes fetched from servers
 
 The folder of a run or fork is its *home*. current.json names the learned files in force; it is replaced by rename.
 """
@@ -71,6 +72,11 @@ class Workspace:
         if not (self.folder / "workspace.json").exists():
             write_json(self.folder / "workspace.json", {"version": WORKSPACE_VERSION})
 
+    @property
+    def cache(self) -> Path:
+        """Where bytes of files on servers are kept."""
+        return self.folder / "cache"
+
     def run_names(self) -> list[str]:
         return sorted(path.parent.name for path in self.folder.glob("runs/*/run.toml") if path.parent.name[0] != ".")
 
@@ -94,7 +100,7 @@ class Workspace:
 
     def run(self, name: str) -> Run:
         home = self.home(name)
-        run = read_run(home)
+        run = read_run(home, self.cache)
         return replace(run, source=home) if home.parent.name == "forks" else run
 
     def checkpoints(self, run: Run) -> list[Checkpoint]:
@@ -102,7 +108,8 @@ class Workspace:
         return self._checkpoints(run, {run.name})
 
     def _checkpoints(self, run: Run, descendants: set[str]) -> list[Checkpoint]:
-        own = list_checkpoints(run)
+        own = list_checkpoints(run) + self._published(run)
+        own.sort(key=lambda checkpoint: checkpoint.step)
         if run.parent is None:
             return own
         parent, step = run.parent
@@ -113,16 +120,34 @@ class Workspace:
         above = self._checkpoints(self.run(parent), descendants | {parent})
         return [c for c in above if c.step == step and c.step not in {o.step for o in own}] + own
 
+    def _published(self, run: Run) -> list[Checkpoint]:
+        """Checkpoints on servers, as they were listed when the run was registered."""
+        rows = self.learned(self.home(run.name), "checkpoints")
+        if not rows:
+            return []
+        from data_index.remote.path import RemotePath
+
+        return [
+            Checkpoint(
+                run=run.name,
+                **(
+                    row
+                    | {"location": RemotePath(row["location"], self.cache)}
+                    | {name: tuple(row[name] or ()) for name in ("states", "issues")}
+                ),
+            )
+            for row in rows
+        ]
+
     def checkpoint(self, run: Run, step: int) -> Checkpoint:
-        """One checkpoint.
+        """One checkpoint; where it is in several places, the one with most states.
 
         Raises:
             MissingCheckpoint: with the nearest ones.
         """
         there = self.checkpoints(run)
-        for checkpoint in there:
-            if checkpoint.step == step:
-                return checkpoint
+        if here := [checkpoint for checkpoint in there if checkpoint.step == step]:
+            return max(here, key=lambda checkpoint: (checkpoint.available is not False, len(checkpoint.states)))
         before = [c.step for c in there if c.step < step][-1:]
         after = [c.step for c in there if c.step > step][:1]
         near = " and ".join(map(str, before + after))

@@ -43,7 +43,7 @@ def configured_run(run: Run, first: int, last: int, *, approximate: bool = False
     configured = [
         (checkpoint.step, replace(run, config=config))
         for checkpoint in covering
-        if (config := reader(checkpoint.location)) is not None
+        if (config := reader(checkpoint.folder)) is not None
     ]
     if not configured:
         return run

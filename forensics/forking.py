@@ -50,7 +50,7 @@ from forensics.reproduction import (
     saved_checkpoint,
     start_state,
 )
-from forensics.starting import plan_as_taken
+from forensics.starting import plan_as_taken, require_optimizer
 from forensics.tracing import NormTrace, ParentComparison, layers_of_model
 from replay.determinism import deterministic, environment
 from replay.intervention import Edit, parse_edit
@@ -62,7 +62,7 @@ from replay.weights import read_weights
 
 # Held-out tokens looked at for a fork's held-out loss; all of them where there are fewer.
 HELDOUT_TOKENS = 32_768
-RECIPE_FACTS = ("world_size", "instances_per_epoch", "approximate")
+RECIPE_FACTS = ("world_size", "instances_per_epoch", "approximate", "fresh_optimizer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +87,7 @@ class ForkRequest:
     edits: tuple[Edit, ...]
     overrides: Mapping[str, Any]
     approximate: bool = False
+    fresh_optimizer: bool = False
     device: str = "auto"
 
     def to_table(self) -> dict[str, Any]:
@@ -102,7 +103,12 @@ class ForkRequest:
             "num_steps": self.last - self.first,
             "edits": tables,
             "recipe": dict(self.overrides),
-        } | ({"approximate": True} if self.approximate else {})
+        } | self.requested()
+
+    def requested(self) -> dict[str, bool]:
+        """What the user accepted; kept with the fork, since it computes otherwise by it."""
+        asked = {"approximate": self.approximate, "fresh_optimizer": self.fresh_optimizer}
+        return {name: True for name, wanted in asked.items() if wanted}
 
     def recipe(self) -> Recipe:
         return apply_overrides(recipe_of_run(self.parent, approximate=self.approximate), self.overrides)
@@ -121,6 +127,7 @@ def fork(
     precision: str = "recipe",
     enforce_determinism: bool = True,
     approximate: bool = False,
+    fresh_optimizer: bool = False,
     progress: Progress = lambda result, last: None,
     say: Callable[[str], None] = lambda message: None,
 ) -> ForkResult:
@@ -131,6 +138,7 @@ def fork(
         overrides: recipe fields by dotted name, such as {"recipe.learning_rate": 1e-3}.
         save_every: keep every K-th state; default: what an earlier call said, else the last one only.
         approximate: pass over settings of the trainer that define another step.
+        fresh_optimizer: where the checkpoint lacks optimizer state, start it at zero.
     Raises:
         InvalidEdit, InvalidRange, UnknownRun, MissingCheckpoint, MissingState, UnsupportedRecipe, CorruptFile, Busy,
         DiskFull, OutOfMemory
@@ -140,6 +148,7 @@ def fork(
     if num_steps < 1:
         raise InvalidRange(f"--num-steps {num_steps}: a fork takes at least one step")
     first, last = parse_steps(f"{from_step}:{from_step + num_steps}", parent)
+    require_optimizer(workspace, parent, workspace.checkpoint(parent, first), fresh_optimizer)
     overrides = dict(overrides or {}) | ({"precision": "fp32"} if precision == "fp32" else {})
     asked = ForkRequest(
         parent=configured_run(parent, first, last, approximate=approximate),
@@ -148,6 +157,7 @@ def fork(
         edits=tuple(parse_edit(edit) for edit in edits),
         overrides=overrides,
         approximate=approximate,
+        fresh_optimizer=fresh_optimizer,
         device=device,
     )
     require_architecture(asked.recipe().model)
@@ -155,7 +165,6 @@ def fork(
     workspace.create()
     with exclusive_lock(folder.with_name(f".{folder.name}.lock"), f"running fork {folder.name}"):
         if not (folder / "run.toml").exists():
-            workspace.checkpoint(parent, first)
             create_fork(workspace, asked, folder)
         for line in described(folder):
             say(line)
@@ -220,7 +229,7 @@ def create_fork(workspace: Workspace, asked: ForkRequest, folder: Path) -> None:
         files = _write_inserted(building, parent, inserted)
         child = _child_run(workspace, asked, building, steps, files)
         write_run(child, building)
-        at_home = [replace(f, path=folder / f.path.relative_to(building)) if f in files else f for f in child.files]
+        at_home = [replace(f, path=folder / f.on_disk.relative_to(building)) if f in files else f for f in child.files]
         build_index(replace(child, files=tuple(at_home)), building / "index.duckdb")
         current = _shared_tables(workspace, parent, building)
         if masks := _mask_rows(steps):
@@ -267,7 +276,7 @@ def _child_run(
         trust=OrderTrust(level="exact", witness="the plan that the fork was run from"),
         recipe_overrides=dict(parent.recipe_overrides) | overrides,
         parent=(parent.name, asked.first),
-        environment=facts | ({"approximate": True} if asked.approximate else {}),
+        environment=facts | asked.requested(),
         facts={"tokens_before": str(parent.tokens_after(asked.first))},
     )
     setup = prepare(workspace, child, asked.device, "recipe")

@@ -22,6 +22,7 @@ from data_index.text import find_text, find_token
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
 from forensics.configured import learning_rate_of_step
+from forensics.fetching import bytes_of_all_tokens, bytes_of_instances, require_allowed
 
 
 def batch(
@@ -32,6 +33,7 @@ def batch(
     tokens: bool = False,
     by: str | None = None,
     verify: bool = True,
+    max_fetch: int | None = None,
     workspace: Workspace | None = None,
 ) -> Any:
     """What a step, or a stretch A:B, read, as an Arrow table.
@@ -40,8 +42,10 @@ def batch(
         instance: only this instance's rows.
         tokens: add `token_ids`.
         by: count by document, tag, file or source instead, against the whole run's average.
+        max_fetch: bytes of tokens that may be fetched from servers; default: 1 GiB.
     Raises:
         UnknownRun, StepOutOfRange, InvalidRange, UnknownInstance, CorruptFile
+        TooMuchToFetch, AccessDenied, Unreachable, Offline: the tokens are on a server.
     """
     import pyarrow
 
@@ -58,6 +62,9 @@ def batch(
             f"steps {first + 1}..{last} of {run} did not read instance {instance} "
             f"(who did: forensics where {run} --instance {instance})"
         )
+    if tokens or record.hides_tokens:
+        wanted = bytes_of_instances(workspace, record, table.column("instance").to_pylist())
+        require_allowed(wanted, max_fetch, f"the tokens of steps {first + 1}..{last} of {run}")
     if record.hides_tokens and table.num_rows:
         table = _with_hidden(workspace, record, table, verify)
     if tokens:
@@ -100,16 +107,22 @@ def where(
     document: int | None = None,
     instance: int | None = None,
     token: int | None = None,
+    max_fetch: int | None = None,
     workspace: Workspace | None = None,
 ) -> Any:
     """Every reading of an instance, of the instances that hold a document, a text or a token; an Arrow table.
 
+    Args:
+        max_fetch: bytes of tokens that may be fetched from servers; default: 1 GiB.
     Raises:
         InvalidRange: not exactly one of them is given.
         UnknownRun, UnknownInstance, UnknownDocument, CorruptFile
+        TooMuchToFetch, AccessDenied, Unreachable, Offline: the tokens are on a server.
     """
     workspace = workspace or Workspace()
     record = workspace.run(run)
+    if text is not None or token is not None:
+        require_allowed(bytes_of_all_tokens(record), max_fetch, f"a search through all tokens of {run}")
     if sum(given is not None for given in (text, document, instance, token)) != 1:
         raise InvalidRange("where takes exactly one of --text, --document, --instance and --token")
     if document is not None:

@@ -28,7 +28,7 @@ from data_index.store import logged_metrics, reader_of
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
 from forensics.configured import configured_run
-from forensics.starting import complete_state, plan_as_taken
+from forensics.starting import complete_state, plan_as_taken, require_optimizer, started_at_zero
 from replay import fidelity
 from replay.determinism import arithmetic_fingerprint, choose_device, deterministic, environment
 from replay.models import require_architecture
@@ -53,6 +53,7 @@ class Setup:
     recipe: Recipe
     device: torch.device
     enforce: bool
+    fresh_optimizer: bool = False
 
 
 def prepare(
@@ -69,7 +70,14 @@ def prepare(
     threads = run.environment.get("num_threads")
     if threads is not None:
         recipe = replace(recipe, num_threads=int(threads))
-    return Setup(workspace=workspace, run=run, recipe=recipe, device=choose_device(device), enforce=enforce)
+    return Setup(
+        workspace=workspace,
+        run=run,
+        recipe=recipe,
+        device=choose_device(device),
+        enforce=enforce,
+        fresh_optimizer=bool(run.environment.get("fresh_optimizer")),
+    )
 
 
 def replay(
@@ -82,6 +90,7 @@ def replay(
     verify: bool = True,
     enforce_determinism: bool = True,
     approximate: bool = False,
+    fresh_optimizer: bool = False,
     progress: Progress = lambda result, last: None,
 ) -> fidelity.ReplayReport:
     """Take steps A+1 .. B again from checkpoint A, and compare with the log and with checkpoint B.
@@ -92,6 +101,8 @@ def replay(
         steps: "A:B", from checkpoint A to checkpoint B.
         verify: check token files against their hashes while reading.
         approximate: pass over settings of the trainer that define another step; the grade is `unbanded` then.
+        fresh_optimizer: where checkpoint A lacks optimizer state, start it at zero. That is what a run begins with, so
+            that nothing is lost at checkpoint 0; anywhere else the grade is `unbanded`.
     Raises:
         UnknownRun, StepOutOfRange, MissingCheckpoint, MissingState, CorruptFile, UnsupportedRecipe, OutOfMemory, Busy
     """
@@ -100,9 +111,15 @@ def replay(
     if ":" not in steps:
         raise InvalidRange(f"replay takes a range from checkpoint to checkpoint, such as 100:160, not {steps!r}")
     first, last = parse_steps(steps, record)
-    record = configured_run(record, first, last, approximate=approximate)
-    setup = prepare(workspace, record, device, precision, enforce_determinism, approximate)
     start = workspace.checkpoint(record, first)
+    require_optimizer(workspace, record, start, fresh_optimizer)
+    record = configured_run(record, first, last, approximate=approximate)
+    if fresh_optimizer:
+        record = replace(record, environment={**record.environment, "fresh_optimizer": True})
+    setup = prepare(workspace, record, device, precision, enforce_determinism, approximate)
+    if passed_over := started_at_zero(start, fresh_optimizer):
+        approximated = (*setup.recipe.approximated, passed_over)
+        setup = replace(setup, recipe=replace(setup.recipe, approximated=approximated))
     folder = replay_folder(setup, first, last, verify)
     with exclusive_lock(folder.with_name(f".{folder.name}.lock"), f"replaying {run} {first}:{last}"):
         remove_dead_siblings(folder)
@@ -170,7 +187,7 @@ def start_state(setup: Setup, place: Checkpoint, not_known: list[str] | None = N
     Args:
         not_known: gets a sentence for what neither of them says.
     """
-    state = load_state(place, setup.recipe, device=setup.device)
+    state = load_state(place, setup.recipe, device=setup.device, fresh_optimizer=setup.fresh_optimizer)
     if place.layout != "native":
         run = setup.workspace.run(place.run)
         notes = complete_state(state, setup.workspace, run, place, setup.recipe)

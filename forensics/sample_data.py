@@ -220,7 +220,7 @@ def _write_streams(folder: Path, kind: str, streams: list[TokenStream], spec: Sa
         write_bytes(path, np.array(stream.tokens, dtype="<u2").tobytes())
     names = [stream.name for stream in streams]
     placed = place_files(names, paths, "uint16", lambda num_bytes: num_bytes // (2 * spec.sequence_length))
-    return tuple(replace(file, sha256=sha256_of_file(file.path)) for file in placed)
+    return tuple(replace(file, sha256=sha256_of_file(file.on_disk)) for file in placed)
 
 
 def _instances(files: tuple[TokenFile, ...], place: tuple[str, range]) -> np.ndarray:

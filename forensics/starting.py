@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from data_index.batch import IndexedPlan, StepPlan
+from data_index.errors import MissingState
 from data_index.neox_checkpoint import read_counts, saves_adam_count
 from data_index.run import Checkpoint, Run
 from data_index.store import logged_metrics, plan_of
@@ -17,6 +18,41 @@ from data_index.workspace import Workspace
 from replay.recipe import Recipe
 from replay.skip_step import SkipStepAdamW, SkipWindow
 from replay.train_state import TrainState
+
+
+def require_optimizer(workspace: Workspace, run: Run, start: Checkpoint, fresh: bool) -> None:
+    """A step changes weights by what the optimizer remembers; is it there?
+
+    Raises:
+        MissingState: with the ways out that there are.
+    """
+    if "optimizer" in start.states or fresh:
+        return
+    holding = [c.step for c in workspace.checkpoints(run) if "optimizer" in c.states]
+    ways = [
+        "--fresh-optimizer starts its moments at zero"
+        + (
+            ", as the run itself did"
+            if start.step == 0
+            else " (true at checkpoint 0 alone; the grade is unbanded then)"
+        )
+    ]
+    if holding:
+        nearest = sorted(holding, key=lambda step: abs(step - start.step))[:3]
+        ways.append(f"begin at a checkpoint that has it: {', '.join(map(str, sorted(nearest)))}")
+    else:
+        ways.append("add the run with checkpoints that have it, if its publisher has them (forensics catalog)")
+    raise MissingState(
+        f"checkpoint {start.step} of {run.name} has no optimizer state, only {', '.join(start.states) or 'nothing'}: "
+        f"its next steps cannot be taken as they were. Ways out: {'; '.join(ways)}"
+    )
+
+
+def started_at_zero(start: Checkpoint, fresh: bool) -> str | None:
+    """What is passed over by starting the optimizer anew; nothing at checkpoint 0."""
+    if not fresh or "optimizer" in start.states or start.step == 0:
+        return None
+    return f"optimizer state: checkpoint {start.step} has none, so that its moments started at zero"
 
 
 def plan_as_taken(workspace: Workspace, run: Run, first: int, last: int, recipe: Recipe) -> IndexedPlan:
@@ -40,7 +76,7 @@ def complete_state(state: TrainState, workspace: Workspace, run: Run, start: Che
         notes += _fill_window(state, workspace, run, start.step, recipe)
     if recipe.withholds_logged_skips:
         notes += _count_skips(state, workspace, run, start)
-    if start.layout == "neox" and not saves_adam_count(start.location):
+    if start.layout == "neox" and not saves_adam_count(start.folder):
         notes.append(
             f"The trainer did not save how many updates Adam counts. {run.name} is taken to have come to step "
             f"{start.step} without a restart, after which it would have counted from 1 again."
@@ -54,7 +90,7 @@ def _count_skips(state: TrainState, workspace: Workspace, run: Run, start: Check
     in_log = sum(bool(values.get("skipped")) for values in logged.values())
     complete = all("skipped" in logged.get(step, {}) for step in range(1, start.step + 1))
     if start.layout == "neox":
-        state.num_skipped = read_counts(start.location).num_skipped
+        state.num_skipped = read_counts(start.folder).num_skipped
         if complete and state.num_skipped != in_log:
             return [f"Checkpoint {start.step} counts {state.num_skipped} skipped steps before it, the log {in_log}."]
         return []

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +21,9 @@ from data_index.errors import CorruptFile, MissingFile, UnsafeFile
 from data_index.files import require_file
 from data_index.pickles import TorchArchive
 from data_index.stand_ins import TensorRecord
+
+if TYPE_CHECKING:
+    from data_index.remote.path import Place
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -167,7 +170,7 @@ def of_dcp(entry: DcpEntry) -> StoredTensor:
     return StoredTensor(name=entry.name, dtype=getattr(torch, entry.dtype), shape=entry.shape, pieces=tuple(pieces))
 
 
-def stored_dcp(folder: Path, prefix: str, suffix: str) -> dict[str, StoredTensor]:
+def stored_dcp(folder: Place, prefix: str, suffix: str) -> dict[str, StoredTensor]:
     """The tensors of a distributed checkpoint between a prefix and a suffix, by what stands between.
 
     Raises:
@@ -179,11 +182,12 @@ def stored_dcp(folder: Path, prefix: str, suffix: str) -> dict[str, StoredTensor
         if name.startswith(prefix) and name.endswith(suffix) and entry.dtype is not None
     }
     paths = {piece.path for entry in found.values() for piece in entry.pieces}
-    for path in sorted(paths):
-        if not path.is_file():
-            raise MissingFile(f"{path} is not there: the checkpoint is incomplete")
     tensors = {name: of_dcp(entry) for name, entry in found.items()}
-    check_total(tensors, sum(path.stat().st_size for path in paths), str(folder))
+    if isinstance(folder, Path):  # on a server, a tensor's bytes come before it is allocated
+        for path in sorted(map(str, paths)):
+            if not Path(path).is_file():
+                raise MissingFile(f"{path} is not there: the checkpoint is incomplete")
+        check_total(tensors, sum(require_file(path) for path in paths), str(folder))
     return tensors
 
 
@@ -208,12 +212,17 @@ def open_safetensors(path: Path) -> Any:
         raise CorruptFile(f"{path} is not a whole safetensors file ({error}): it was truncated or changed") from error
 
 
-def stored_safetensors(path: Path) -> dict[str, StoredTensor]:
+def stored_safetensors(path: Place) -> dict[str, StoredTensor]:
     """All tensors of a file, in the file's order.
 
     Raises:
         MissingFile, CorruptFile
+        UnsafeFile, AccessDenied, Unreachable, Offline: it is on a server.
     """
+    if not isinstance(path, Path):
+        from replay.stored_remote import stored_remote_safetensors
+
+        return stored_remote_safetensors(path)
     return {tensor.name: tensor for tensor in _tensors_of(path, open_safetensors(path))}
 
 
@@ -239,7 +248,7 @@ def _read_named(path: Path, file: Any, name: str) -> torch.Tensor:
 # --- lists of tensors ------------------------------------------------------------------------------------------------
 
 
-def inside(folder: Path, name: Any, source: str) -> Path:
+def inside(folder: Place, name: Any, source: str) -> Place:
     """A file that an index in `folder` names; it must lie in the folder itself.
 
     Raises:

@@ -74,9 +74,13 @@ def build_optimizer(model: torch.nn.Module, recipe: Recipe, device: torch.device
     )
 
 
-def load_state(checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device) -> TrainState:
+def load_state(
+    checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device, fresh_optimizer: bool = False
+) -> TrainState:
     """Everything a checkpoint holds: weights, moments, position, RNG.
 
+    Args:
+        fresh_optimizer: where it lacks optimizer state, start with that of a first step: moments of zero.
     Raises:
         MissingState: it lacks optimizer state.
         MissingFile, CorruptFile, UnsafeFile
@@ -86,7 +90,8 @@ def load_state(checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device) 
     load_weights(model, read_weights(checkpoint), checkpoint)
     optimizer = build_optimizer(model, recipe, device)
     names = {name: p for name, p in model.named_parameters()}
-    moments = read_optimizer(checkpoint)
+    lacking = fresh_optimizer and "optimizer" not in checkpoint.states
+    moments = {"exp_avg": {}} if lacking else read_optimizer(checkpoint)
     for moment, tensors in moments.items():
         # A checkpoint taken before the first update has no moments; torch then starts them at zero.
         if tensors and set(tensors) != set(names):

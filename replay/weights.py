@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -22,12 +23,16 @@ from data_index.olmo_checkpoint import layout_of, model_numbers
 from data_index.run import Checkpoint
 from replay.names_olmo import numbers_from_shapes, parts_of
 from replay.parameter_names import from_olmo_core, trainer_tensors
+from replay.stored_remote import fetch_dcp
 from replay.stored_tensors import StoredTensor, of_dcp, open_safetensors, stored_dcp, stored_safetensors
 from replay.stored_tensors import tensor_of_archive as tensor_of_archive
-from replay.weights_hf import hf_model, todays_name
+from replay.weights_hf import download_model, hf_model, todays_name
 from replay.weights_neox import neox_moments, neox_weights
 from replay.weights_olmo import MOMENTS, unsharded_model, unsharded_optimizer
 from replay.weights_olmo_sharded import sharded_model, sharded_optimizer
+
+if TYPE_CHECKING:
+    from data_index.remote.path import Place, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +64,24 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 def iterate_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
     """Weights one by one; a parameter that the trainer keeps fused with others is read once for all of them."""
+    if not isinstance(checkpoint.location, Path):
+        fetch_weights(checkpoint)
     return _read_parts(stored_weights(checkpoint))
+
+
+def fetch_weights(checkpoint: Checkpoint, progress: Progress | None = None) -> None:
+    """Fetch all weights of a checkpoint on a server at once: files of the hub whole, into its shared cache.
+
+    Raises:
+        MissingState, MissingFile, AccessDenied, Unreachable, Offline, ChangedFile, CorruptFile, DiskFull
+    """
+    if isinstance(checkpoint.location, Path):
+        return
+    _require(checkpoint, "weights", "model.safetensors")
+    if checkpoint.layout == "hf":
+        download_model(checkpoint.location, progress)
+    elif checkpoint.layout == "olmo_core":
+        fetch_dcp(checkpoint.location / "model_and_optim", "model.", progress)
 
 
 def read_tensor(checkpoint: Checkpoint, name: str, moment: str | None = None) -> torch.Tensor:
@@ -123,14 +145,15 @@ def stored_weights(checkpoint: Checkpoint) -> dict[str, StoredPart]:
             return _of_olmo_core(folder / "model_and_optim", "model.", "")
         case "olmo" | "olmo_sharded":
             _require(checkpoint, "weights", "model.pt")
-            tensors = sharded_model(folder) if _is_sharded(checkpoint) else unsharded_model(folder)
+            sharded = _is_sharded(checkpoint)
+            tensors = sharded_model(checkpoint.folder) if sharded else unsharded_model(folder)
             return _renamed_parts(checkpoint, tensors, tensors)
         case "hf":
             _require(checkpoint, "weights", "model.safetensors")
             return _plain(hf_model(folder))
         case "neox":
             _require(checkpoint, "weights", "layer_00-model_00-model_states.pt")
-            return _plain(neox_weights(folder))
+            return _plain(neox_weights(checkpoint.folder))
     raise UnknownLayout(f"weights of the layout {checkpoint.layout!r} ({folder}) are not read")
 
 
@@ -154,16 +177,17 @@ def stored_moments(checkpoint: Checkpoint) -> dict[str, dict[str, StoredPart]]:
             return {m: _of_olmo_core(folder / "model_and_optim", "optim.state.", f".{m}") for m in MOMENTS}
         case "olmo" | "olmo_sharded":
             _require(checkpoint, "optimizer", "optim.pt")
-            moments = sharded_optimizer(folder) if _is_sharded(checkpoint) else unsharded_optimizer(folder)
+            sharded = _is_sharded(checkpoint)
+            moments = sharded_optimizer(checkpoint.folder) if sharded else unsharded_optimizer(folder)
             # A number for each parameter says nothing of its rows; the first moment has the parameter's shape.
             return {m: _renamed_parts(checkpoint, tensors, moments[MOMENTS[0]]) for m, tensors in moments.items()}
         case "neox":
             _require(checkpoint, "optimizer", "zero_pp_rank_0_mp_rank_00_optim_states.pt")
-            return {moment: _plain(tensors) for moment, tensors in neox_moments(folder).items()}
+            return {moment: _plain(tensors) for moment, tensors in neox_moments(checkpoint.folder).items()}
     raise UnknownLayout(f"optimizer states of the layout {checkpoint.layout!r} ({folder}) are not read")
 
 
-def _require(checkpoint: Checkpoint, state: str, file: str) -> Path:
+def _require(checkpoint: Checkpoint, state: str, file: str) -> Place:
     if state not in checkpoint.states:
         raise MissingState(
             f"checkpoint {checkpoint.step} of {checkpoint.run} has no {state} state ({checkpoint.location / file} is "
@@ -174,7 +198,8 @@ def _require(checkpoint: Checkpoint, state: str, file: str) -> Path:
 
 def _is_sharded(checkpoint: Checkpoint) -> bool:
     """By the files that are there: folders get renamed."""
-    return (layout_of(checkpoint.location) or checkpoint.layout) == "olmo_sharded"
+    there = layout_of(checkpoint.folder) if isinstance(checkpoint.location, Path) else None
+    return (there or checkpoint.layout) == "olmo_sharded"
 
 
 def _plain(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredPart]:
@@ -201,7 +226,7 @@ def _renamed_parts(
     return found
 
 
-def _of_olmo_core(folder: Path, prefix: str, suffix: str) -> dict[str, StoredPart]:
+def _of_olmo_core(folder: Place, prefix: str, suffix: str) -> dict[str, StoredPart]:
     tensors = stored_dcp(folder, prefix, suffix)
     if not tensors:
         raise MissingState(f"{folder} holds no {prefix}*{suffix}: that state was not saved")

@@ -13,40 +13,43 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from data_index.errors import CorruptFile
+from data_index.files import require_file
 from data_index.olmo_checkpoint import unsharded_file
 from data_index.pickles import MAX_PICKLE_BYTES, TorchArchive, read_pickle, read_torch_archive
 from data_index.stand_ins import TensorRecord
 from replay.names_olmo import plain_name, ungrouped
 from replay.stored_tensors import StoredTensor, check_total, of_archive, stored_safetensors, whole_tensor
 
+if TYPE_CHECKING:
+    from data_index.remote.path import Place
+
 Moments = dict[str, dict[str, StoredTensor]]
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-def unsharded_model(folder: Path) -> dict[str, StoredTensor]:
+def unsharded_model(folder: Place) -> dict[str, StoredTensor]:
     """The parameters of `model.safetensors` or `model.pt`, under the trainer's names.
 
     Raises:
         MissingFile, CorruptFile, UnsafeFile
     """
     path = unsharded_file(folder, "weights")
-    return model_of_state(_state_of_file(path), path.stat().st_size, str(path))
+    return model_of_state(_state_of_file(path), require_file(path), str(path))
 
 
-def unsharded_optimizer(folder: Path) -> Moments:
+def unsharded_optimizer(folder: Place) -> Moments:
     """Moments of `optim.safetensors` or `optim.pt` by the trainer's names; empty ones before the first step.
 
     Raises:
         MissingFile, CorruptFile, UnsafeFile
     """
     path = unsharded_file(folder, "optimizer")
-    return moments_of_state(_state_of_file(path), path.stat().st_size, str(path))
+    return moments_of_state(_state_of_file(path), require_file(path), str(path))
 
 
 # --- a state, from whatever file -------------------------------------------------------------------------------------
@@ -122,7 +125,7 @@ def _renamed(tensors: Mapping[str, StoredTensor], source: str) -> dict[str, Stor
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _state_of_file(path: Path) -> Any:
+def _state_of_file(path: Place) -> Any:
     if path.suffix == ".safetensors":
         return _state_of_safetensors(path)
     archive = read_torch_archive(path)
@@ -138,7 +141,7 @@ def with_tensors(archive: TorchArchive, value: Any, name: str = "") -> Any:
     return value
 
 
-def _state_of_safetensors(path: Path) -> dict[Any, Any]:
+def _state_of_safetensors(path: Place) -> dict[Any, Any]:
     """The trainer's nested form: a name is a pickled pair, keys and whether the value is a pickle, in base64."""
     state: dict[Any, Any] = {}
     for encoded, tensor in stored_safetensors(path).items():
@@ -154,7 +157,7 @@ def _state_of_safetensors(path: Path) -> dict[Any, Any]:
     return state
 
 
-def _decode_key(encoded: str, path: Path) -> tuple[tuple[Any, ...], bool]:
+def _decode_key(encoded: str, path: Place) -> tuple[tuple[Any, ...], bool]:
     try:
         raw = base64.b64decode(encoded, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from data_index.errors import MissingFile, UnknownLayout
+from data_index.errors import UNFORESEEN, CorruptFile, ForensicsError, MissingFile, OutOfMemory, UnknownLayout
 from data_index.run import Checkpoint, Run
 
 if TYPE_CHECKING:  # numpy is not for every command
     import numpy as np
 
     from data_index.pieces import Pieces
+    from data_index.remote.files import Data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,7 +48,7 @@ class Layout(Protocol):
 
     def recognises(self, folder: Path) -> bool: ...
 
-    def read(self, folder: Path, name: str | None, data: Path | None, settings: Mapping[str, Any]) -> Imported: ...
+    def read(self, folder: Path, name: str | None, data: Data, settings: Mapping[str, Any]) -> Imported: ...
 
     def list_checkpoints(self, run: Run) -> list[Checkpoint]: ...
 
@@ -60,6 +61,7 @@ LAYOUTS = {
     "bloom": "megatron.yml with Megatron-DeepSpeed's arguments",
     "neox": "*.yml of GPT-NeoX (train_iters, data_path or train_data_paths)",
     "amber": "train_<chunk>.jsonl with token_ids and source",
+    "hub": "a repository of the hub by its name, ORG/NAME",
     "k2": "numbered .jsonl chunks with token_ids, source and subset_name",
 }
 
@@ -93,6 +95,18 @@ def recognise(folder: Path) -> str:
             return name
     known = "; ".join(f"{name}: {what}" for name, what in LAYOUTS.items())
     raise UnknownLayout(f"{folder} is in no layout that this version reads ({known}); force one with --layout")
+
+
+def read_layout(layout: str, folder: Path, name: str | None, data: Data, settings: Mapping[str, Any]) -> Imported:
+    """What a layout's reader says; what it did not foresee in a damaged or hostile folder is stated too."""
+    try:
+        return layout_named(layout).read(folder, name, data, settings)
+    except ForensicsError:
+        raise
+    except MemoryError as error:
+        raise OutOfMemory(f"reading {folder} as {layout} needs more memory than there is: {error}") from error
+    except UNFORESEEN as error:
+        raise CorruptFile(f"{folder} cannot be read as a run of layout {layout}: {error!r}") from error
 
 
 def list_checkpoints(run: Run) -> list[Checkpoint]:

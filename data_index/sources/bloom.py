@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_index.errors import CorruptFile, ForensicsError, OrderMismatch, UnknownLayout, UnsupportedRecipe
 from data_index.kinds import table_of_rows
@@ -33,6 +33,9 @@ from data_index.sources.neox import list_checkpoints as list_step_folders
 from data_index.sources.neox import merged_config
 from data_index.sources.trainer_record import read_record
 
+if TYPE_CHECKING:
+    from data_index.remote.files import Data
+
 ARGUMENTS_FILE = "megatron.yml"
 SEED = 1234  # megatron/arguments.py; BLOOM's own runs say 42
 DEFAULT_SPLIT = "969, 30, 1"
@@ -43,7 +46,7 @@ def recognises(folder: Path) -> bool:
     return (folder / ARGUMENTS_FILE).is_file()
 
 
-def read(folder: Path, name: str | None, data: Path | None, settings: Mapping[str, Any]) -> Imported:
+def read(folder: Path, name: str | None, data: Data, settings: Mapping[str, Any]) -> Imported:
     """Read a Megatron-DeepSpeed run folder.
 
     Args:
@@ -63,7 +66,7 @@ def read(folder: Path, name: str | None, data: Path | None, settings: Mapping[st
         raise CorruptFile(f"the arguments of {folder} lack or misstate {error} (--set {error}=… gives it)") from error
 
 
-def _import(folder: Path, arguments: dict[str, Any], name: str | None, data: Path | None) -> Imported:
+def _import(folder: Path, arguments: dict[str, Any], name: str | None, data: Data) -> Imported:
     if arguments.get("skip_train_iteration_range"):
         raise UnsupportedRecipe(
             "skip_train_iteration_range moves the data on by a number of micro-batches that depends on the iteration "

@@ -17,6 +17,9 @@ from data_index.run_check import TOKEN_DTYPE_BYTES
 if TYPE_CHECKING:
     import numpy as np
 
+    from data_index.remote.files import Data
+    from data_index.remote.path import Place
+
 # Steps are counted in 64 bits; a folder's name may hold any number.
 _STEP = re.compile(r"(\d{1,18})(?:-unsharded)?$")
 MAX_PATH, MAX_PARTS = 4096, 128
@@ -73,8 +76,9 @@ def token_dtype(name: Any) -> np.dtype:
     return np.dtype(dtype)
 
 
-def first_existing(folder: Path, data: Path | None, name: str) -> Path | None:
-    """Look for a file by its whole path, then by ever shorter tails of it, below `data` or around `folder`."""
+def first_existing(folder: Path, data: Data, name: str) -> Path | None:
+    """Look for a file on disk by its whole path, then by ever shorter tails of it, below `data` or around `folder`."""
+    data = data if isinstance(data, Path) else None
     if len(name) > MAX_PATH or len(Path(name).parts) > MAX_PARTS:
         return None
     parts = Path(name).parts
@@ -86,11 +90,17 @@ def first_existing(folder: Path, data: Path | None, name: str) -> Path | None:
     return None
 
 
-def find_file(folder: Path, data: Path | None, name: str, what: str) -> Path:
+def find_file(folder: Path, data: Data, name: str, what: str) -> Place:
     """
     Raises:
         MissingFile: with the places that were looked at.
     """
+    if data is not None and not isinstance(data, Path):
+        remote = data.find(name)
+        if remote is None:
+            there = f"the {len(data.files):,} files of {data.origin}"
+            raise MissingFile(f"the {what} {name} of {folder} is not among {there}")
+        return remote
     path = first_existing(folder, data, name)
     if path is None:
         raise MissingFile(
@@ -100,9 +110,20 @@ def find_file(folder: Path, data: Path | None, name: str, what: str) -> Path:
     return path
 
 
+def find_on_disk(folder: Path, data: Data, name: str, what: str) -> Path:
+    """
+    Raises:
+        MissingFile: also where it is on a server, as such files are read whole.
+    """
+    place = find_file(folder, data, name, what)
+    if not isinstance(place, Path):
+        raise MissingFile(f"the {what} {place} is on a server, and is read from disk only: download it")
+    return place
+
+
 def place_files(
     names: Sequence[str],
-    paths: Iterable[Path],
+    paths: Iterable[Place],
     dtype: str,
     instances_of: Callable[[int], int],
     *,
@@ -127,6 +148,7 @@ def place_files(
                 first_instance=first_instance,
                 num_instances=instances_of(num_bytes),
                 label_mask=(label_masks or {}).get(number),
+                sha256=None if isinstance(path, Path) else path.sha256,
             )
         )
         first_instance += placed[-1].num_instances

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from data_index.orders.llm360 import K2_CHUNKS, k2_chunk_order
 from data_index.run import Checkpoint, Order, OrderTrust, Run, Segment, TokenFile
 from data_index.sources import Imported
 from data_index.sources.folder import default_name, first_existing
+
+if TYPE_CHECKING:
+    from data_index.remote.files import Data
 
 _CHUNK = re.compile(r"(?:.*\D)?0*(\d+)\.jsonl$")
 _CHECKPOINT = re.compile(r"ckpt_0*(\d{1,9})$")
@@ -107,7 +110,7 @@ class _Chunks:
     def recognises(self, folder: Path) -> bool:
         return family_of(folder) == self.family.layout
 
-    def read(self, folder: Path, name: str | None, data: Path | None, settings: Mapping[str, Any]) -> Imported:
+    def read(self, folder: Path, name: str | None, data: Data, settings: Mapping[str, Any]) -> Imported:
         """
         Args:
             data: where the chunks are; default: the folder.
@@ -120,6 +123,8 @@ class _Chunks:
         unknown = set(settings) - {"instances_per_batch", "world_size", "lines_per_chunk", "restarts"}
         if unknown:
             raise UnknownLayout(f"--set {sorted(unknown)[0]}: layout {self.family.layout} has no such setting")
+        if data is not None and not isinstance(data, Path):
+            raise MissingFile(f"chunks are read from disk, as lines have to be found: download {data.origin}")
         paths = chunk_files(data or folder)
         if not paths:
             raise MissingFile(f"{data or folder} holds no chunk (*<number>.jsonl)")

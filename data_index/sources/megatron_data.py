@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_index.errors import CorruptFile, MissingFile, OrderMismatch
+from data_index.errors import CorruptFile, MissingFile, OrderMismatch, UnsafeFile
 from data_index.files import is_absurd, require_file
 from data_index.instances.megatron import across_shards, document_stream, sample_pieces
-from data_index.megatron_index import MegatronIndex, read_megatron_index
+from data_index.megatron_index import MegatronIndex, read_index_header, read_megatron_index
 from data_index.orders.megatron import DatasetShuffle
 from data_index.pieces import Pieces
 from data_index.run import TokenFile
-from data_index.sources.folder import first_existing, numbered
+from data_index.sources.folder import find_file, numbered
+
+if TYPE_CHECKING:
+    from data_index.remote.files import Data, RemoteFiles
+    from data_index.remote.path import Place
 
 # What a sample's pieces and its places in the orders take in memory.
 BYTES_PER_ROW = 40
+# Pythia's pre-shuffled sets have indexes of gigabytes, of which the header says all that is not known.
+MAX_FETCHED_INDEX_BYTES = 256 * 2**20
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.bin$")
 
 
@@ -35,7 +41,7 @@ class IndexedDataset:
 
     prefix: str
     index: MegatronIndex
-    shards: tuple[Path, ...]
+    shards: tuple[Place, ...]
 
     def shard_tokens(self) -> np.ndarray:
         """Tokens of each shard, int64.
@@ -44,36 +50,47 @@ class IndexedDataset:
             CorruptFile: a border splits a token.
         """
         item = np.dtype(self.index.dtype).itemsize
-        sizes = np.array([path.stat().st_size for path in self.shards], dtype=np.int64)
+        sizes = np.array([require_file(path) for path in self.shards], dtype=np.int64)
         if (sizes % item).any():
             wrong = self.shards[int(np.flatnonzero(sizes % item)[0])]
             raise CorruptFile(
-                f"{wrong} has {wrong.stat().st_size:,} bytes, no whole number of {self.index.dtype} tokens: it is "
+                f"{wrong} has {require_file(wrong):,} bytes, no whole number of {self.index.dtype} tokens: it is "
                 "truncated"
             )
         return sizes // item
 
 
-def find_dataset(folder: Path, data: Path | None, prefix: str) -> IndexedDataset:
+def find_dataset(folder: Path, data: Data, prefix: str) -> IndexedDataset:
     """
     Raises:
         MissingFile, CorruptFile, UnsafeFile, UnknownLayout
     """
-    index_path = first_existing(folder, data, f"{prefix}.idx")
-    if index_path is None:
-        raise MissingFile(
-            f"{prefix}.idx of {folder} was found neither as written nor below {data or f'{folder} and its parents'}: "
-            "say where the data are with --data DIR"
-        )
-    shards = shards_of(index_path)
+    index_path = find_file(folder, data, f"{prefix}.idx", "index")
+    shards = shards_of(index_path, data)
     return IndexedDataset(
         prefix=prefix,
-        index=read_megatron_index(index_path, sum(require_file(path) for path in shards)),
+        index=read_megatron_index(_on_disk(index_path), sum(require_file(path) for path in shards)),
         shards=shards,
     )
 
 
-def shards_of(index_path: Path) -> tuple[Path, ...]:
+def _on_disk(index_path: Place) -> Path:
+    """An index is read whole: it says where everything lies.
+
+    Raises:
+        UnsafeFile: one on a server that is larger than what is worth fetching unasked.
+    """
+    if isinstance(index_path, Path):
+        return index_path
+    if index_path.size() > MAX_FETCHED_INDEX_BYTES:
+        raise UnsafeFile(
+            f"{index_path} has {index_path.size():,} bytes, all of which would be needed: download it with the .bin "
+            "files beside it, and say where they are with --data DIR"
+        )
+    return index_path.download()
+
+
+def shards_of(index_path: Place, data: Data = None) -> tuple[Place, ...]:
     """The `.bin` file beside an `.idx` file, or its shards in order.
 
     Published shards may have another stem than the index (document.idx beside document-00000-of-00020.bin); their
@@ -82,31 +99,72 @@ def shards_of(index_path: Path) -> tuple[Path, ...]:
     Raises:
         MissingFile: none, or one in between.
     """
-    whole = index_path.with_suffix(".bin")
-    if whole.is_file():
+    stem = index_path.name.removesuffix(".idx")
+    beside = _beside(index_path, data)
+    whole = beside.get(f"{stem}.bin")
+    if whole is not None and whole.is_file():
         return (whole,)
-    numbered: dict[int, Path] = {}
-    for path in index_path.parent.glob(f"{index_path.stem}-*.bin"):
-        match = _SHARD.match(path.name)
-        if match and match[1] == index_path.stem:
+    numbered: dict[int, Place] = {}
+    for name, path in beside.items():
+        match = _SHARD.match(name)
+        if match and match[1] == stem:
             numbered[int(match[2])] = path
     missing = sorted(set(range(max(numbered, default=-1) + 1)) - set(numbered))
     if not numbered or missing:
-        wanted = f"{index_path.stem}-{missing[0]:05d}-of-….bin" if missing else whole.name
-        raise MissingFile(f"{index_path.parent / wanted} is not there; {index_path.name} describes its tokens")
+        wanted = f"{stem}-{missing[0]:05d}-of-….bin" if missing else f"{stem}.bin"
+        raise MissingFile(f"{index_path.parent}/{wanted} is not there; {index_path.name} describes its tokens")
     return tuple(numbered[number] for number in sorted(numbered))
+
+
+def _beside(index_path: Place, data: Data) -> Mapping[str, Place]:
+    """The `.bin` files in the folder of an index, by name."""
+    if isinstance(index_path, Path):
+        return {path.name: path for path in index_path.parent.glob("*.bin")}
+    assert data is not None and not isinstance(data, Path)
+    return data.beside(index_path)
+
+
+def preshuffled_on_server(data: RemoteFiles, prefix: str, row_tokens: int) -> tuple[TokenFile, ...] | None:
+    """Token files of a pre-shuffled set whose index is too large to fetch, cut by what its header says.
+
+    The header gives the dtype and the number of sequences; that as many rows fill the shards exactly is what stands
+    for the index. None where they do not, or where the index is small enough to be read.
+
+    Raises:
+        MissingFile, CorruptFile, UnknownLayout, AccessDenied, Unreachable, Offline
+    """
+    index_path = data.find(f"{prefix}.idx")
+    if index_path is None or index_path.size() <= MAX_FETCHED_INDEX_BYTES:
+        return None
+    shards = shards_of(index_path, data)
+    dtype, num_sequences = read_index_header(index_path)
+    tokens = np.array([require_file(path) for path in shards], dtype=np.int64) // np.dtype(dtype).itemsize
+    if int(tokens.sum()) != num_sequences * row_tokens:
+        return None
+    return _cut(_placed([(path, dtype) for path in shards]), tokens, num_sequences, row_tokens)
 
 
 def files_in_pieces(datasets: Sequence[IndexedDataset]) -> tuple[TokenFile, ...]:
     """Token files of datasets whose instances are put together from pieces."""
-    shards = [(path, dataset.index.dtype) for dataset in datasets for path in dataset.shards]
+    return _placed([(path, dataset.index.dtype) for dataset in datasets for path in dataset.shards])
+
+
+def _placed(shards: Sequence[tuple[Place, str]]) -> tuple[TokenFile, ...]:
     return tuple(
-        TokenFile(name=name, path=path, dtype=dtype, num_bytes=path.stat().st_size, first_instance=0, num_instances=0)
+        TokenFile(
+            name=name,
+            path=path,
+            dtype=dtype,
+            num_bytes=require_file(path),
+            first_instance=0,
+            num_instances=0,
+            sha256=None if isinstance(path, Path) else path.sha256,
+        )
         for name, (path, dtype) in zip(unique_names([path for path, _ in shards]), shards, strict=True)
     )
 
 
-def unique_names(paths: Sequence[Path]) -> list[str]:
+def unique_names(paths: Sequence[Place]) -> list[str]:
     """File names; with their folder where several have one name, and numbered where that does not tell them apart."""
     names = Counter(path.name for path in paths)
     return numbered([path.name if names[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in paths])
@@ -136,7 +194,7 @@ def _require_plausible(datasets: Sequence[IndexedDataset], shuffles: Sequence[Da
     Raises:
         OrderMismatch: the config asks for far more samples than the data could be read for.
     """
-    stored = sum(path.stat().st_size for dataset in datasets for path in dataset.shards)
+    stored = sum(require_file(path) for dataset in datasets for path in dataset.shards)
     rows = sum(shuffle.num_samples + shuffle.num_epochs * shuffle.num_sequences for shuffle in shuffles)
     if is_absurd(BYTES_PER_ROW * rows, stored):
         raise OrderMismatch(
@@ -155,10 +213,17 @@ def cut_in_order(dataset: IndexedDataset, row_tokens: int) -> tuple[TokenFile, .
         index.starts(), np.arange(index.num_sequences, dtype=np.int64) * row_tokens
     ):
         return None
-    files, borders = [], np.append(0, np.cumsum(dataset.shard_tokens()))
-    for file, start, stop in zip(files_in_pieces([dataset]), borders[:-1], borders[1:], strict=True):
+    return _cut(files_in_pieces([dataset]), dataset.shard_tokens(), index.num_sequences, row_tokens)
+
+
+def _cut(
+    shards: Sequence[TokenFile], shard_tokens: np.ndarray, num_sequences: int, row_tokens: int
+) -> tuple[TokenFile, ...]:
+    """Which rows begin in which shard, and where the first of them does; a row may run on into the next shard."""
+    files, borders = [], np.append(0, np.cumsum(shard_tokens))
+    for file, start, stop in zip(shards, borders[:-1], borders[1:], strict=True):
         first = -(-int(start) // row_tokens)
-        last = min(-(-int(stop) // row_tokens), index.num_sequences)
+        last = min(-(-int(stop) // row_tokens), num_sequences)
         lead = min(first * row_tokens, int(stop)) - int(start)
         files.append(replace(file, first_instance=first, num_instances=last - first, first_token=lead))
     return tuple(files)

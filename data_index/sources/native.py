@@ -33,6 +33,8 @@ from data_index.sources.folder import refuse_settings
 if TYPE_CHECKING:
     import pyarrow
 
+    from data_index.remote.files import Data
+
 _STEP = re.compile(r"step(\d{1,18})$")
 _PIECE = re.compile(r"(\d{1,18})-(\d{1,18})\.[a-z0-9]+$")
 
@@ -41,7 +43,7 @@ def recognises(folder: Path) -> bool:
     return (folder / "run.toml").is_file()
 
 
-def read(folder: Path, name: str | None, data: Path | None, settings: Mapping[str, Any]) -> Imported:
+def read(folder: Path, name: str | None, data: Data, settings: Mapping[str, Any]) -> Imported:
     """Read a native run folder.
 
     Raises:

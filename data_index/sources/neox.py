@@ -30,7 +30,8 @@ from data_index.orders.megatron_samples import (
     weights_by_num_documents,
 )
 from data_index.plain_yaml import read_yaml
-from data_index.run import Checkpoint, Order, OrderTrust, Run, Segment
+from data_index.remote.files import Data, RemoteFiles
+from data_index.run import Checkpoint, Order, OrderTrust, Run, Segment, TokenFile
 from data_index.sources import Imported
 from data_index.sources.folder import default_name, first_existing, read_file, step_folders
 from data_index.sources.megatron_data import (
@@ -39,8 +40,10 @@ from data_index.sources.megatron_data import (
     documents_of_datasets,
     files_in_pieces,
     find_dataset,
+    preshuffled_on_server,
     shuffled_pieces,
 )
+from data_index.sources.neox_model import model_settings
 from data_index.sources.trainer_record import read_record
 
 SEED = 1234  # megatron/neox_arguments/neox_args.py
@@ -84,7 +87,7 @@ def recognises(folder: Path) -> bool:
     return bool({"train_iters", "train_epochs"} & set(config)) and bool({"data_path", "train_data_paths"} & set(config))
 
 
-def read(folder: Path, name: str | None, data: Path | None, settings: Mapping[str, Any]) -> Imported:
+def read(folder: Path, name: str | None, data: Data, settings: Mapping[str, Any]) -> Imported:
     """Read a NeoX run folder.
 
     Args:
@@ -111,18 +114,21 @@ def read(folder: Path, name: str | None, data: Path | None, settings: Mapping[st
         ) from error
 
 
-def _import(folder: Path, config: dict[str, Any], name: str | None, data: Path | None) -> Imported:
+def _import(folder: Path, config: dict[str, Any], name: str | None, data: Data) -> Imported:
     length, steps = int(config["seq_length"]), int(config["train_iters"])
     batch = instances_per_batch(config)
-    datasets = [find_dataset(folder, data, prefix) for prefix in data_prefixes(config)]
-    files = _preshuffled(config, datasets, length)
+    files = _cut_on_server(config, data, length)
+    cut_by_header = files is not None
+    datasets = [] if cut_by_header else [find_dataset(folder, data, prefix) for prefix in data_prefixes(config)]
+    files = files or _preshuffled(config, datasets, length)
     pieces, extra = None, {}
     if files is not None:
         order = Order(rule="sequential")
         trust = OrderTrust(
             level="derived",
             witness="the data lie in training order, one sequence a row",
-            missing="a record of the token ids that were consumed",
+            missing="a record of the token ids that were consumed"
+            + (", and the .idx file, of which only the header was read" if cut_by_header else ""),
         )
         if sum(file.num_instances for file in files) < steps * batch:
             steps = sum(file.num_instances for file in files) // batch
@@ -147,7 +153,8 @@ def _import(folder: Path, config: dict[str, Any], name: str | None, data: Path |
         extra["documents"] = table_of_rows("documents", documents_of_datasets(datasets), folder)
     if steps < 1:
         raise OrderMismatch(f"the data of {folder} do not fill one batch of {batch}")
-    config = config | _vocabulary(folder, config)
+    config = model_settings(folder) | config  # of a repository; the trainer's own word counts
+    config |= _vocabulary(folder, config)
     run = Run(
         name=name or default_name(folder),
         layout="neox",
@@ -207,6 +214,14 @@ def instances_per_batch(config: Mapping[str, Any]) -> int:
 def data_parallel_ranks(config: Mapping[str, Any], batch: int) -> int:
     rows = int(config.get("train_micro_batch_size_per_gpu", batch))
     return max(batch // (rows * int(config.get("gradient_accumulation_steps", config.get("gas", 1)) or 1)), 1)
+
+
+def _cut_on_server(config: Mapping[str, Any], data: Data, length: int) -> tuple[TokenFile, ...] | None:
+    """Files of a pre-shuffled set on servers whose index is too large to fetch; None for any other data."""
+    prefixes = data_prefixes(config)
+    if not isinstance(data, RemoteFiles) or len(prefixes) > 1 or config.get("order") == "shuffled":
+        return None
+    return preshuffled_on_server(data, prefixes[0], length + 1)
 
 
 def _preshuffled(config: Mapping[str, Any], datasets: list[IndexedDataset], length: int) -> Any:

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_index.durations import Progress, max_steps, olmo_duration
 from data_index.errors import (
@@ -29,6 +29,7 @@ from data_index.sources import Imported
 from data_index.sources.folder import (
     default_name,
     find_file,
+    find_on_disk,
     first_existing,
     place_files,
     read_file,
@@ -39,6 +40,9 @@ from data_index.sources.folder import (
 from data_index.sources.olmo_position import Position, Stretch, join_stretches
 from data_index.sources.olmo_witness import len_of_order, per_rank_indices, prove_order
 from data_index.sources.trainer_record import read_record
+
+if TYPE_CHECKING:
+    from data_index.remote.files import Data
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -67,7 +71,7 @@ class _Saved:
     tokens: int | None
 
 
-def read(folder: Path, name: str | None, data: Path | None, settings: Mapping[str, Any]) -> Imported:
+def read(folder: Path, name: str | None, data: Data, settings: Mapping[str, Any]) -> Imported:
     """Read a run folder of the legacy OLMo trainer.
 
     Args:
@@ -77,7 +81,8 @@ def read(folder: Path, name: str | None, data: Path | None, settings: Mapping[st
     """
     refuse_settings(settings, "config.yaml")
     folder = folder.absolute()
-    folders = _checkpoint_folders(folder)
+    # Of checkpoints on servers, what describes them may be all that is here.
+    folders = _checkpoint_folders(folder) or step_folders(folder, lambda path: (path / "config.yaml").is_file())
     if not folders:
         raise UnknownLayout(f"{folder} holds no step<N>-unsharded/config.yaml with weights, so it is no OLMo run")
     last = folders[max(folders)] / "config.yaml"
@@ -89,7 +94,7 @@ def read(folder: Path, name: str | None, data: Path | None, settings: Mapping[st
         raise CorruptFile(f"{last} lacks or misstates {error!r}") from error
 
 
-def _import(folder: Path, folders: Mapping[int, Path], name: str | None, data: Path | None) -> Imported:
+def _import(folder: Path, folders: Mapping[int, Path], name: str | None, data: Data) -> Imported:
     saved = {step: _saved(step, path) for step, path in folders.items()}
     last = saved[max(saved)]
     config, settings = last.config, last.config["data"]
@@ -139,7 +144,7 @@ def _import(folder: Path, folders: Mapping[int, Path], name: str | None, data: P
 
 def _saved(step: int, path: Path) -> _Saved:
     config = read_config(path) or {}
-    if "trainer" not in states_of(path):
+    if "trainer" not in states_of(path) and not (path / "train.pt").is_file():
         return _Saved(folder=path, config=config, position=None, tokens=None)
     state = read_trainer_state(path)
     if state["global_step"] != step:
@@ -155,7 +160,7 @@ def _saved(step: int, path: Path) -> _Saved:
     return _Saved(folder=path, config=config, position=position, tokens=state["global_train_tokens_seen"])
 
 
-def _token_files(folder: Path, settings: Mapping[str, Any], data: Path | None, length: int) -> tuple[TokenFile, ...]:
+def _token_files(folder: Path, settings: Mapping[str, Any], data: Data, length: int) -> tuple[TokenFile, ...]:
     if settings.get("custom_dataset"):
         raise UnsupportedRecipe("config.yaml: data.custom_dataset has an order that this version does not compute")
     names = [str(path) for path in settings.get("paths") or []]
@@ -173,7 +178,7 @@ def _token_files(folder: Path, settings: Mapping[str, Any], data: Path | None, l
         [find_file(folder, data, name, "token file") for name in names],
         dtype.name,
         lambda num_bytes: num_bytes // (dtype.itemsize * length),
-        label_masks={n: find_file(folder, data, str(mask), "label mask") for n, mask in enumerate(masks)},
+        label_masks={n: find_on_disk(folder, data, str(mask), "label mask") for n, mask in enumerate(masks)},
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from data_index.sources.olmo_core_data import Dataset
 from data_index.sources.olmo_core_datasets import read_dataset
 from data_index.sources.olmo_core_steps import skip_steps, walk_of
 from data_index.sources.trainer_record import read_record
+
+if TYPE_CHECKING:
+    from data_index.remote.files import Data
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -50,7 +53,7 @@ def recognises(folder: Path) -> bool:
         return bool(step_folders(folder, _is_checkpoint))
 
 
-def read(folder: Path, name: str | None, data: Path | None, settings: Mapping[str, Any]) -> Imported:
+def read(folder: Path, name: str | None, data: Data, settings: Mapping[str, Any]) -> Imported:
     """Read an OLMo-core run folder.
 
     Args:
@@ -88,7 +91,7 @@ def _import(
     config: Mapping[str, Any],
     config_bytes: bytes,
     name: str | None,
-    data: Path | None,
+    data: Data,
 ) -> Imported:
     dataset = read_dataset(folder, config_path.parent, config, data)
     walk = walk_of(config, dataset.num_positions, dataset.sequence_length)

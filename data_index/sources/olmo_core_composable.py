@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from data_index.pieces import Pieces
 from data_index.run import Order, TokenFile
 from data_index.sources.folder import lookup, numbered
 from data_index.sources.olmo_core_data import Dataset, Described
+
+if TYPE_CHECKING:
+    from data_index.remote.files import Data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,7 +39,7 @@ class _Source:
 
 
 def read_composable(
-    folder: Path, checkpoint: Path, sources: Sequence[Mapping[str, Any]], loader: Mapping[str, Any], data: Path | None
+    folder: Path, checkpoint: Path, sources: Sequence[Mapping[str, Any]], loader: Mapping[str, Any], data: Data
 ) -> Dataset:
     """Concat-and-chunk sources of token files; everything else that can be composed is refused by name."""
     cut = [_chunked_source(folder, checkpoint, source, loader, data) for source in sources]
@@ -101,7 +104,7 @@ def _instances_per_epoch(sizes: Sequence[int], per_epoch: int, strategy: str | N
 
 
 def _chunked_source(
-    folder: Path, checkpoint: Path, source: Mapping[str, Any], loader: Mapping[str, Any], data: Path | None
+    folder: Path, checkpoint: Path, source: Mapping[str, Any], loader: Mapping[str, Any], data: Data
 ) -> _Source:
     kind = str(source.get("_CLASS_", "")).rsplit(".", 1)[-1]
     inner = source.get("sources") or []

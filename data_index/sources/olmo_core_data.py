@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,10 @@ from data_index.instances.documents import source_order
 from data_index.orders.olmo_core_fingerprint import dataset_fingerprint
 from data_index.pieces import Pieces
 from data_index.run import Masking, Order, TokenFile
-from data_index.sources.folder import find_file, place_files, read_file, token_dtype
+from data_index.sources.folder import find_file, find_on_disk, place_files, read_file, token_dtype
+
+if TYPE_CHECKING:
+    from data_index.remote.files import Data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,7 +62,7 @@ class Described:
     checkpoint: Path
     dataset: Mapping[str, Any]
     loader: Mapping[str, Any]
-    data: Path | None
+    data: Data
 
     @property
     def tokenizer(self) -> Mapping[str, Any]:
@@ -87,7 +90,7 @@ class Described:
         if mask_names and len(mask_names) != len(names):
             raise CorruptFile(f"config.json names {len(mask_names)} label masks for {len(names)} token files")
         label_masks = {
-            place: find_file(self.folder, self.data, str(mask_names[number]), "label mask")
+            place: find_on_disk(self.folder, self.data, str(mask_names[number]), "label mask")
             for place, number in enumerate(order)
             if mask_names
         }

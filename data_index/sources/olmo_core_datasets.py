@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,11 +27,14 @@ from data_index.run import TokenFile
 from data_index.sources.olmo_core_composable import read_composable
 from data_index.sources.olmo_core_data import Dataset, Described, fsl_indices_file, fsl_order
 
+if TYPE_CHECKING:
+    from data_index.remote.files import Data
+
 # The kernel with which the packings of the published fixtures were computed.
 KNOWN_SORT_KERNEL = "AVX512, numpy 2"
 
 
-def read_dataset(folder: Path, checkpoint: Path, config: Mapping[str, Any], data: Path | None) -> Dataset:
+def read_dataset(folder: Path, checkpoint: Path, config: Mapping[str, Any], data: Data) -> Dataset:
     """
     Args:
         checkpoint: the folder that the config lies in.
@@ -85,7 +88,7 @@ def _tokens(file: TokenFile) -> np.ndarray:
     """All tokens of a file, mapped; documents are found in them once, at `add`."""
     dtype = np.dtype(file.dtype).newbyteorder("<")
     whole = file.num_bytes // dtype.itemsize
-    return np.memmap(file.path, dtype=dtype, mode="r", shape=(whole,)) if whole else np.empty(0, dtype)
+    return np.memmap(file.on_disk, dtype=dtype, mode="r", shape=(whole,)) if whole else np.empty(0, dtype)
 
 
 def _in_pieces(

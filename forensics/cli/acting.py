@@ -13,6 +13,7 @@ from forensics.cli.options import (
     DeterministicOption,
     DeviceOption,
     FormatOption,
+    FreshOptimizerOption,
     PlanOption,
     PrecisionOption,
     RunArgument,
@@ -33,9 +34,12 @@ def demo(workspace: WorkspaceOption = None, plan: PlanOption = False) -> None:
 
 
 def add(
-    source: Annotated[Path, typer.Argument(help="The run's folder, in a published layout.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="A run's folder, manifest.toml, a hub repository (ORG/NAME), or a name of the catalog."),
+    ],
     name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Where its token files are.")] = None,
+    data: Annotated[str | None, typer.Option(help="Where its token files are: DIR, or hub:datasets/ORG/NAME.")] = None,
     metrics: Annotated[Path | None, typer.Option(help="A trainer's record as JSON lines.")] = None,
     layout: Annotated[
         str | None, typer.Option(help="Force a layout: native, olmo_core, olmo, neox, bloom, amber, k2.")
@@ -43,12 +47,19 @@ def add(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value: what the trainer was told and no file says.")
     ] = None,
+    revisions: Annotated[
+        str | None, typer.Option(help="How a repository names its checkpoints: '^checkpoint-(?P<step>[0-9]+)$'.")
+    ] = None,
+    listing: Annotated[
+        Path | None,
+        typer.Option(help="An official list (CSV) of checkpoints elsewhere, with all their states."),
+    ] = None,
     workspace: WorkspaceOption = None,
     format: FormatOption = Format.table,
 ) -> None:
-    """Register and index a run; its layout is recognised.
+    """Register and index a run; its layout is recognised. Of runs on servers, no token and no tensor is fetched.
 
-    Example: forensics add runs/olmo-core-main --data data/
+    Example: forensics add pythia-160m
     """
     from data_index.registration import add as register
     from forensics.cli.edits import read_settings
@@ -60,6 +71,8 @@ def add(
         metrics=metrics,
         layout=layout,
         settings=read_settings(set_ or []),
+        revisions=revisions,
+        listing=listing,
         workspace=open_workspace(workspace),
         progress=say,
     )
@@ -82,6 +95,7 @@ def replay(
     precision: PrecisionOption = "recipe",
     deterministic: DeterministicOption = True,
     approximate: ApproximateOption = False,
+    fresh_optimizer: FreshOptimizerOption = False,
     plan: PlanOption = False,
     workspace: WorkspaceOption = None,
     format: FormatOption = Format.table,
@@ -105,6 +119,7 @@ def replay(
         verify=verify,
         enforce_determinism=deterministic,
         approximate=approximate,
+        fresh_optimizer=fresh_optimizer,
         progress=StepProgress(f"replaying {run} {steps}"),
     )
     emit_object(asdict(report), format, lambda: _print_report(report, explain))
@@ -122,18 +137,20 @@ def _print_plan(
 ) -> None:
     from data_index.run import parse_steps
     from forensics.configured import configured_run
+    from forensics.fetching import bytes_of_steps, bytes_of_weights
     from forensics.reproduction import estimate, prepare
 
     record = workspace.run(run)
     first, last = parse_steps(steps, record)
-    workspace.checkpoint(record, first)
+    start = workspace.checkpoint(record, first)
+    download = bytes_of_weights(start) + bytes_of_steps(workspace, record, first, last)
     record = configured_run(record, first, last, approximate=approximate)
     setup = prepare(workspace, record, device, precision, approximate=approximate)
     tokens = record.tokens_after(last) - record.tokens_after(first)
     cost = (
         {"run": run, "from": first, "to": last}
         | asdict(estimate(setup, last - first, tokens, states))
-        | {"download": 0}
+        | {"download": download}
     )
     emit_object(cost, format, lambda: print_table(list(cost), [cost]))
 
@@ -163,6 +180,7 @@ def fork(
     precision: PrecisionOption = "recipe",
     deterministic: DeterministicOption = True,
     approximate: ApproximateOption = False,
+    fresh_optimizer: FreshOptimizerOption = False,
     plan: PlanOption = False,
     workspace: WorkspaceOption = None,
     format: FormatOption = Format.table,
@@ -196,6 +214,7 @@ def fork(
         precision=precision,
         enforce_determinism=deterministic,
         approximate=approximate,
+        fresh_optimizer=fresh_optimizer,
         progress=StepProgress(f"forking {run}"),
         say=say,
     )

@@ -1,4 +1,4 @@
-"""Verbs that only look: runs, show, checkpoints, at, batch, where, sql, audit, forks."""
+"""Verbs that only look: runs, show, checkpoints, at, batch, where, sql, forks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from forensics.cli.options import FormatOption, RunArgument, WorkspaceOption, open_workspace
+from forensics.cli.options import (
+    FormatOption,
+    MaxFetchOption,
+    PlanOption,
+    RunArgument,
+    WorkspaceOption,
+    open_workspace,
+)
 from forensics.cli.output import Format, emit_arrow, emit_object, emit_rows, print_table, say, show_value
 
 
@@ -29,7 +36,7 @@ def runs(workspace: WorkspaceOption = None, format: FormatOption = Format.table)
                 "steps": f"{run.first_step}..{run.last_step}",
                 "instances": run.num_instances,
                 "order": run.trust.level,
-                "source": str(run.source),
+                "source": run.origin,
             }
         )
     if not rows and format is Format.table:
@@ -51,7 +58,7 @@ def show(run: RunArgument, workspace: WorkspaceOption = None, format: FormatOpti
     facts: dict[str, Any] = {
         "run": record.name,
         "layout": record.layout,
-        "source": str(record.source),
+        "source": record.origin,
         "parent": f"{record.parent[0]} at step {record.parent[1]}" if record.parent else None,
         "steps": f"{record.first_step}..{record.last_step}",
         "epochs": list(record.epochs),
@@ -99,7 +106,7 @@ def checkpoints(run: RunArgument, workspace: WorkspaceOption = None, format: For
             "tokens": c.tokens,
             "location": str(c.location),
             "states": list(c.states),
-            "available": c.location.exists(),
+            "available": c.is_available(),
             "issues": list(c.issues),
         }
         for c in there.checkpoints(there.run(run))
@@ -145,6 +152,8 @@ def batch(
     by: Annotated[str | None, typer.Option(help="Count by document, tag, file or source instead.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write Parquet instead of printing.")] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check token files against hashes.")] = True,
+    max_fetch: MaxFetchOption = None,
+    plan: PlanOption = False,
     workspace: WorkspaceOption = None,
     format: FormatOption = Format.table,
 ) -> None:
@@ -155,8 +164,13 @@ def batch(
     from forensics.lookup import batch as read_batch_table
 
     there = open_workspace(workspace)
-    table = read_batch_table(run, steps, instance=instance, tokens=tokens, by=by, verify=verify, workspace=there)
     record = there.run(run)
+    if plan:
+        _print_batch_plan(there, record, steps, tokens, format)
+        return
+    table = read_batch_table(
+        run, steps, instance=instance, tokens=tokens, by=by, verify=verify, max_fetch=max_fetch, workspace=there
+    )
     say(f"order of {run}: {record.trust}")
     if output is not None:
         from data_index.files import write_parquet
@@ -167,6 +181,16 @@ def batch(
         _print_text(record, table.to_pylist())
     else:
         emit_arrow(table, format)
+
+
+def _print_batch_plan(workspace: Any, run: Any, steps: str, tokens: bool, format: Format) -> None:
+    from data_index.run import parse_steps
+    from forensics.fetching import bytes_of_steps
+
+    first, last = parse_steps(steps, run)
+    cost = {"run": run.name, "from": first, "to": last, "tokens": run.tokens_after(last) - run.tokens_after(first)}
+    cost["download"] = bytes_of_steps(workspace, run, first, last) if tokens or run.hides_tokens else 0
+    emit_object(cost, format, lambda: print_table(list(cost), [cost]))
 
 
 def _print_text(run: Any, rows: list[dict[str, Any]]) -> None:
@@ -186,6 +210,7 @@ def where(
     document: Annotated[int | None, typer.Option(help="A document id.")] = None,
     instance: Annotated[int | None, typer.Option(help="An instance.")] = None,
     token: Annotated[int | None, typer.Option(help="A token id.")] = None,
+    max_fetch: MaxFetchOption = None,
     workspace: WorkspaceOption = None,
     format: FormatOption = Format.table,
 ) -> None:
@@ -196,7 +221,9 @@ def where(
     from forensics.lookup import where as readings
 
     there = open_workspace(workspace)
-    table = readings(run, text=text, document=document, instance=instance, token=token, workspace=there)
+    table = readings(
+        run, text=text, document=document, instance=instance, token=token, max_fetch=max_fetch, workspace=there
+    )
     emit_arrow(table, format)
 
 
@@ -224,28 +251,6 @@ def sql(
         emit_rows([dict(zip(columns, row, strict=True)) for row in rows], format, columns)
 
 
-def audit(
-    run: RunArgument,
-    deep: Annotated[bool, typer.Option("--deep", help="Read everything and compare hashes.")] = False,
-    workspace: WorkspaceOption = None,
-    format: FormatOption = Format.table,
-) -> None:
-    """Check a run's files, order and checkpoints; exits with 1 if anything failed.
-
-    Example: forensics audit demo --deep
-    """
-    from forensics.soundness import audit as check
-
-    rows = check(run, deep=deep, workspace=open_workspace(workspace))
-    emit_rows(rows, format, ["artifact", "step", "check", "result", "detail"])
-    failed = [row for row in rows if row["result"] == "failed"]
-    if failed:
-        say(f"{len(failed)} of {len(rows)} checks failed")
-        for row in failed:
-            say(f"  {row['artifact']}: {row['detail']}")
-        raise typer.Exit(1)
-
-
 def forks(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Only forks of this run.")] = None,
     workspace: WorkspaceOption = None,
@@ -263,4 +268,4 @@ def forks(
     emit_rows(forks_of(there, run), format, ["id", "parent", "from_step", "num_steps", "done", "edits", "recipe"])
 
 
-COMMANDS = (runs, show, checkpoints, at, batch, where, sql, audit, forks)
+COMMANDS = (runs, show, checkpoints, at, batch, where, sql, forks)

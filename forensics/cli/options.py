@@ -23,6 +23,13 @@ DeterministicOption = Annotated[
 ApproximateOption = Annotated[
     bool, typer.Option("--approximate", help="Pass over settings that define another step; lowers the grade.")
 ]
+FreshOptimizerOption = Annotated[
+    bool,
+    typer.Option("--fresh-optimizer", help="Start at zero what the optimizer remembers, where that is not published."),
+]
+MaxFetchOption = Annotated[
+    int | None, typer.Option("--max-fetch", help="Bytes that may be fetched from servers [default: 1 GiB].")
+]
 PlanOption = Annotated[bool, typer.Option("--plan", help="Print what it would cost, and stop.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run or a fork.")]
 

@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from forensics.cli import acting, looking
+from forensics.cli import acting, auditing, looking, releases
 from forensics.cli.options import WorkspaceOption
 
 app = typer.Typer(
@@ -30,5 +30,6 @@ def root(workspace: WorkspaceOption = None, show_version: bool = typer.Option(Fa
         os.environ["FORENSICS_WORKSPACE"] = str(workspace)
 
 
-for command in (*acting.COMMANDS, *looking.COMMANDS):
+COMMANDS = (*acting.COMMANDS, *looking.COMMANDS, *auditing.COMMANDS, *releases.COMMANDS)
+for command in COMMANDS:
     app.command()(command)

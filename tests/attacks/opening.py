@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -198,7 +198,7 @@ def _doors_of_run(twin: Twin) -> Iterator[Door]:
     if "twin" not in workspace.run_names():
         return
     run = workspace.run("twin")
-    yield "audit", lambda: _failures(audit("twin", deep=True, workspace=workspace))
+    yield "audit", lambda: _failures(audit("twin", deep=True, workspace=workspace).rows)
     yield "batch", lambda: batch("twin", str(run.first_step), tokens=True, workspace=workspace)
     places: list[Any] = []
     yield "checkpoints", lambda: places.extend(workspace.checkpoints(run))
@@ -211,7 +211,7 @@ def _doors_of_run(twin: Twin) -> Iterator[Door]:
         yield "replay", lambda: replay("twin", steps, device="cpu", workspace=workspace)
 
 
-def _failures(rows: list[dict[str, Any]]) -> None:
+def _failures(rows: Sequence[dict[str, Any]]) -> None:
     """The audit does not raise: it answers what failed."""
     from data_index.errors import CorruptFile
 

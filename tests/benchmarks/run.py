@@ -16,13 +16,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def main(names: list[str]) -> None:
-    from tests.benchmarks import index_build, orders, replay_overhead, startup
+    from tests.benchmarks import index_build, orders, remote, replay_overhead, startup
 
     benchmarks: dict[str, Callable[[], None]] = {
         "startup": startup.main,
         "index_build": index_build.main,
         "orders": orders.main,
         "replay_overhead": replay_overhead.main,
+        "remote": remote.main,
     }
     import duckdb
     import numpy

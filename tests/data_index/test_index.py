@@ -13,8 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from data_index.errors import OrderMismatch, UnknownInstance
-from data_index.index import build_index
-from data_index.run import Run, Segment
+from data_index.index import build_index, stretches_read_through
+from data_index.run import Order, OrderTrust, Run, Segment, TokenFile
 from data_index.store import connect, readings_of_instances
 from data_index.workspace import Workspace
 from forensics.lookup import batch, where
@@ -186,3 +186,66 @@ def test_segments_that_reach_past_the_order_are_a_mismatch(how: str, tiny_shared
     with pytest.raises(OrderMismatch, match=r"steps 1..1\d need 1\d\d positions of epoch 1; its order has 112"):
         build_index(replace(run, segments=(PAST[how](run),)), tmp_path / "index.duckdb")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- data in training order ------------------------------------------------------------------------------------------
+
+
+def in_training_order(*segments: Segment) -> Run:
+    file = TokenFile(name="a", path=Path("/a"), dtype="uint16", num_bytes=800, first_instance=0, num_instances=100)
+    return Run(
+        name="through",
+        layout="neox",
+        source=Path("/"),
+        sequence_length=4,
+        files=(file,),
+        order=Order(rule="sequential"),
+        segments=segments,
+        trust=OrderTrust(level="derived", witness="x"),
+        config_format="neox",
+        config={},
+    )
+
+
+def stretch(first: int, num: int, position: int, rows: int, attempt: int = 1) -> Segment:
+    return Segment(
+        first_step=first,
+        num_steps=num,
+        epoch=1,
+        first_position=position,
+        instances_per_batch=rows,
+        attempt=attempt,
+    )
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        [stretch(1, 10, 0, 10)],
+        [stretch(1, 3, 0, 7)],
+        [stretch(1, 3, 5, 7), stretch(4, 2, 40, 20)],
+        [stretch(4, 2, 40, 20, attempt=2), stretch(1, 3, 5, 7)],
+    ],
+    ids=["all of it", "the start of it", "with a gap", "restarted further on"],
+)
+def test_data_in_training_order_are_indexed_without_an_array_of_them(
+    segments: list[Segment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = in_training_order(*segments)
+    assert stretches_read_through(run, 1) is not None
+    build_index(run, tmp_path / "short.duckdb")
+    monkeypatch.setattr("data_index.index.stretches_read_through", lambda run, epoch: None)
+    build_index(run, tmp_path / "long.duckdb")
+
+    for table in ("order_1", "inverse_1", "batches", "instances"):
+        answers = []
+        for name in ("short", "long"):
+            with duckdb.connect(str(tmp_path / f"{name}.duckdb"), read_only=True) as connection:
+                answers.append((connection.sql(f"FROM {table}").columns, connection.sql(f"FROM {table}").fetchall()))
+        assert answers[0][0] == answers[1][0]
+        assert sorted(answers[0][1], key=str) == sorted(answers[1][1], key=str)
+
+
+@pytest.mark.parametrize("segments", [[stretch(1, 3, 0, 7), stretch(3, 2, 14, 7, attempt=2)], [stretch(1, 11, 0, 10)]])
+def test_what_was_read_twice_or_reaches_too_far_takes_the_long_way(segments: list[Segment]) -> None:
+    assert stretches_read_through(in_training_order(*segments), 1) is None

@@ -22,7 +22,7 @@ VIEWS = {
     "runs": "run layout source first_step last_step sequence_length num_instances trust parent parent_step",
     "forks": "run layout source first_step last_step sequence_length num_instances trust parent parent_step",
     "segments": "run first_step num_steps attempt epoch first_position instances_per_batch loss_denominator outcome",
-    "checkpoints": "run step tokens location layout states issues",
+    "checkpoints": "run step tokens location layout states issues revision commit available checked_at",
     "files": "run file path dtype num_bytes first_instance num_instances first_token",
     "pieces": "run instance first_token file start stop",
     "batches": "run step attempt epoch position instance file offset num_tokens",

@@ -1,0 +1,1 @@
+"""Files on servers: HTTP, the hub, what is kept of them."""

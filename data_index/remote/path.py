@@ -1,0 +1,262 @@
+"""Files on servers: read as if they were here, each byte fetched once.
+
+A `RemotePath` is to such a file what a Path is to one on disk. `read` fetches what is not kept yet and nothing besides;
+`ranges.fetch_ranges` does so for many stretches at once. What was fetched lies in
+the workspace's `cache/` (`range_cache`); files of the hub that its own cache holds whole are read there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote, unquote, urlsplit
+
+from data_index.errors import ChangedFile, CorruptFile, MissingFile, Offline, Unreachable
+from data_index.files import sha256_of_file
+from data_index.remote import hub
+from data_index.remote.http import Known, RemoteState, get_range, head
+from data_index.remote.range_cache import RangeCache
+
+# One request asks for no more: what is kept of a download that dies is whole requests.
+REQUEST_BYTES = 16 * 2**20
+# What came is kept as soon as it is so much: of a process that is killed, no more is lost for each of its requests.
+KEEP_BYTES = 4 * 2**20
+Progress = Callable[[int, int], None]  # bytes fetched, bytes to fetch
+
+
+@dataclass(frozen=True, slots=True)
+class RemotePath:
+    """A file or folder on a server.
+
+    Attributes:
+        cache: the folder below which what is fetched is kept.
+        num_bytes: what a listing or manifest says the file has; where None, the server is asked.
+        sha256: what the publisher says of the whole file. Stretches of it cannot be compared with that; the whole can.
+    """
+
+    url: str
+    cache: Path
+    num_bytes: int | None = None
+    sha256: str | None = None
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str) -> RemotePath:
+        return RemotePath(f"{self.url.rstrip('/')}/{quote(name, safe='/+@~')}", self.cache)
+
+    @property
+    def name(self) -> str:
+        return unquote(urlsplit(self.url).path.rstrip("/").rpartition("/")[2])
+
+    @property
+    def parent(self) -> RemotePath:
+        return RemotePath(self.url.rstrip("/").rpartition("/")[0], self.cache)
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.name).suffix
+
+    def size(self) -> int:
+        """Bytes of the file.
+
+        Raises:
+            MissingFile, AccessDenied, Unreachable, Offline
+        """
+        if self.num_bytes is not None:
+            return self.num_bytes
+        copy = self.copy()
+        return copy.stat().st_size if copy else self._state().num_bytes
+
+    def copy(self) -> Path | None:
+        """The file on disk, where it is there whole; nothing is fetched."""
+        return hub.cached_copy(self.url)
+
+    def is_file(self) -> bool:
+        """
+        Raises:
+            AccessDenied, Unreachable, Offline
+        """
+        try:
+            self.size()
+        except MissingFile:
+            return False
+        return True
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop).
+
+        Raises:
+            MissingFile, AccessDenied, Unreachable, Offline
+            CorruptFile: the file ends before `stop`.
+            ChangedFile: the server has another file now.
+        """
+        if stop <= start:
+            return b""
+        if (copy := self.copy()) is not None:
+            with copy.open("rb") as file:
+                file.seek(start)
+                content = file.read(stop - start)
+            if len(content) != stop - start:
+                raise CorruptFile(f"{copy} ends before byte {stop:,}; delete it, and it is fetched again")
+            return content
+        kept = self.kept()
+        missing = kept.missing(start, stop)
+        for first, last in missing:
+            self.fetch(first, last)
+        if missing:
+            self.check_whole()
+        return kept.read(start, stop)
+
+    def read_all(self) -> bytes:
+        return self.read(0, self.size())
+
+    def open(self) -> BinaryIO:
+        """The file to read and seek in; 64 KiB are fetched for the smallest read."""
+        return io.BufferedReader(_Seekable(self), 64 * 1024)
+
+    def download(self, progress: Progress | None = None) -> Path:
+        """The whole file on disk, its hash compared with what the publisher states.
+
+        Raises:
+            MissingFile, AccessDenied, Unreachable, Offline, ChangedFile, DiskFull
+            CorruptFile: right size, wrong content.
+        """
+        if hub.address_of(self.url) is not None:
+            path = hub.download(self.url)
+            if self.num_bytes is not None and path.stat().st_size != self.num_bytes:
+                raise CorruptFile(f"{path} has {path.stat().st_size:,} bytes instead of {self.num_bytes:,}")
+        else:
+            from data_index.remote.ranges import fetch_ranges
+
+            fetch_ranges([(replace(self, num_bytes=self.size()), 0, self.size())], progress)
+            path = self.kept().bytes_path
+        wanted = self.stated_sha256()
+        if wanted is not None and (actual := _sha256_once(path, path.stat().st_mtime_ns)) != wanted:
+            raise CorruptFile(
+                f"{self.url} has sha256 {actual[:12]}… instead of {wanted[:12]}…, as its publisher states: the content "
+                f"is wrong. Delete {path.resolve()} to fetch it again"
+            )
+        return path
+
+    def stated_sha256(self) -> str | None:
+        """What the publisher says of the whole file, where that is known or can be asked."""
+        if self.sha256 is None and hub.address_of(self.url) is not None:
+            with contextlib.suppress(Offline):  # the list of its files was never asked for
+                return hub.stated(self.url, self.cache).sha256
+        return self.sha256
+
+    def check(self) -> RemoteState:
+        """Ask the server, whatever is kept.
+
+        Raises:
+            MissingFile, AccessDenied, Unreachable, Offline
+        """
+        if hub.address_of(self.url) is not None:  # its answers to HEAD come from where a file lies, if at all
+            return RemoteState(num_bytes=hub.stated(self.url, self.cache).num_bytes)
+        return head(self.url, hub.headers_for(self.url))
+
+    def check_whole(self) -> None:
+        """As soon as all of a file is here, compare it with what its publisher states.
+
+        Raises:
+            CorruptFile: the content is wrong, if in the right number of bytes; none of it is kept.
+        """
+        kept, size = self.kept(), self.num_bytes
+        if self.sha256 is None or size is None or kept.missing(0, size):
+            return
+        actual = sha256_of_file(kept.bytes_path)
+        if actual != self.sha256:
+            kept.forget()
+            raise CorruptFile(
+                f"{self.url} has sha256 {actual[:12]}… instead of {self.sha256[:12]}…, as its publisher states: the "
+                "server sent wrong content in the right size. Nothing of it was kept; ask again"
+            )
+
+    def kept(self) -> RangeCache:
+        return _range_cache(self.cache, self.url)
+
+    def _state(self) -> RemoteState:
+        """What the file is, as first seen; a manifest's word about its size is enough to begin with."""
+        kept = self.kept()
+        state = kept.state()
+        if state is None:
+            state = RemoteState(num_bytes=self.num_bytes) if self.num_bytes is not None else self.check()
+            kept.remember(state)
+        if self.num_bytes not in (None, state.num_bytes):
+            raise ChangedFile(
+                f"{self.url} had {state.num_bytes:,} bytes when it was first looked at, not {self.num_bytes:,}"
+            )
+        return state
+
+    def fetch(self, start: int, stop: int, abort: threading.Event | None = None) -> None:
+        """Fetch a stretch and keep it; what came before a failure is kept too."""
+        kept, state, headers = self.kept(), self._state(), hub.headers_for(self.url)
+        if stop > state.num_bytes:
+            raise CorruptFile(f"{self.url} has {state.num_bytes:,} bytes; byte {stop:,} was asked for")
+        known = Known(state, tags=hub.address_of(self.url) is None)
+        for begin in range(start, stop, REQUEST_BYTES):
+            first, content = begin, bytearray()
+            try:
+                for piece in get_range(self.url, begin, min(begin + REQUEST_BYTES, stop), headers, known):
+                    if known.state not in (None, state):
+                        kept.remember(state := known.state)
+                    content += piece
+                    if len(content) >= KEEP_BYTES:
+                        kept.write(first, bytes(content))
+                        first, content = first + len(content), bytearray()
+                    if abort is not None and abort.is_set():
+                        raise Unreachable("stopped")
+            finally:
+                if content:
+                    kept.write(first, bytes(content))
+
+
+Place = Path | RemotePath  # where a file is
+
+
+class _Seekable(io.RawIOBase):
+    def __init__(self, remote: RemotePath) -> None:
+        self._remote = remote
+        self._size = remote.size()
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"negative seek position {base + offset}")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        stop = min(self._at + len(buffer), self._size)
+        content = self._remote.read(self._at, stop)
+        buffer[: len(content)] = content
+        self._at = max(self._at, stop)
+        return len(content)
+
+
+@lru_cache(maxsize=4096)
+def _range_cache(cache: Path, url: str) -> RangeCache:
+    host = re.sub(r"[^A-Za-z0-9.-]", "_", urlsplit(url).netloc)
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", url.rpartition("/")[2])[-60:]
+    return RangeCache(cache / host / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}", url)
+
+
+@lru_cache(maxsize=256)
+def _sha256_once(path: Path, changed_at: int) -> str:
+    return sha256_of_file(path)

@@ -1,0 +1,100 @@
+"""Tensors on servers: one is read by its own bytes; all of a checkpoint are fetched at once.
+
+Source: the format's description in huggingface/safetensors @ 24b0b28, README.md
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from data_index.dcp import read_dcp_metadata
+from data_index.errors import CorruptFile, UnsafeFile
+from data_index.remote.path import Progress, RemotePath
+from data_index.remote.ranges import fetch_ranges
+from replay.stored_tensors import SAFETENSORS_DTYPES, StoredTensor, stored_safetensors, whole_tensor
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_LENGTH_BYTES = 8
+
+
+def stored_remote_safetensors(path: RemotePath) -> dict[str, StoredTensor]:
+    """All tensors of a file, in the order of their bytes; read from disk where the whole file is there.
+
+    Raises:
+        MissingFile, AccessDenied, Unreachable, Offline
+        CorruptFile, UnsafeFile: the header does not fit the file.
+    """
+    if (copy := path.copy()) is not None:
+        return stored_safetensors(copy)
+    size = path.size()
+    first = _LENGTH_BYTES + _header_length(path, size)
+    try:
+        header = json.loads(path.read(_LENGTH_BYTES, first))
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        placed = sorted(entries.items(), key=lambda item: (item[1]["data_offsets"], item[0]))
+        tensors = {name: _tensor(path, name, entry, first) for name, entry in placed}
+    except CorruptFile:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise CorruptFile(f"{path} has no header of safetensors ({error!r})") from error
+    _require_filled(path, [entry["data_offsets"] for _, entry in placed], size - first)
+    return tensors
+
+
+def _header_length(path: RemotePath, size: int) -> int:
+    if size < _LENGTH_BYTES:
+        raise CorruptFile(f"{path} has {size} bytes: it is no safetensors file")
+    length = int.from_bytes(path.read(0, _LENGTH_BYTES), "little")
+    if length > min(MAX_HEADER_BYTES, size - _LENGTH_BYTES):
+        raise UnsafeFile(f"{path} claims a header of {length:,} bytes in a file of {size:,}: it is no safetensors file")
+    return length
+
+
+def _tensor(path: RemotePath, name: str, entry: Mapping[str, Any], first: int) -> StoredTensor:
+    dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise CorruptFile(f"{path}: {name} is of dtype {entry['dtype']!r}, which no checkpoint uses")
+    shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
+    if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
+        raise CorruptFile(f"{path}: {name} has the shape {shape} at {start}..{stop}")
+    if stop - start != math.prod(shape) * dtype.itemsize:
+        raise CorruptFile(f"{path}: {name} of shape {shape} has {stop - start} bytes, not {dtype.itemsize} an element")
+    return whole_tensor(name, dtype, shape, partial(_read, path, dtype, shape, first + start, first + stop))
+
+
+def _require_filled(path: RemotePath, offsets: list[list[int]], num_bytes: int) -> None:
+    """Tensors lie end to end and fill the file, as the format demands."""
+    at = 0
+    for start, stop in offsets:
+        if start != at:
+            raise CorruptFile(f"{path}: its tensors overlap or leave a hole at byte {at}")
+        at = stop
+    if at != num_bytes:
+        raise CorruptFile(f"{path} has {num_bytes:,} bytes for tensors that need {at:,}: it was truncated or changed")
+
+
+def _read(path: RemotePath, dtype: torch.dtype, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
+    if start == stop:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(path.read(start, stop)), dtype=dtype).reshape(shape)
+
+
+# --- all at once -----------------------------------------------------------------------------------------------------
+
+
+def fetch_dcp(folder: RemotePath, prefix: str, progress: Progress | None = None) -> None:
+    """Fetch the tensors of a distributed checkpoint whose names begin with `prefix`, and nothing else of its files.
+
+    Raises:
+        MissingFile, AccessDenied, Unreachable, Offline, ChangedFile, CorruptFile, UnsafeFile, DiskFull
+    """
+    entries = [entry for name, entry in read_dcp_metadata(folder).items() if name.startswith(prefix)]
+    pieces = [piece for entry in entries if entry.dtype is not None for piece in entry.pieces]
+    places = [(p.path, p.offset, p.offset + p.length) for p in pieces if isinstance(p.path, RemotePath)]
+    fetch_ranges(places, progress)
