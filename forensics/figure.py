@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_index.files import atomic_file
+from forensics.figure_matrix import Matrix, add_matrix, draw_matrix
+from forensics.figure_matrix import State as State
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442", "#000000")
 BLACK = 8
+MARGIN_INCHES = 2.8  # beside the columns of a matrix: its rows' names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +45,18 @@ class Panel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """Panels above each other over one x axis."""
+    """Panels above each other over one x axis.
+
+    Attributes:
+        x_names: names of x = 0, 1, 2 …, where x counts and does not measure. `x_always`: those that must be readable.
+    """
 
     title: str
     x_label: str
-    panels: Sequence[Panel]
+    panels: Sequence[Panel | Matrix]
     note: str = ""
+    x_names: Sequence[str] = ()
+    x_always: Sequence[int] = ()
 
 
 def write_png(figure: Figure, path: Path) -> None:
@@ -56,16 +65,30 @@ def write_png(figure: Figure, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    height = 1.2 + 2.3 * len(figure.panels)
+    heights = [_height(panel) for panel in figure.panels]
+    width = _width(figure)
     canvas, axes = pyplot.subplots(
-        len(figure.panels), 1, figsize=(9, height), sharex=True, squeeze=False, layout="constrained"
+        len(figure.panels),
+        1,
+        figsize=(width, 1.2 + sum(heights)),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+        height_ratios=heights,
     )
     try:
         canvas.suptitle(figure.title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         for axis, panel in zip(axes[:, 0], figure.panels, strict=True):
-            _draw_panel(axis, panel)
+            if isinstance(panel, Matrix):
+                draw_matrix(axis, panel, inches=width - MARGIN_INCHES)
+            else:
+                _draw_panel(axis, panel)
         axes[-1, 0].set_xlabel(figure.x_label)
-        axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
+        if figure.x_names:
+            shown = shown_names(figure, most=int(3 * (width - MARGIN_INCHES)))
+            axes[-1, 0].set_xticks(shown, [figure.x_names[x] for x in shown], rotation=60, ha="right", fontsize=7)
+        else:
+            axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
         if figure.note:
             canvas.supxlabel(figure.note, x=0.01, ha="left", fontsize=8, color="#555555")
         with atomic_file(path) as temporary:
@@ -74,13 +97,36 @@ def write_png(figure: Figure, path: Path) -> None:
         pyplot.close(canvas)
 
 
+def _height(panel: Panel | Matrix) -> float:
+    """Inches."""
+    return 0.6 + 0.24 * len(panel.rows) if isinstance(panel, Matrix) else 2.3
+
+
+def _width(figure: Figure) -> float:
+    """Inches: as wide as it takes for every column of a matrix to have some dots of its own."""
+    columns = len(figure.x_names)
+    return max(9.0, MARGIN_INCHES + min(0.09 * columns, 20.0), MARGIN_INCHES + 0.025 * columns)
+
+
+def shown_names(figure: Figure, most: int) -> list[int]:
+    """Places of an x axis of names that get one: those that should have one, then others, none too close to another."""
+    count = len(figure.x_names)
+    every = max(-(-count // max(most, 1)), 1)
+    shown: list[int] = []
+    for x in (0, count - 1, *figure.x_always, *range(0, count, every)):
+        if all(abs(x - other) >= 0.6 * every for other in shown) and x not in shown:
+            shown.append(x)
+    return sorted(shown)
+
+
 def _draw_panel(axis: Any, panel: Panel) -> None:
     for series in panel.series:
         values = [float("nan") if value is None else value for value in series.y]
         colour = COLOURS[series.colour % len(COLOURS)]
         marker = "o" if series.style == "points" or len(values) < 3 else None
-        line = {"line": "-", "dashed": "--", "points": ""}[series.style]
-        axis.plot(series.x, values, line, marker=marker, markersize=4, color=colour, linewidth=1.3, label=series.name)
+        line = {"line": "-", "dashed": "--", "points": "none"}[series.style]
+        looks = {"linestyle": line, "marker": marker, "markersize": 4, "color": colour, "linewidth": 1.3}
+        axis.plot(series.x, values, label=series.name, **looks)
     if panel.zero_line:
         axis.axhline(0, color="#888888", linewidth=0.8, zorder=0)
     for x, label in panel.marks:
@@ -90,6 +136,7 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
         axis.set_yscale("log")
     axis.set_title(panel.title, loc="left", fontsize=10, pad=14 if panel.marks else 6)
     axis.set_ylabel(panel.y_label, fontsize=9)
+    axis.tick_params(which="both", labelsize=8)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     if len(panel.series) > 1:
@@ -105,10 +152,19 @@ def write_html(figure: Figure, path: Path) -> None:
 
     titles = [panel.title for panel in figure.panels]
     space = 0.25 / len(titles)
+    heights = [_height(panel) for panel in figure.panels]
     canvas: Canvas = make_subplots(
-        rows=len(titles), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=space
+        rows=len(titles),
+        cols=1,
+        shared_xaxes=True,
+        subplot_titles=titles,
+        vertical_spacing=space,
+        row_heights=heights,
     )
     for row, panel in enumerate(figure.panels, 1):
+        if isinstance(panel, Matrix):
+            add_matrix(canvas, panel, row, figure.x_names)
+            continue
         for series in panel.series:
             mode = "markers" if series.style == "points" else "lines" if len(series.y) > 2 else "lines+markers"
             colour = COLOURS[series.colour % len(COLOURS)]
@@ -122,10 +178,16 @@ def write_html(figure: Figure, path: Path) -> None:
         for x, label in panel.marks:
             canvas.add_vline(x=x, line_width=1, line_dash="dot", annotation_text=label, row=row, col=1)
     canvas.update_xaxes(title_text=figure.x_label, row=len(titles), col=1)
+    if figure.x_names:
+        shown = shown_names(figure, most=60)
+        canvas.update_xaxes(tickvals=shown, ticktext=[figure.x_names[x] for x in shown], tickangle=-60)
     canvas.update_annotations(x=0, xanchor="left", selector={"yref": "paper", "xref": "paper"})
     note = f"<br><sup>{html.escape(figure.note)}</sup>" if figure.note else ""
     title = f"<b>{html.escape(figure.title)}</b>{note}"
-    canvas.update_layout(title_text=title, height=150 + 240 * len(titles), template="plotly_white")
+    height = 150 + round(104 * sum(heights))
+    # As wide as the window, unless columns of a matrix would vanish in it.
+    width = 300 + 8 * len(figure.x_names) if len(figure.x_names) > 120 else None
+    canvas.update_layout(title_text=title, height=height, width=width, template="plotly_white")
     with atomic_file(path) as temporary:
         temporary.write_text(canvas.to_html(include_plotlyjs=True, full_html=True))
 

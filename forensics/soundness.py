@@ -1,181 +1,288 @@
-"""Is a run sound? The local part of the audit: files, hashes, order, checkpoints."""
+"""Is a run sound? What the audit asks, and in which order.
+
+    files        are they there, of the stated or first-seen size and content; do they open
+    listing      which steps are listed, and which are missing
+    weights      of each checkpoint: readable, equal to another's, in their place in the run
+    tokenizer    does it fit the data and the model
+    evaluations  do published numbers contradict the weights
+
+What is read of a checkpoint is kept (`audit_work`); one that cannot be read does not stop the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from data_index.dcp import read_dcp_metadata
-from data_index.errors import ForensicsError
-from data_index.files import BLOCK_BYTES, read_json_object, sha256_of_blocks, sha256_of_file
-from data_index.neox_checkpoint import read_counts
-from data_index.olmo_checkpoint import read_trainer_state
-from data_index.orders import epoch_order
-from data_index.pieces import read_pieces
+from data_index.artifacts import Artifact, artifacts_of, content_of, identity_of_all, run_artifacts
+from data_index.errors import ForensicsError, MissingState, UnknownLayout, UnsupportedRecipe
+from data_index.evaluations import Evaluations
 from data_index.run import Checkpoint, Run
+from data_index.store import logged_metrics
 from data_index.workspace import Workspace
+from forensics import artifact_checks as files
+from forensics.artifact_checks import READING, reason
+from forensics.audit_memory import first_seen, kept_evaluations, remember
+from forensics.audit_picture import picture
+from forensics.audit_rows import Row, judged, row
+from forensics.audit_work import AuditWork
+from forensics.configured import learning_rate_of_step
+from forensics.equal_files import equal_file_rows
+from forensics.figure import Figure
+from forensics.listing_gaps import gap_rows
+from forensics.odd_elements import jump_rows
+from forensics.published_evaluations import evaluation_rows
+from forensics.run_continuity import Continuity, judge
+from forensics.tokenizer_check import tokenizer_rows
+from forensics.weight_samples import Change, Reading, odd_changes, read_checkpoint
 
-Row = dict[str, Any]
+EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "word_embeddings.weight")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditResult:
+    """Rows of `artifact, step, check, result, detail, num_bytes, checked_at`, sorted by step, those of the run first.
+
+    `result` is "ok", "failed", "expected" (odd, and as it should be) or "not known". `steps` holds all steps of a
+    finding that is about several.
+    """
+
+    run: str
+    rows: tuple[Row, ...]
+    figure: Figure
+    notes: tuple[str, ...]
+
+    @property
+    def failed(self) -> list[Row]:
+        return [found for found in self.rows if found["result"] == "failed"]
 
 
 def audit(
     run: str,
     *,
     deep: bool = False,
+    evaluations: Path | str | None = None,
     workspace: Workspace | None = None,
-    progress: Callable[[str], None] = lambda message: None,
-) -> list[Row]:
-    """Check every artifact of a run.
+    progress: Progress = lambda message: None,
+) -> AuditResult:
+    """Check every artifact of a run against itself, its publisher, and the run's other artifacts.
 
     Args:
-        deep: also read every token file and every tensor, and compare hashes.
-    Returns:
-        Rows of `artifact, step, check, result, detail`; result is "ok", "failed" or "not known".
+        deep: also read every token file and every tensor, and hash all files anew.
+        evaluations: a folder of published result files (lm-eval's); default: those given at an earlier audit.
+    Raises:
+        UnknownRun
+        MissingFile, CorruptFile: `evaluations` holds none.
     """
     workspace = workspace or Workspace()
     record = workspace.run(run)
-    rows: list[Row] = []
-    for check in (_index_rows, _order_rows, _piece_rows, _token_rows, _checkpoint_rows):
-        for row in check(workspace, record, deep):
-            progress(f"{row['artifact']}: {row['check']} {row['result']}")
-            rows.append(row)
-    return rows
+    published = kept_evaluations(workspace, record, evaluations)
+    return _Audit(workspace, record, deep=deep, evaluations=published, progress=progress).result()
 
 
-def _row(artifact: str, check: str, error: str | None, *, step: int | None = None, ok: str = "") -> Row:
-    result = "ok" if error is None else "failed"
-    return {"artifact": artifact, "step": step, "check": check, "result": result, "detail": error or ok}
+@dataclass(slots=True)
+class _Seen:
+    """What was learned of the checkpoints on the way."""
+
+    artifacts: dict[int, list[Artifact]] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    readings: dict[int, Reading] = field(default_factory=dict)
 
 
-def _unknown(artifact: str, check: str, why: str, step: int | None = None) -> Row:
-    return {"artifact": artifact, "step": step, "check": check, "result": "not known", "detail": why}
+class _Audit:
+    def __init__(
+        self, workspace: Workspace, run: Run, *, deep: bool, evaluations: Evaluations | None, progress: Progress
+    ) -> None:
+        self.workspace, self.run, self.deep, self.say = workspace, run, deep, progress
+        self.evaluations = evaluations
+        self.home = workspace.home(run.name)
+        self.work = AuditWork(self.home, deep=deep)
+        self.rests = cache(self._rests)
+        self._logged_skips: dict[int, bool] | None = None
+        self.seen = _Seen()
 
+    def result(self) -> AuditResult:
+        self.work.begin()
+        rows = list(self._own_rows())
+        checkpoints = self._checkpoints(rows)
+        for checkpoint in checkpoints:
+            self.seen.artifacts[checkpoint.step] = artifacts_of(self.workspace, self.run, checkpoint)
+        rows += gap_rows(self.run, [checkpoint.step for checkpoint in checkpoints])
+        for number, checkpoint in enumerate(checkpoints, 1):
+            doing = "reading" if self.deep else "sampling"
+            self.say(f"checkpoint {checkpoint.step} ({number} of {len(checkpoints)}): {doing}")
+            rows += self._checkpoint_rows(checkpoint)
+        self.say("comparing checkpoints")
+        continuity = judge([self.seen.readings[step] for step in sorted(self.seen.readings)], self.rests)
+        rows += continuity.rows
+        rows += self._equal_files(continuity)
+        rows += self._jumps(checkpoints)
+        self.say("tokenizer")
+        rows += tokenizer_rows(self.workspace, self.run, self._vocabulary(), deep=self.deep)
+        if self.evaluations is not None:
+            last = max(self.seen.artifacts, default=0)
+            rows += evaluation_rows(self.evaluations, continuity, last)
+        rows.sort(key=lambda found: -1 if found["step"] is None else found["step"])
+        remember(self.workspace, self.home, rows, self.seen.hashes)
+        self.work.finish()
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        figure = picture(self.run.name, steps, rows, continuity.curve)
+        return AuditResult(run=self.run.name, rows=tuple(rows), figure=figure, notes=tuple(self._notes(rows)))
 
-def _index_rows(workspace: Workspace, run: Run, deep: bool) -> Iterator[Row]:
-    from data_index.store import count_readings
+    def _notes(self, rows: Sequence[Row]) -> Iterator[str]:
+        if not self.deep:
+            yield "Weights were sampled, not read: --deep reads every element, and all token files."
+        if self.evaluations is None:
+            yield "No published evaluations were compared: --evals DIR names a folder of them."
 
-    try:
-        found = count_readings(workspace, run)
-        expected = sum(s.num_steps * s.instances_per_batch for s in run.segments)
-        wrong = None if found == expected else f"holds {found} readings; the segments say {expected}"
-        yield _row("index.duckdb", "readings", wrong, ok=f"{expected:,} readings")
-    except ForensicsError as error:
-        yield _row("index.duckdb", "opens", str(error))
+    # --- the run's own files -----------------------------------------------------------------------------------------
 
+    def _own_rows(self) -> Iterator[Row]:
+        found = run_artifacts(self.workspace, self.run)
+        yield from files.availability_rows(found)
+        yield from files.index_rows(self.workspace, self.run)
+        yield from files.order_rows(self.run)
+        yield from files.piece_rows(self.run)
+        by_name = {artifact.name: artifact for artifact in found}
+        yield from files.token_rows(self.workspace, self.run, by_name, deep=self.deep, say=self.say)
+        if "tokenizer" in by_name:
+            yield from self._hash_rows("tokenizer", [by_name["tokenizer"]])
 
-def _order_rows(workspace: Workspace, run: Run, deep: bool) -> Iterator[Row]:
-    yield _row("order", "trust", None, ok=str(run.trust))
-    for epoch in run.epochs:
+    def _checkpoints(self, rows: list[Row]) -> list[Checkpoint]:
         try:
-            order = epoch_order(run, epoch)
-            yield _row(f"order of epoch {epoch}", "computed", None, ok=f"{len(order):,} positions")
+            return self.workspace.checkpoints(self.run)
         except ForensicsError as error:
-            yield _row(f"order of epoch {epoch}", "computed", str(error))
+            rows.append(judged("checkpoints", "listed", str(error)))
+            return []
 
+    # --- one checkpoint ----------------------------------------------------------------------------------------------
 
-def _piece_rows(workspace: Workspace, run: Run, deep: bool) -> Iterator[Row]:
-    if run.pieces is None:
-        return
-    try:
-        pieces = read_pieces(run.pieces, verify=True)
-        yield _row("pieces", "content", None, ok=f"{pieces.num_instances:,} instances of {len(pieces.file):,} pieces")
-    except ForensicsError as error:
-        yield _row("pieces", "content", str(error))
-
-
-def _token_rows(workspace: Workspace, run: Run, deep: bool) -> Iterator[Row]:
-    rows = workspace.learned(workspace.home(run.name), "block_hashes")
-    known = {(row["file"], row["block"]): row["sha256"] for row in rows}
-    for file in (*run.files, *run.heldout):
-        if not file.path.exists():
-            yield _row(file.name, "present", f"{file.path} is not there")
-            continue
-        size = file.path.stat().st_size
-        wrong = None if size == file.num_bytes else f"{size:,} bytes instead of {file.num_bytes:,}"
-        yield _row(file.name, "size", wrong, ok=f"{size:,} bytes")
-        if wrong or not deep:
-            continue
-        changed = []
-        for block, sha256 in enumerate(sha256_of_blocks(file.path)):
-            if known.get((file.name, block), sha256) != sha256:
-                changed.append(block)
-        if not any(name == file.name for name, _ in known):
-            yield _unknown(file.name, "blocks", "never hashed before; nothing to compare with")
-        else:
-            where = ", ".join(f"{b} (bytes {b * BLOCK_BYTES:,}..)" for b in changed)
-            yield _row(file.name, "blocks", f"changed: block {where}" if changed else None, ok="all as first hashed")
-
-
-def _checkpoint_rows(workspace: Workspace, run: Run, deep: bool) -> Iterator[Row]:
-    for checkpoint in workspace.checkpoints(run):
-        name = f"checkpoint {checkpoint.step}"
-        issues = "; ".join(checkpoint.issues) or None
-        yield _row(name, "states", issues, step=checkpoint.step, ok=", ".join(checkpoint.states))
+    def _checkpoint_rows(self, checkpoint: Checkpoint) -> Iterator[Row]:
+        there = self.seen.artifacts[checkpoint.step]
+        yield from files.availability_rows(there)
+        yield from files.checkpoint_rows(checkpoint)
+        if self._is_hashed(there):
+            yield from self._hash_rows(f"step{checkpoint.step}-files", there)
+        for artifact in there:
+            if artifact.sha256_stated is not None:
+                self.seen.hashes.setdefault(artifact.name, artifact.sha256_stated)
+        failure = None
         try:
-            yield from _LAYOUT_ROWS.get(checkpoint.layout, _tensor_rows)(checkpoint, name, deep)
-        except ForensicsError as error:
-            yield _row(name, "reads", str(error), step=checkpoint.step)
+            reading = self._reading(checkpoint)
+            if reading is not None:
+                self.seen.readings[checkpoint.step] = reading
+                read = f"{len(reading.shapes)} parameters, {'all elements' if self.deep else 'a sample'} read"
+                yield row(f"checkpoint {checkpoint.step} weights", "reads", "ok", read, step=checkpoint.step)
+        except (MissingState, UnknownLayout, UnsupportedRecipe) as error:
+            reading, failure = None, row("", "reads", "not known", str(error))
+        except READING as error:
+            reading, failure = None, row("", "reads", "failed", reason(error))
+        if failure is not None:
+            yield failure | {"artifact": f"checkpoint {checkpoint.step} weights", "step": checkpoint.step}
+        if self.deep:
+            yield from files.content_rows(checkpoint, reading)
+
+    def _is_hashed(self, artifacts: Sequence[Artifact]) -> bool:
+        return self.deep or files.is_small(self.seen.artifacts)
+
+    def _hash_rows(self, name: str, artifacts: Sequence[Artifact]) -> Iterator[Row]:
+        """Hash files, or find the hashes kept; and judge them."""
+        chosen = [a for a in artifacts if files.can_be_hashed(a, deep=self.deep)]
+        identity = identity_of_all(chosen)
+        kept = self.work.find(name, identity)
+        if kept is None:
+            kept = {}
+            for artifact in chosen:
+                if (artifact.num_bytes or 0) >= files.SMALL_FILE_BYTES:
+                    self.say(f"{artifact.name}: hashing {artifact.num_bytes:,} bytes")
+                try:
+                    kept[artifact.name] = content_of(artifact)
+                except READING as error:
+                    yield judged(artifact.name, "hash", reason(error), step=artifact.step)
+            self.work.keep(name, identity, kept)
+        seen = first_seen(self.workspace, self.home)
+        for artifact in chosen:
+            if artifact.name in kept:
+                self.seen.hashes[artifact.name] = kept[artifact.name]
+                yield files.hash_row(artifact, kept[artifact.name], seen)
+
+    def _reading(self, checkpoint: Checkpoint) -> Reading | None:
+        """What is known of the weights; None where there are none, or on a server and not asked for."""
+        if "weights" not in checkpoint.states or (not self.deep and not isinstance(checkpoint.location, Path)):
+            return None
+        name = f"step{checkpoint.step}-weights"
+        identity = identity_of_all(self.seen.artifacts[checkpoint.step])
+        kept, sample = self.work.find(name, identity), self.work.numbers(name)
+        if kept is not None and sample is not None:
+            return Reading.from_record(kept, sample)
+        reading = read_checkpoint(checkpoint, whole=self.deep)
+        self.work.keep(name, identity, reading.to_record(), reading.sample)
+        return reading
+
+    # --- all of them -------------------------------------------------------------------------------------------------
+
+    def _equal_files(self, continuity: Continuity) -> Iterator[Row]:
+        found = equal_file_rows(self.seen.artifacts, self.seen.hashes, continuity.groups, self.rests)
+        for steps, whole, finding in list(found):
+            if whole:
+                continuity.groups.append(steps)
+            yield finding
+
+    def _jumps(self, checkpoints: Sequence[Checkpoint]) -> list[Row]:
+        """Deep: every element of neighbouring checkpoints against each other."""
+        if not self.deep:
+            return []
+        there = [checkpoint for checkpoint in checkpoints if checkpoint.step in self.seen.readings]
+        changes: dict[tuple[int, int], list[Change]] = {}
+        for one, other in zip(there, there[1:], strict=False):
+            if self.seen.readings[one.step].shapes != self.seen.readings[other.step].shapes:
+                continue
+            name = f"step{one.step}-step{other.step}-changes"
+            identity = identity_of_all([*self.seen.artifacts[one.step], *self.seen.artifacts[other.step]])
+            kept = self.work.find(name, identity)
+            if kept is None:
+                self.say(f"checkpoints {one.step} and {other.step}: comparing all elements")
+                kept = {"changes": [_as_record(change) for change in odd_changes(one, other)]}
+                self.work.keep(name, identity, kept)
+            changes[one.step, other.step] = [Change(**change) for change in kept["changes"]]
+        return list(jump_rows([checkpoint.step for checkpoint in there], changes))
+
+    def _rests(self, first: int, last: int) -> bool | None:
+        """Did steps first+1 .. last all leave the weights as they were? None: not known.
+
+        They did where the trainer skipped them (a loss scale that overflowed), or at a learning rate of 0.
+        """
+        for step in range(first + 1, last + 1):
+            try:
+                if self._skipped().get(step) or self.run.segment_of_step(step).outcome != "applied":
+                    continue
+                rate = learning_rate_of_step(self.workspace, self.run, step)
+            except ForensicsError:
+                rate = None
+            if rate != 0:
+                return None if rate is None else False
+        return True
+
+    def _skipped(self) -> dict[int, bool]:
+        if self._logged_skips is None:
+            metrics = logged_metrics(self.workspace, self.run, 0, self.run.last_step)
+            self._logged_skips = {step: bool(values.get("skipped")) for step, values in metrics.items()}
+        return self._logged_skips
+
+    def _vocabulary(self) -> int | None:
+        """Rows of the model's embedding, as its weights have it; else as its config says."""
+        for reading in self.seen.readings.values():
+            for name, shape in reading.shapes.items():
+                if name.endswith(EMBEDDINGS):
+                    return shape[0]
+        size = self.run.config.get("padded_vocab_size") or self.run.config.get("vocab_size")
+        return size if isinstance(size, int) else None
 
 
-def _native_rows(checkpoint: Checkpoint, name: str, deep: bool) -> Iterator[Row]:
-    state = read_json_object(checkpoint.location / "state.json")
-    wrong = None if state.get("step") == checkpoint.step else f"state.json says step {state.get('step')}"
-    yield _row(name, "step", wrong, step=checkpoint.step)
-    if not deep:
-        return
-    from replay.weights import content_hash, read_safetensors
-
-    for file, key in (("model.safetensors", "weights_sha256"), ("optimizer.safetensors", "optimizer_sha256")):
-        actual = content_hash(read_safetensors(checkpoint.location / file))
-        wrong = (
-            None if actual == state.get(key) else f"content hash {actual[:12]}… instead of {str(state.get(key))[:12]}…"
-        )
-        yield _row(f"{name} {file}", "content", wrong, step=checkpoint.step, ok=f"sha256 {actual[:12]}…")
-
-
-def _dcp_rows(checkpoint: Checkpoint, name: str, deep: bool) -> Iterator[Row]:
-    entries = read_dcp_metadata(checkpoint.location / "model_and_optim")
-    missing = sorted({str(p.path) for e in entries.values() for p in e.pieces if not p.path.exists()})
-    wrong = f"{missing[0]} is not there" if missing else None
-    yield _row(name, "pieces", wrong, step=checkpoint.step, ok=f"{len(entries):,} entries")
-    if wrong or not deep:
-        return
-    from replay.weights import read_dcp_tensor
-
-    for entry in entries.values():
-        if entry.dtype is not None:
-            read_dcp_tensor(entry)
-    config = checkpoint.location / "config.json"
-    yield _row(name, "tensors", None, step=checkpoint.step, ok="all read")
-    yield _unknown(f"{name} weights", "content", f"the trainer states no hash (config {sha256_of_file(config)[:12]}…)")
-
-
-def _tensor_rows(checkpoint: Checkpoint, name: str, deep: bool) -> Iterator[Row]:
-    """Layouts whose files state no hash: the trainer's own word for the step, and whether every tensor reads."""
-    if "trainer" in checkpoint.states:
-        said = (
-            read_counts(checkpoint.location).step
-            if checkpoint.layout == "neox"
-            else read_trainer_state(checkpoint.location)["global_step"]
-        )
-        wrong = None if said == checkpoint.step else f"the trainer's state says step {said}"
-        yield _row(name, "step", wrong, step=checkpoint.step)
-    if not deep:
-        return
-    from replay.weights import content_hash, read_optimizer, read_weights
-
-    if "weights" in checkpoint.states:
-        weights = read_weights(checkpoint)
-        detail = f"{len(weights)} tensors read, sha256 {content_hash(weights)[:12]}…; the trainer states none"
-        yield _row(f"{name} weights", "tensors", None, step=checkpoint.step, ok=detail)
-    if "optimizer" in checkpoint.states:
-        moments = read_optimizer(checkpoint)
-        odd = [moment for moment in ("exp_avg", "exp_avg_sq") if set(moments[moment]) - set(weights)]
-        wrong = f"{odd[0]} has parameters that the weights do not have" if odd else None
-        yield _row(f"{name} optimizer", "tensors", wrong, step=checkpoint.step, ok=f"{len(moments['exp_avg'])} moments")
-
-
-_LAYOUT_ROWS: Mapping[str, Callable[[Checkpoint, str, bool], Iterator[Row]]] = {
-    "native": _native_rows,
-    "olmo_core": _dcp_rows,
-}
+def _as_record(change: Change) -> dict[str, Any]:
+    return {name: getattr(change, name) for name in Change.__slots__}

@@ -1,5 +1,6 @@
 """The README's printed answers are what the commands print."""
 
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ def sessions() -> list[tuple[str, str]]:
     """Commands of the README's console blocks with the output printed below each."""
     found = []
     for block in CONSOLE.findall((ROOT / "README.md").read_text()):
-        for part in block.split("$ ")[1:]:
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, _, output = part.partition("\n")
             found.append((command, output))
     return found
@@ -26,7 +27,8 @@ def test_printed_answers_are_true(tmp_path: Path) -> None:
     for command, printed in sessions():
         program, *arguments = command.split()
         done = subprocess.run(
-            [sys.executable, "-m", "forensics.cli.main", *arguments, "--workspace", str(tmp_path)],
+            [sys.executable, "-m", "forensics.cli.main", *arguments],
+            env=os.environ | {"FORENSICS_WORKSPACE": str(tmp_path)},
             cwd=ROOT,
             capture_output=True,
             text=True,

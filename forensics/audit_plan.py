@@ -1,0 +1,65 @@
+"""What an audit would read; nothing is read or written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from data_index.artifacts import Artifact, artifacts_of, identity_of_all, run_artifacts
+from data_index.run import Checkpoint
+from data_index.workspace import Workspace
+from forensics.artifact_checks import can_be_hashed, is_small
+from forensics.audit_work import AuditWork
+from forensics.weight_samples import MAX_ELEMENTS
+
+PAGE_BYTES = 4096  # that a disk gives for one element
+
+
+def plan_audit(run: str, *, deep: bool = False, workspace: Workspace | None = None) -> dict[str, Any]:
+    """Count what would be read.
+
+    Returns:
+        `run, deep, checkpoints, files, bytes` (all there is), `kept_checkpoints` (of which weights need not be read
+        again), `token_bytes, hash_bytes, weight_bytes` (to be read) and `read_bytes`, their sum.
+    Raises:
+        UnknownRun, CorruptFile
+    """
+    workspace = workspace or Workspace()
+    record = workspace.run(run)
+    work = AuditWork(workspace.home(run), deep=deep)
+    checkpoints = workspace.checkpoints(record)
+    own = run_artifacts(workspace, record)
+    there = {checkpoint.step: artifacts_of(workspace, record, checkpoint) for checkpoint in checkpoints}
+    everything = [*own, *(artifact for files in there.values() for artifact in files)]
+    tokens = sum(file.num_bytes for file in (*record.files, *record.heldout)) if deep else 0
+    hashed = weights = kept = 0
+    for checkpoint in checkpoints:
+        files = there[checkpoint.step]
+        identity = identity_of_all(files)
+        if deep or is_small(there):
+            hashed += _bytes_to_hash(work, checkpoint, files, deep=deep)
+        if work.find(f"step{checkpoint.step}-weights", identity) is not None:
+            kept += 1
+        elif "weights" in checkpoint.states:
+            size = sum(artifact.num_bytes or 0 for artifact in files if artifact.holds_weights)
+            # Deep: once to hash, and each neighbour once more to compare elements.
+            weights += 3 * size if deep else min(size, MAX_ELEMENTS * PAGE_BYTES)
+    return {
+        "run": run,
+        "deep": deep,
+        "checkpoints": len(checkpoints),
+        "files": len(everything),
+        "bytes": sum(artifact.num_bytes or 0 for artifact in everything),
+        "kept_checkpoints": kept,
+        "token_bytes": tokens,
+        "hash_bytes": hashed,
+        "weight_bytes": weights,
+        "read_bytes": tokens + hashed + weights,
+    }
+
+
+def _bytes_to_hash(work: AuditWork, checkpoint: Checkpoint, files: Sequence[Artifact], *, deep: bool) -> int:
+    chosen = [artifact for artifact in files if can_be_hashed(artifact, deep=deep)]
+    if work.find(f"step{checkpoint.step}-files", identity_of_all(chosen)) is not None:
+        return 0
+    return sum(artifact.num_bytes or 0 for artifact in chosen)
