@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from data_index.artifacts import Artifact, artifacts_of, identity_of_all, run_artifacts
@@ -10,7 +11,8 @@ from data_index.run import Checkpoint
 from data_index.workspace import Workspace
 from forensics.artifact_checks import can_be_hashed, is_small
 from forensics.audit_work import AuditWork
-from forensics.weight_samples import MAX_ELEMENTS
+from forensics.fetching import bytes_of_all_tokens
+from forensics.weight_samples import MAX_ELEMENTS, STRETCH_ELEMENTS, STRETCHES, name_of_reading
 
 PAGE_BYTES = 4096  # that a disk gives for one element
 
@@ -20,7 +22,8 @@ def plan_audit(run: str, *, deep: bool = False, workspace: Workspace | None = No
 
     Returns:
         `run, deep, checkpoints, files, bytes` (all there is), `kept_checkpoints` (of which weights need not be read
-        again), `token_bytes, hash_bytes, weight_bytes` (to be read) and `read_bytes`, their sum.
+        again), `token_bytes, hash_bytes, weight_bytes` (to be read) and `read_bytes`, their sum; `fetch_bytes`: what of
+        it has to be fetched from servers.
     Raises:
         UnknownRun, CorruptFile
     """
@@ -38,8 +41,10 @@ def plan_audit(run: str, *, deep: bool = False, workspace: Workspace | None = No
         identity = identity_of_all(files)
         if deep or is_small(there):
             hashed += _bytes_to_hash(work, checkpoint, files, deep=deep)
-        if work.find(f"step{checkpoint.step}-weights", identity) is not None:
+        if work.find(name_of_reading(checkpoint, deep=deep), identity) is not None:
             kept += 1
+        elif "weights" in checkpoint.states and not (deep or isinstance(checkpoint.location, Path)):
+            weights += STRETCHES * STRETCH_ELEMENTS * 4  # and the headers of its files
         elif "weights" in checkpoint.states:
             size = sum(artifact.num_bytes or 0 for artifact in files if artifact.holds_weights)
             # Deep: once to hash, and each neighbour once more to compare elements.
@@ -55,7 +60,20 @@ def plan_audit(run: str, *, deep: bool = False, workspace: Workspace | None = No
         "hash_bytes": hashed,
         "weight_bytes": weights,
         "read_bytes": tokens + hashed + weights,
+        "fetch_bytes": bytes_of_all_tokens(record) * deep + _bytes_to_fetch(list(there.values()), deep),
     }
+
+
+def _bytes_to_fetch(checkpoints: Sequence[Sequence[Artifact]], deep: bool) -> int:
+    """Of checkpoints on servers: deep, the weights that are not on disk, equal ones once; else some stretches."""
+    far = [
+        [a for a in files if a.holds_weights and not isinstance(a.place, Path) and a.place.copy() is None]
+        for files in checkpoints
+    ]
+    if not deep:
+        return STRETCHES * STRETCH_ELEMENTS * 4 * sum(map(bool, far))
+    sizes = {a.sha256_stated or str(a.place): a.num_bytes or 0 for files in far for a in files}
+    return sum(sizes.values())
 
 
 def _bytes_to_hash(work: AuditWork, checkpoint: Checkpoint, files: Sequence[Artifact], *, deep: bool) -> int:

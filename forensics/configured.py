@@ -69,7 +69,8 @@ def described_recipe(run: Run) -> dict[str, Any]:
 def learning_rate_of_step(workspace: Workspace, run: Run, step: int) -> float | None:
     """The rate that the recipe gives a step, as the trainer computes it; None where no recipe was understood."""
     try:
-        recipe = recipe_of_run(configured_run(run, step - 1, step))
+        # What is approximated of a step, such as its precision, is not its rate.
+        recipe = recipe_of_run(configured_run(run, step - 1, step, approximate=True), approximate=True)
     except (UnsupportedRecipe, CorruptFile):
         return None
     skipped = 0

@@ -25,6 +25,7 @@ EXCHANGE_GAIN, MOVE_GAIN, SIDE_GAIN = 0.08, 0.12, 0.15
 # How much farther from both its neighbours than they are from each other a state must be; in untouched runs at most 1.
 FOREIGN_RATIO = 1.5
 UNRELATED, RELATED = 0.02, 0.1  # correlations: of states that share no start, and of states that do
+FORGOTTEN_AFTER = 5000  # steps
 # An end that is so many times as far away as the distance next to it, for each step of training, and little related.
 JUMP_RATIO, JUMP_CORRELATION = 10.0, 0.5
 # Squared distance of a state's neighbours over the sum of the squares of both steps between them: 2 for a straight
@@ -88,7 +89,7 @@ def find_departures(states: States) -> list[Departure]:
     order = list(range(len(states.distances)))
     found: list[Departure] = []
     while len(order) >= FEWEST and len(found) < len(states.distances):
-        departures = _Path(states, order).largest() or _strangers(states, order)
+        departures = _alone(states, order) or _Path(states, order).largest() or _far_end(states, order)
         if not departures:
             break
         found += departures
@@ -125,20 +126,41 @@ def _growth(distances: np.ndarray, order: Sequence[int]) -> float:
     return float(np.median(distances[a, c] ** 2 / np.maximum(edges, TINY)))
 
 
-def _strangers(states: States, order: list[int]) -> list[Departure]:
-    """A state that shares nothing with any other, while those beside it share much; or an end that lies far off."""
-    d, correlations = states.distances, states.correlations
+def _alone(states: States, order: list[int]) -> list[Departure]:
+    """A state that shares nothing with any other, while those beside it share much."""
     for at, place in enumerate(order):
-        first, last = at == 0, at == len(order) - 1
-        near, inner = (order[1], order[2]) if first else (order[at - 1], order[at - 2 if last else at + 1])
         others = [other for other in order if other != place]
-        alone = float(np.abs(correlations[place, others]).max()) < states.unrelated
-        in_common = correlations[near, inner] > max(2 * RELATED, states.unrelated)
-        far = d[place, near] > JUMP_RATIO * d[near, inner] and (first or last) and states.is_jump(place, near, inner)
-        if in_common and (alone or far):
-            ratio = float(d[place, near] / max(d[near, inner], TINY))
-            return [Departure(kind="foreign", places=(place,), ratio=ratio)]
+        if float(np.abs(states.correlations[place, others]).max()) >= states.unrelated:
+            continue
+        near, inner = _beside(order, at)
+        # What a run began with is forgotten in the end.
+        forgotten = at == 0 and states.steps[near] - states.steps[place] > FORGOTTEN_AFTER
+        if states.correlations[near, inner] > max(2 * RELATED, states.unrelated) and not forgotten:
+            return [_stranger(states, place, near, inner)]
     return []
+
+
+def _far_end(states: States, order: list[int]) -> list[Departure]:
+    """The first or the last state, where it lies far off from those beside it, which share much."""
+    for at in (0, len(order) - 1):
+        place, (near, inner) = order[at], _beside(order, at)
+        in_common = states.correlations[near, inner] > max(2 * RELATED, states.unrelated)
+        far = states.distances[place, near] > JUMP_RATIO * states.distances[near, inner]
+        if in_common and far and states.is_jump(place, near, inner):
+            return [_stranger(states, place, near, inner)]
+    return []
+
+
+def _beside(order: list[int], at: int) -> tuple[int, int]:
+    """Two states that a state is held against: those on both sides; of an end, the two next to it."""
+    if at == 0:
+        return order[1], order[2]
+    return order[at - 1], order[at - 2 if at == len(order) - 1 else at + 1]
+
+
+def _stranger(states: States, place: int, near: int, inner: int) -> Departure:
+    ratio = float(states.distances[place, near] / max(states.distances[near, inner], TINY))
+    return Departure(kind="foreign", places=(place,), ratio=ratio)
 
 
 Candidate = tuple[float, list[Departure]]  # what a repair saves of the path, and what it says

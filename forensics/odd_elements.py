@@ -8,7 +8,7 @@ import numpy as np
 
 from forensics.audit_rows import Row, row
 from forensics.continuity import TINY
-from forensics.weight_samples import Change, Reading, counts_of, places_of
+from forensics.weight_samples import Change, Reading
 
 # A sampled element is odd where it is so many times farther from its median over the run than in any other checkpoint,
 # and than its parameter's elements usually are. Of the first and the last checkpoint, which all elements may leave far
@@ -85,11 +85,10 @@ def _far_from_others(
 
 def _element(reading: Reading, place: int) -> str:
     """The parameter and index of an element of the sample."""
-    for name, count in counts_of(reading.shapes).items():
-        if place < count:
-            size = int(np.prod(reading.shapes[name], dtype=np.int64))
-            return f"{name}[{places_of(size, count)[place]}]"
-        place -= count
+    for name, places in reading.places.items():
+        if place < len(places):
+            return f"{name}[{places[place]}]"
+        place -= len(places)
     raise AssertionError("the sample has no such element")
 
 

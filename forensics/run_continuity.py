@@ -101,7 +101,8 @@ def _collapse(readings: Sequence[Reading], distances: np.ndarray, rests: Rests, 
         steps = tuple(readings[n].step for n in members)
         found.groups.append(steps)
         resting = [rests(one, other) for one, other in zip(steps, steps[1:], strict=False)]
-        owner = None if all(resting) else _owner(members, distances)
+        may_be_one = all(resting) or (steps == (0, 1) and False not in resting)
+        owner = None if may_be_one else _owner(members, distances)
         dropped |= set(members) - {members[0] if owner is None else owner}
         if owner is not None:
             found.owner |= {readings[n].step: readings[owner].step for n in members if n != owner}
@@ -133,6 +134,10 @@ def _equal_row(members: Sequence[Reading], resting: Sequence[bool | None], last:
     if all(resting):
         detail = f"{same}, as they should: the learning rate is 0 between them, or the steps were skipped"
         return row("weights", "equal bytes", "expected", detail, steps=steps)
+    unknown = None in resting and False not in resting
+    if unknown and steps == [0, 1]:
+        detail = f"{same}; whether the first update's learning rate is 0, as in some trainers, is not known"
+        return row("weights", "equal bytes", "not known", detail, steps=steps)
     own = next((owner[step] for step in steps if step in owner), None)
     if own is not None:
         others = [step for step in steps if step != own]
@@ -141,10 +146,6 @@ def _equal_row(members: Sequence[Reading], resting: Sequence[bool | None], last:
             f"{what}{named_steps(others)} {'carry' if len(others) > 1 else 'carries'} the weights of step {own} ({how})"
         )
         return row("weights", "equal bytes", "failed", detail, steps=others)
-    unknown = None in resting and False not in resting
-    if unknown and steps == [0, 1]:
-        detail = f"{same}; whether the first update's learning rate is 0, as in some trainers, is not known"
-        return row("weights", "equal bytes", "not known", detail, steps=steps)
     rate = "" if unknown else " at a learning rate that is not 0"
     detail = f"{same}, with {steps[-1] - steps[0]:,} steps of training between them{rate}"
     return row("weights", "equal bytes", "failed", detail, steps=steps)

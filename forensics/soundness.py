@@ -27,17 +27,19 @@ from forensics import artifact_checks as files
 from forensics.artifact_checks import READING, reason
 from forensics.audit_memory import first_seen, kept_evaluations, remember
 from forensics.audit_picture import picture
+from forensics.audit_plan import plan_audit
 from forensics.audit_rows import Row, judged, row
 from forensics.audit_work import AuditWork
 from forensics.configured import learning_rate_of_step
 from forensics.equal_files import equal_file_rows
+from forensics.fetching import require_allowed
 from forensics.figure import Figure
 from forensics.listing_gaps import gap_rows
 from forensics.odd_elements import jump_rows
 from forensics.published_evaluations import evaluation_rows
 from forensics.run_continuity import Continuity, judge
 from forensics.tokenizer_check import tokenizer_rows
-from forensics.weight_samples import Change, Reading, odd_changes, read_checkpoint
+from forensics.weight_samples import Change, Reading, name_of_reading, odd_changes, read_checkpoint, read_far_sample
 
 EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "word_embeddings.weight")
 
@@ -67,6 +69,7 @@ def audit(
     *,
     deep: bool = False,
     evaluations: Path | str | None = None,
+    max_fetch: int | None = None,
     workspace: Workspace | None = None,
     progress: Progress = lambda message: None,
 ) -> AuditResult:
@@ -75,14 +78,23 @@ def audit(
     Args:
         deep: also read every token file and every tensor, and hash all files anew.
         evaluations: a folder of published result files (lm-eval's); default: those given at an earlier audit.
+        max_fetch: bytes that may be fetched from servers; default: 1 GiB. A deep audit fetches all there is.
     Raises:
-        UnknownRun
+        UnknownRun, TooMuchToFetch
         MissingFile, CorruptFile: `evaluations` holds none.
     """
     workspace = workspace or Workspace()
     record = workspace.run(run)
+    if deep and _lies_on_servers(workspace, record):
+        planned = plan_audit(run, deep=True, workspace=workspace)
+        require_allowed(planned["fetch_bytes"], max_fetch, f"a deep audit of {run}")
     published = kept_evaluations(workspace, record, evaluations)
     return _Audit(workspace, record, deep=deep, evaluations=published, progress=progress).result()
+
+
+def _lies_on_servers(workspace: Workspace, run: Run) -> bool:
+    places = [*(file.path for file in run.files), *(c.location for c in workspace.checkpoints(run))]
+    return not all(isinstance(place, Path) for place in places)
 
 
 @dataclass(slots=True)
@@ -103,6 +115,7 @@ class _Audit:
         self.home = workspace.home(run.name)
         self.work = AuditWork(self.home, deep=deep)
         self.rests = cache(self._rests)
+        self.expected_equal: set[int] = set()
         self._logged_skips: dict[int, bool] | None = None
         self.seen = _Seen()
 
@@ -110,6 +123,7 @@ class _Audit:
         self.work.begin()
         rows = list(self._own_rows())
         checkpoints = self._checkpoints(rows)
+        self.expected_equal = {c.step for c in checkpoints if any(i.startswith("expected_equal:") for i in c.issues)}
         for checkpoint in checkpoints:
             self.seen.artifacts[checkpoint.step] = artifacts_of(self.workspace, self.run, checkpoint)
         rows += gap_rows(self.run, [checkpoint.step for checkpoint in checkpoints])
@@ -212,15 +226,18 @@ class _Audit:
                 yield files.hash_row(artifact, kept[artifact.name], seen)
 
     def _reading(self, checkpoint: Checkpoint) -> Reading | None:
-        """What is known of the weights; None where there are none, or on a server and not asked for."""
-        if "weights" not in checkpoint.states or (not self.deep and not isinstance(checkpoint.location, Path)):
+        """What is known of the weights; None where there are none, or on a server without a way to read a part."""
+        if "weights" not in checkpoint.states:
             return None
-        name = f"step{checkpoint.step}-weights"
+        far = not self.deep and not isinstance(checkpoint.location, Path)
+        name = name_of_reading(checkpoint, deep=self.deep)
         identity = identity_of_all(self.seen.artifacts[checkpoint.step])
         kept, sample = self.work.find(name, identity), self.work.numbers(name)
         if kept is not None and sample is not None:
             return Reading.from_record(kept, sample)
-        reading = read_checkpoint(checkpoint, whole=self.deep)
+        reading = read_far_sample(checkpoint) if far else read_checkpoint(checkpoint, whole=self.deep)
+        if reading is None:
+            return None
         self.work.keep(name, identity, reading.to_record(), reading.sample)
         return reading
 
@@ -255,8 +272,11 @@ class _Audit:
     def _rests(self, first: int, last: int) -> bool | None:
         """Did steps first+1 .. last all leave the weights as they were? None: not known.
 
-        They did where the trainer skipped them (a loss scale that overflowed), or at a learning rate of 0.
+        They did where the trainer skipped them (a loss scale that overflowed), or at a learning rate of 0; and where
+        the catalog says that they should have.
         """
+        if {first, last} <= self.expected_equal:
+            return True
         for step in range(first + 1, last + 1):
             try:
                 if self._skipped().get(step) or self.run.segment_of_step(step).outcome != "applied":

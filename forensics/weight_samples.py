@@ -2,7 +2,7 @@
 
 The sample holds elements of every parameter, at the same places in every checkpoint of a run. One tensor is in memory
 at a time. Deep readings see every element: they hash them, find what is no number, and compare neighbours element by
-element.
+element. Of checkpoints on servers, a sample is a few stretches, each one request.
 """
 
 from __future__ import annotations
@@ -10,18 +10,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from data_index.run import Checkpoint
+from replay.stored_remote import read_stretches
 from replay.weights import StoredPart, fetch_weights, stored_weights, tensor_bytes
 
 MAX_ELEMENTS = 65_536
 LEAST_ELEMENTS = 16  # of each parameter, where it has as many and there are not too many parameters
 GOLDEN = 0.6180339887498949
 MOST_NAMED = 16  # elements of a tensor that are looked at as odd ones
+# Of a checkpoint on a server: so many stretches of so many elements, at most one in a parameter.
+STRETCHES, STRETCH_ELEMENTS = 24, 1024
 ODD_CHANGE = 20.0  # times the root mean square of the other changes in the tensor
 
 
@@ -36,6 +40,7 @@ class Reading:
         weights_sha256: `replay.weights.content_hash` of all of it; None where only the sample was read.
         not_finite: (parameter, index, value as text) of elements that are NaN or infinite, the first few of each.
         num_not_finite: how many there are, in what was read.
+        far: the sample is stretches, not places spread over all parameters.
     """
 
     step: int
@@ -46,11 +51,18 @@ class Reading:
     weights_sha256: str | None = None
     not_finite: tuple[tuple[str, int, str], ...] = ()
     num_not_finite: int = 0
+    far: bool = False
+
+    @property
+    def places(self) -> dict[str, np.ndarray]:
+        """Which elements of each flattened parameter the sample holds, parameter after parameter."""
+        return sampled_places(self.shapes, far=self.far)
 
     @property
     def groups(self) -> np.ndarray:
         """For each element of the sample, the number of its parameter."""
-        return np.repeat(np.arange(len(self.shapes)), list(counts_of(self.shapes).values()))
+        counts = [len(places) for places in self.places.values()]
+        return np.repeat(np.arange(len(counts)), counts)
 
     def to_record(self) -> dict[str, Any]:
         """All but the sample, as JSON."""
@@ -62,6 +74,7 @@ class Reading:
             "weights_sha256": self.weights_sha256,
             "not_finite": [list(element) for element in self.not_finite],
             "num_not_finite": self.num_not_finite,
+            "far": self.far,
         }
 
     @classmethod
@@ -75,6 +88,7 @@ class Reading:
             weights_sha256=record["weights_sha256"],
             not_finite=tuple((name, index, value) for name, index, value in record["not_finite"]),
             num_not_finite=record["num_not_finite"],
+            far=record["far"],
         )
 
 
@@ -99,6 +113,58 @@ def places_of(num_elements: int, count: int) -> np.ndarray:
     starts, stops = number * num_elements // max(count, 1), (number + 1) * num_elements // max(count, 1)
     inside = (np.modf(number * GOLDEN)[0] * (stops - starts)).astype(np.int64)
     return starts + inside
+
+
+def sampled_places(shapes: Mapping[str, tuple[int, ...]], *, far: bool) -> dict[str, np.ndarray]:
+    """The elements of each parameter that a sample holds."""
+    sizes = {name: int(np.prod(shape, dtype=np.int64)) for name, shape in shapes.items()}
+    if not far:
+        return {name: places_of(sizes[name], count) for name, count in counts_of(shapes).items()}
+    # Matrices change in every step; gains and biases may be at their start for long.
+    matrices = [name for name, shape in shapes.items() if len(shape) > 1 and sizes[name]] or list(shapes)
+    chosen = [matrices[place] for place in places_of(len(matrices), min(STRETCHES, len(matrices)))]
+    found = {}
+    for number, name in enumerate(chosen):
+        length = min(STRETCH_ELEMENTS, sizes[name])
+        start = int((sizes[name] - length) * np.modf(number * GOLDEN)[0])
+        found[name] = np.arange(start, start + length)
+    return found
+
+
+def name_of_reading(checkpoint: Checkpoint, *, deep: bool) -> str:
+    """What a reading is kept as: samples of different places must not be compared."""
+    far = not deep and not isinstance(checkpoint.location, Path)
+    return f"step{checkpoint.step}-{'stretches' if far else 'weights'}"
+
+
+def read_far_sample(checkpoint: Checkpoint) -> Reading | None:
+    """A sample of a checkpoint on a server, its stretches alone fetched; None where its layout has no stretches.
+
+    Raises:
+        what `read_checkpoint` raises
+    """
+    parts = stored_weights(checkpoint)
+    if any(part.tensor.place is None or part.rows is not None for part in parts.values()):
+        return None
+    shapes = {name: part.shape for name, part in sorted(parts.items())}
+    places = sampled_places(shapes, far=True)
+    wanted = [(parts[name].tensor, int(at[0]), int(at[-1]) + 1) for name, at in places.items() if len(at)]
+    sampled, odd, samples = hashlib.sha256(), _Odd(), []
+    for (name, at), chosen in zip(places.items(), read_stretches(wanted), strict=True):
+        sampled.update(f"{name} {chosen.dtype} {shapes[name]} ".encode())
+        sampled.update(tensor_bytes(chosen))
+        samples.append(chosen.float().numpy())
+        odd.look(name, chosen, at)
+    return Reading(
+        step=checkpoint.step,
+        shapes=shapes,
+        dtypes={name: str(parts[name].tensor.dtype) for name in shapes},
+        sample=np.concatenate(samples) if samples else np.empty(0, np.float32),
+        sample_sha256=sampled.hexdigest(),
+        not_finite=tuple(odd.named),
+        num_not_finite=odd.count,
+        far=True,
+    )
 
 
 def read_checkpoint(checkpoint: Checkpoint, *, whole: bool) -> Reading:

@@ -23,7 +23,7 @@ from data_index.pickles import TorchArchive
 from data_index.stand_ins import TensorRecord
 
 if TYPE_CHECKING:
-    from data_index.remote.path import Place
+    from data_index.remote.path import Place, RemotePath
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -57,6 +57,8 @@ class Piece:
 class StoredTensor:
     """A tensor on disk. Where it is `flat`, its pieces are stretches of its elements in C order.
 
+    Attributes:
+        place: of one on a server whose elements lie there one after another: the file, and the byte of the first.
     Raises:
         CorruptFile: the pieces overlap, leave a gap, or lie outside.
     """
@@ -66,6 +68,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
     flat: bool = False
+    place: tuple[RemotePath, int] | None = None
 
     def __post_init__(self) -> None:
         # Without what is 0, a product beyond 64 bits would pass as nothing.

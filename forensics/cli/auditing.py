@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from forensics.cli.options import FormatOption, PlanOption, RunArgument, WorkspaceOption, open_workspace
+from forensics.cli.options import FormatOption, MaxFetchOption, PlanOption, RunArgument, WorkspaceOption, open_workspace
 from forensics.cli.output import Format, emit_object, emit_rows, print_table, printable, say
 
 
@@ -22,6 +22,7 @@ def audit(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to draw it: FILE.png and FILE.html.")
     ] = None,
+    max_fetch: MaxFetchOption = None,
     plan: PlanOption = False,
     workspace: WorkspaceOption = None,
     format: FormatOption = Format.table,
@@ -41,7 +42,14 @@ def audit(
     from forensics.figure import write_figure
     from forensics.soundness import audit as check
 
-    result = check(run, deep=deep, evaluations=evals, workspace=there, progress=lambda text: say(f"{run}: {text}"))
+    result = check(
+        run,
+        deep=deep,
+        evaluations=evals,
+        max_fetch=max_fetch,
+        workspace=there,
+        progress=lambda text: say(f"{run}: {text}"),
+    )
     base = output or there.folder / "findings" / f"audit-{run}"
     if base.suffix in (".png", ".html"):
         base = base.with_suffix("")
