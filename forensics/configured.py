@@ -66,11 +66,14 @@ def described_recipe(run: Run) -> dict[str, Any]:
     return {"model": dict(recipe.model)} | recipe.to_table()
 
 
-def learning_rate_of_step(workspace: Workspace, run: Run, step: int) -> float | None:
-    """The rate that the recipe gives a step, as the trainer computes it; None where no recipe was understood."""
+def learning_rate_of_step(workspace: Workspace, run: Run, step: int, *, approximate: bool = False) -> float | None:
+    """The rate that the recipe gives a step, as the trainer computes it; None where no recipe was understood.
+
+    Args:
+        approximate: what is not supported of the step may be passed over, such as the precision of its forward pass.
+    """
     try:
-        # What is approximated of a step, such as its precision, is not its rate.
-        recipe = recipe_of_run(configured_run(run, step - 1, step, approximate=True), approximate=True)
+        recipe = recipe_of_run(configured_run(run, step - 1, step, approximate=approximate), approximate=approximate)
     except (UnsupportedRecipe, CorruptFile):
         return None
     skipped = 0

@@ -281,7 +281,7 @@ class _Audit:
             try:
                 if self._skipped().get(step) or self.run.segment_of_step(step).outcome != "applied":
                     continue
-                rate = learning_rate_of_step(self.workspace, self.run, step)
+                rate = learning_rate_of_step(self.workspace, self.run, step, approximate=True)
             except ForensicsError:
                 rate = None
             if rate != 0:
