@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_index.errors import ForensicsError
 from data_index.files import TEMPORARY_PREFIX, require_file, sha256_of_file
-from data_index.remote import hub
+from data_index.remote import hub, hub_files
 from data_index.run import Checkpoint, Run
 from data_index.workspace import Workspace
 
@@ -67,8 +68,28 @@ def today() -> str:
     return datetime.now(UTC).date().isoformat()
 
 
+def revisions_now(checkpoints: Sequence[Checkpoint]) -> dict[str, dict[str, str] | ForensicsError]:
+    """The revisions that the hub has now, with their commits, of every repository that checkpoints lie in.
+
+    One request a repository; where it fails, the error.
+    """
+    found: dict[str, dict[str, str] | ForensicsError] = {}
+    for checkpoint in checkpoints:
+        address = hub.address_of(f"{checkpoint.location}/.") if checkpoint.revision else None
+        if address is not None and address.repo_id not in found:
+            try:
+                found[address.repo_id] = hub.list_revisions(address.repo_id, address.repo_type)
+            except ForensicsError as error:
+                found[address.repo_id] = error
+    return found
+
+
 def artifacts_of(workspace: Workspace, run: Run, checkpoint: Checkpoint) -> list[Artifact]:
-    """Every file of a checkpoint, by name; the folder itself, not available, where it is not there."""
+    """Every file of a checkpoint, by name; the folder itself, not available, where it is not there.
+
+    What the hub has is told from the list of a commit's files, which never changes; whether it is still there is for
+    `revisions_now`.
+    """
     name = f"checkpoint {checkpoint.step}"
     if not isinstance(checkpoint.location, Path):
         return _served(name, checkpoint, checkpoint.location)
@@ -95,7 +116,22 @@ def run_artifacts(workspace: Workspace, run: Run) -> list[Artifact]:
             found.append(_local(f"order {name}", run.source / entry["path"], stated=entry.get("sha256")))
     if isinstance(run.tokenizer, Path):
         found.append(_local("tokenizer", run.tokenizer))
+    for path in _records_of(run):
+        found.append(_local(path.relative_to(run.source).as_posix(), path))
     return [*found, _local("index.duckdb", workspace.home(run.name) / "index.duckdb")]
+
+
+# What trainers write of a run besides checkpoints and tokens: its order, its log, its configuration, its documents.
+_RECORDS = (
+    *("metrics.jsonl", "metrics/*.parquet", "documents.parquet", "consumed/*.parquet", "run.toml"),
+    *("global_indices*.npy", "*/global_indices*.npy", "train_data/*.npy", "*/train_data/*.npy"),
+    *("data-indices/*", "*/data-indices/*", "*.yml", "*.yaml", "configs/*.y*ml", "data_paths.txt"),
+)
+
+
+def _records_of(run: Run) -> list[Path]:
+    found = {path for pattern in _RECORDS for path in run.source.glob(pattern) if path.is_file()}
+    return sorted(found - {file.path for file in run.files if isinstance(file.path, Path)})
 
 
 def content_of(artifact: Artifact) -> str:
@@ -124,21 +160,8 @@ def identity_of_all(artifacts: Iterable[Artifact]) -> str:
 
 
 def _local(name: str, path: Path, step: int | None = None, stated: str | None = None) -> Artifact:
-    num_bytes, error = None, None
-    try:
-        num_bytes = require_file(path)
-    except ForensicsError as reason:
-        error = str(reason)
-    return Artifact(
-        name=name,
-        step=step,
-        place=path,
-        num_bytes=num_bytes,
-        sha256_stated=stated if isinstance(stated, str) and _SHA256.match(stated) else None,
-        available=error is None,
-        error=error,
-        checked_at=today(),
-    )
+    known = stated if isinstance(stated, str) and _SHA256.match(stated) else None
+    return _looked_for(name, path, partial(require_file, path), step, known)
 
 
 # What a checkpoint of each trainer has at the least; a server without a listing is asked for these.
@@ -156,7 +179,7 @@ def _served(name: str, checkpoint: Checkpoint, folder: RemotePath) -> list[Artif
             for file in _EXPECTED.get(checkpoint.layout, ("config.json",))
         ]
     try:
-        files = hub.files_at(folder.url, folder.cache).values()
+        files = hub_files.files_at(folder.url, folder.cache).values()
     except ForensicsError as reason:
         return [replace(_remote(f"{name}/", folder, None, checkpoint.step), error=str(reason))]
     return [
@@ -171,10 +194,15 @@ def _served(name: str, checkpoint: Checkpoint, folder: RemotePath) -> list[Artif
 
 
 def _remote(name: str, place: RemotePath, stated: str | None, step: int | None = None) -> Artifact:
+    # A listing of the hub has just said so; other servers are asked, whatever a manifest states.
+    ask = place.size if hub.address_of(place.url) else lambda: place.check().num_bytes
+    return _looked_for(name, place, ask, step, stated)
+
+
+def _looked_for(name: str, place: Place, ask: Callable[[], int], step: int | None, stated: str | None) -> Artifact:
     num_bytes, error = None, None
     try:
-        # A listing of the hub has just said so; other servers are asked, whatever a manifest states.
-        num_bytes = place.size() if hub.address_of(place.url) else place.check().num_bytes
+        num_bytes = ask()
     except ForensicsError as reason:
         error = str(reason)
     return Artifact(

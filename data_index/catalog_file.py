@@ -15,6 +15,7 @@ ISSUE_KINDS = {
     "other_weights": "checkpoints that serve the weights of another step",
     "equal_weights": "checkpoints that serve the same weights and should not",
     "expected_equal": "checkpoints that serve the same weights and should",
+    "shared_checkpoints": "checkpoints that another run's list has too",
     "different_init": "initialized otherwise than the family, or than its own checkpoint 0",
     "mislabelled_listing": "the official list is of another run, or calls its rows what they are not",
     "duplicate_rows": "the official list has rows twice",
@@ -24,6 +25,7 @@ ISSUE_KINDS = {
     "lost_order": "the trainer's own order of the data is lost or damaged",
     "order_not_fixed": "what the published rule leaves open about the order of the data",
     "dead_links": "published addresses that do not answer",
+    "format": "files that the usual tools do not read as they are",
     "config_not_what_ran": "the published configuration is not what was trained with",
     "changed_midway": "data, batch size or model were changed during the run",
     "trainer_quirk": "what the trainer does against what its configuration says",
@@ -37,7 +39,7 @@ STATES = ("weights", "optimizer", "trainer")
 
 _TEXTS = (
     "hub hub_revision parameters checkpoint_steps token_dtype trainer order order_needs replay replay_needs schedule "
-    "warmup parent listing_group"
+    "warmup parent listing_group provenance"
 ).split()
 _NUMBERS = (
     "last_step num_checkpoints tokens tokens_per_step sequence_length instances_per_batch vocabulary_size "

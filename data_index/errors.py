@@ -16,7 +16,7 @@
     ├── UnsupportedRecipe        a setting that defines the step differently
     ├── InvalidEdit, InvalidRange
     ├── RefusedQuery, FailedQuery
-    └── Busy, DiskFull, OutOfMemory, NotDeterministic
+    └── Busy, DiskFull, NotWritable, OutOfMemory, NotDeterministic
 
 Each class is also the builtin it resembles, so that callers may catch either. A message says what was asked, what is
 there, and what to do.
@@ -146,6 +146,10 @@ class Busy(ForensicsError, BlockingIOError):
 
 class DiskFull(ForensicsError, OSError):
     """Not enough free disk; nothing was written."""
+
+
+class NotWritable(ForensicsError, PermissionError):
+    """A folder that has to be written to is read-only, or someone else's."""
 
 
 class OutOfMemory(ForensicsError, MemoryError):

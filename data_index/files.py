@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_index.errors import Busy, CorruptFile, DiskFull, MissingFile, UnsafeFile
+from data_index.errors import Busy, CorruptFile, DiskFull, MissingFile, NotWritable, UnsafeFile
 
 if TYPE_CHECKING:
     from data_index.remote.path import Place
@@ -57,7 +57,7 @@ def disk_errors(target: Path) -> Iterator[None]:
     """Turn "no space left" of any library into DiskFull; the message says what is still whole."""
     try:
         yield
-    except DiskFull:
+    except (DiskFull, NotWritable):
         raise
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -65,6 +65,11 @@ def disk_errors(target: Path) -> Iterator[None]:
             raise DiskFull(
                 f"no space to write {target}: what was there before is unchanged; free some disk and run the same "
                 "command again"
+            ) from error
+        if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise NotWritable(
+                f"{target} cannot be written ({error.strerror}): give it the rights, or choose another workspace with "
+                "--workspace"
             ) from error
         raise
 
@@ -76,25 +81,26 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         DiskFull: the disk has no room.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(path)
     try:
         with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             fsync_file(temporary)
             os.replace(temporary, path)
             fsync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that takes no writing, after another error said so
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill; on success it becomes `path`, which must not exist yet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(path)
     try:
         with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
             yield temporary
             for folder, _, names in os.walk(temporary, topdown=False):
@@ -308,7 +314,9 @@ def exclusive_lock(path: Path, doing: str) -> Iterator[None]:
     Raises:
         Busy: another process holds it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     with path.open("a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -96,26 +96,38 @@ def _start(stage: _Stage, before: _Stage, stages: Sequence[_Stage]) -> Iterator[
     """Does the stage count on from where the one before ended, and is that where it was started?"""
     first, total = min(stage.rows, key=_step), _tokens(before.last)
     right = _true_base(stage, stages)
-    should = "" if right is None else f"; it should be {right + _step(first) * stage.tokens_per_step:,}"
     if _tokens(first) == total and stage.base != total:
         text = (
-            f"{stage.group}: Tokens Seen is too low by {first.step} steps ({total - stage.base:,} tokens) in all "
-            f"{len(stage.rows)} rows: the first, of step {first.step}, repeats the {total:,} that {before.group} ends "
-            f"with{should}"
+            f"{stage.group}: Tokens Seen is too low by {first.step} steps of its own ({total - stage.base:,} tokens) "
+            f"in all {len(stage.rows)} rows: the first, of step {first.step}, repeats the {total:,} that "
+            f"{before.group} ends with{_should_say(stage, right, total - stage.base)}"
         )
         yield Mistake(kind="tokens_low", text=text, lines=_lines(stage))
     elif stage.base != total:
         text = (
-            f"{stage.group}: Tokens Seen counts from {stage.base:,}, where {before.group} ends with {total:,}{should}"
+            f"{stage.group}: Tokens Seen counts from {stage.base:,}, where {before.group} ends with {total:,}"
+            f"{_should_say(stage, right, total - stage.base)}"
         )
         yield Mistake(kind="wrong_base", text=text, lines=_lines(stage))
     parent, step = _parent(stage, stages)
     if parent is not None and step != before.last.step and not before.is_soup:
+        loaded = parent.base + step * parent.tokens_per_step
         text = (
             f"{stage.group}: Tokens Seen counts on from step {before.last.step} of {before.group} ({total:,} tokens), "
-            f"and the stage was started from step {step} ({parent.base + step * parent.tokens_per_step:,}){should}"
+            f"and the stage was started from step {step} ({loaded:,}){_should_say(stage, right, loaded - total)}"
         )
         yield Mistake(kind="wrong_base", text=text, lines=_lines(stage))
+
+
+def _should_say(stage: _Stage, right: int | None, told: int) -> str:
+    """What the first row should say; and how wrong it is, where `told`, the mistake just told, is not all of it."""
+    if right is None:
+        return ""
+    first = min(stage.rows, key=_step)
+    missing = right - stage.base
+    other = "low" if missing > 0 else "high"
+    total = f"all mistakes together, it is {abs(missing):,} too {other}: " if missing not in (0, told) else ""
+    return f"; {total}step {first.step} should be {right + _step(first) * stage.tokens_per_step:,}"
 
 
 def _soup(stage: _Stage, ingredients: Sequence[_Stage], after: Sequence[_Stage]) -> Iterator[Mistake]:

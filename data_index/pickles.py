@@ -125,6 +125,15 @@ def _resolve_arrays(value: Any, done: dict[int, tuple[Any, int]]) -> tuple[Any, 
     return done[id(value)]
 
 
+def _why(file: BinaryIO) -> str:
+    """What a file that is no zip may be."""
+    file.seek(0)
+    start = file.read(2)
+    if start == b"PK":
+        return "; it was truncated or changed"
+    return "; it may be in the format before torch 1.6, which is not read" if start == b"\x80\x02" else ""
+
+
 class TorchArchive:
     """A torch.save zip: its pickled value with `TensorRecord`s, and the bytes behind each.
 
@@ -140,7 +149,7 @@ class TorchArchive:
             try:
                 archive = zipfile.ZipFile(opened)
             except (zipfile.BadZipFile, ValueError, OSError, RuntimeError, struct.error) as error:
-                raise CorruptFile(f"{source} is not a torch archive: {error}") from error
+                raise CorruptFile(f"{source} is not a torch archive: {error}{_why(opened)}") from error
             self._entries = {entry.filename: entry for entry in archive.infolist()}
             names = [name for name in archive.namelist() if PurePosixPath(name).name == "data.pkl"]
             if len(names) != 1:

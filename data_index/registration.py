@@ -68,6 +68,8 @@ def add(
         progress(f"reading {folder}")
         imported = read_layout(layout or recognise(folder), folder, name, Path(data) if data else None, settings)
         return _register(imported.run.name, lambda building: imported, metrics, workspace, progress)
+    if str(source).endswith(".toml") and (data is not None or revisions is not None or listing is not None):
+        raise UnknownLayout(f"--data, --revisions and --listing are for repositories; {source} says all that itself")
     from data_index.published.manifest import is_manifest, read_manifest
     from data_index.published.record import read_published
     from data_index.published.repository import gather

@@ -72,7 +72,7 @@ def find_run(name: str) -> ReleasedRun:
     """
     wanted = name.lower()
     for run in released_runs():
-        if wanted in (run.name, str(run.value("hub", "")).lower()):
+        if wanted in (run.name, str(run.value("hub", run.name)).lower()):
             return run
     raise _unknown(name)
 

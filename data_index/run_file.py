@@ -44,7 +44,9 @@ def _file_table(file: TokenFile, base: Path) -> dict[str, Any]:
 def path_text(path: Place, base: Path) -> str:
     """Relative inside `base`, so that a run folder can be moved; absolute elsewhere, also where that is an address."""
     if not isinstance(path, Path):
-        return str(path)
+        from data_index.remote.hub import text_of
+
+        return text_of(str(path))
     path, base = path.absolute(), base.absolute()
     return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
 
@@ -205,13 +207,16 @@ def _run_from_table(table: Mapping[str, Any], base: Path, cache: Path) -> Run:
 def _place(entry: Mapping[str, Any], base: Path, cache: Path) -> dict[str, Any]:
     if not is_url(entry["path"]):
         return {"path": base / entry["path"]}
+    from data_index.remote.hub import url_of
     from data_index.remote.path import RemotePath
 
-    return {"path": RemotePath(entry["path"], cache, num_bytes=int(entry["num_bytes"]), sha256=entry.get("sha256"))}
+    return {
+        "path": RemotePath(url_of(entry["path"]), cache, num_bytes=int(entry["num_bytes"]), sha256=entry.get("sha256"))
+    }
 
 
 def is_url(text: str) -> bool:
-    return text.startswith(("https://", "http://"))
+    return text.startswith(("https://", "http://", "hub:"))
 
 
 def _masking(table: Mapping[str, Any]) -> Masking:

@@ -51,19 +51,7 @@ _RUN_COLUMNS = {
     "parent": "VARCHAR",
     "parent_step": "BIGINT",
 }
-_CHECKPOINT_COLUMNS = {
-    "run": "VARCHAR",
-    "step": "BIGINT",
-    "tokens": "BIGINT",
-    "location": "VARCHAR",
-    "layout": "VARCHAR",
-    "states": "VARCHAR[]",
-    "issues": "VARCHAR[]",
-    "revision": "VARCHAR",
-    "commit": "VARCHAR",
-    "available": "BOOLEAN",
-    "checked_at": "VARCHAR",
-}
+_CHECKPOINT_COLUMNS = {"run": "VARCHAR", **KINDS["checkpoints"]}
 
 
 def connect(workspace: Workspace | None = None, names: Sequence[str] | None = None) -> duckdb.DuckDBPyConnection:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,16 @@ def load_tokenizer(run: Run) -> Any:
     """
     if run.tokenizer is None:
         raise MissingFile(f"{run.name} names no tokenizer.json, so its tokens cannot be turned into text")
-    return _load_tokenizer(str(run.tokenizer))
+    require_file(run.tokenizer)
+    found = run.tokenizer.stat()
+    return _load_tokenizer(str(run.tokenizer), found.st_size, found.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4)
-def _load_tokenizer(path: str) -> Any:
+def _load_tokenizer(path: str, size: int, changed_at: int) -> Any:
+    """One for each content, as far as size and time tell."""
     from tokenizers import Tokenizer
 
-    require_file(Path(path))
     try:
         return Tokenizer.from_file(path)
     except Exception as error:  # the library raises bare Exception

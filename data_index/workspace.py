@@ -125,6 +125,7 @@ class Workspace:
         rows = self.learned(self.home(run.name), "checkpoints")
         if not rows:
             return []
+        from data_index.remote.hub import url_of
         from data_index.remote.path import RemotePath
 
         return [
@@ -132,7 +133,7 @@ class Workspace:
                 run=run.name,
                 **(
                     row
-                    | {"location": RemotePath(row["location"], self.cache)}
+                    | {"location": RemotePath(url_of(row["location"]), self.cache)}
                     | {name: tuple(row[name] or ()) for name in ("states", "issues")}
                 ),
             )

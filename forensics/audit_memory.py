@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from data_index.artifacts import today
+from data_index.artifacts import Artifact, today
 from data_index.evaluations import Evaluation, Evaluations, read_evaluations
 from data_index.kinds import KINDS, table_of_rows
 from data_index.run import Run
 from data_index.workspace import Workspace, learn
-from forensics.audit_rows import Row
+from forensics.audit_rows import Row, row
 
 FirstSeen = Mapping[tuple[str, int | None], tuple[str, str]]  # (artifact's name, step) -> (sha256, day)
 
@@ -19,6 +19,16 @@ def first_seen(workspace: Workspace, home: Path) -> FirstSeen:
     """The content that files had when an audit first saw them."""
     rows = workspace.learned(home, "file_hashes")
     return {(found["file"], found["step"]): (found["sha256"], found["seen"]) for found in rows}
+
+
+def gone_rows(seen: FirstSeen, there: Mapping[int, Sequence[Artifact]]) -> Iterator[Row]:
+    """Checkpoints of which an earlier audit saw files, and of which nothing is left."""
+    days: dict[int, str] = {}
+    for (_, step), (_, day) in seen.items():
+        if step is not None and not any(artifact.available for artifact in there.get(step, ())):
+            days[step] = min(day, days.get(step, day))
+    for step, day in sorted(days.items()):
+        yield row(f"checkpoint {step}", "available", "failed", f"was there on {day}, and is gone", step=step)
 
 
 def kept_evaluations(workspace: Workspace, run: Run, given: Path | str | None) -> Evaluations | None:

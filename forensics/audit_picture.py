@@ -17,12 +17,12 @@ STATES = (
 )
 # The matrix' rows: a name, and the checks that it sums up.
 CHECKS = {
-    "files are there": ("available", "present", "states", "listed", "gaps", "final"),
+    "files are there": ("available", "present", "states", "known issue", "listed", "gaps", "final"),
     "sizes": ("size",),
     "opens and reads": ("reads", "opens", "pieces", "tensors", "data"),
-    "says its step": ("step",),
+    "says its step": ("step", "optimizer step", "revision"),
     "content as stated or first seen": ("hash", "content", "blocks"),
-    "numbers": ("numbers", "elements"),
+    "numbers": ("numbers", "elements", "dtype"),
     "unlike other checkpoints": ("equal bytes",),
     "in its place": ("continuity",),
     "evaluations": ("agree",),

@@ -36,6 +36,7 @@ def plan_audit(run: str, *, deep: bool = False, workspace: Workspace | None = No
     everything = [*own, *(artifact for files in there.values() for artifact in files)]
     tokens = sum(file.num_bytes for file in (*record.files, *record.heldout)) if deep else 0
     hashed = weights = kept = 0
+    read: set[int] = set()
     for checkpoint in checkpoints:
         files = there[checkpoint.step]
         identity = identity_of_all(files)
@@ -43,6 +44,7 @@ def plan_audit(run: str, *, deep: bool = False, workspace: Workspace | None = No
             hashed += _bytes_to_hash(work, checkpoint, files, deep=deep)
         if work.find(name_of_reading(checkpoint, deep=deep), identity) is not None:
             kept += 1
+            read.add(checkpoint.step)
         elif "weights" in checkpoint.states and not (deep or isinstance(checkpoint.location, Path)):
             weights += STRETCHES * STRETCH_ELEMENTS * 4  # and the headers of its files
         elif "weights" in checkpoint.states:
@@ -60,7 +62,8 @@ def plan_audit(run: str, *, deep: bool = False, workspace: Workspace | None = No
         "hash_bytes": hashed,
         "weight_bytes": weights,
         "read_bytes": tokens + hashed + weights,
-        "fetch_bytes": bytes_of_all_tokens(record) * deep + _bytes_to_fetch(list(there.values()), deep),
+        "fetch_bytes": (bytes_of_all_tokens(record) if deep else 0)
+        + _bytes_to_fetch([there[c.step] for c in checkpoints if c.step not in read], deep),
     }
 
 
@@ -71,7 +74,8 @@ def _bytes_to_fetch(checkpoints: Sequence[Sequence[Artifact]], deep: bool) -> in
         for files in checkpoints
     ]
     if not deep:
-        return STRETCHES * STRETCH_ELEMENTS * 4 * sum(map(bool, far))
+        most = STRETCHES * STRETCH_ELEMENTS * 4
+        return sum(min(most, sum(a.num_bytes or 0 for a in files)) for files in far)
     sizes = {a.sha256_stated or str(a.place): a.num_bytes or 0 for files in far for a in files}
     return sum(sizes.values())
 

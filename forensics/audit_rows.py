@@ -47,6 +47,11 @@ def judged(artifact: str, check: str, error: str | None, *, ok: str = "", **more
     return row(artifact, check, "ok" if error is None else "failed", ok if error is None else error, **more)
 
 
+def unique_rows(rows: Sequence[Row]) -> list[Row]:
+    """Each finding once, however many ways led to it."""
+    return list({(r["artifact"], r["step"], r["check"], r["result"], r["detail"]): r for r in rows}.values())
+
+
 def steps_of(found: Row) -> list[int]:
     """The checkpoints that a row is about."""
     return found["steps"] or ([found["step"]] if found["step"] is not None else [])

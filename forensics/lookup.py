@@ -121,6 +121,8 @@ def where(
     """
     workspace = workspace or Workspace()
     record = workspace.run(run)
+    if not record.segments:
+        record.segment_of_step(1)  # says why nothing is known
     if text is not None or token is not None:
         require_allowed(bytes_of_all_tokens(record), max_fetch, f"a search through all tokens of {run}")
     if sum(given is not None for given in (text, document, instance, token)) != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -29,6 +30,32 @@ def number_rows(readings: Sequence[Reading]) -> Iterator[Row]:
         named = ", ".join(f"{name}[{index}] = {value}" for name, index, value in reading.not_finite[:4])
         more = f" and {reading.num_not_finite - 4} more" if reading.num_not_finite > 4 else ""
         yield row(f"checkpoint {reading.step} weights", "numbers", "failed", f"{named}{more}", step=reading.step)
+
+
+def parameter_rows(readings: Sequence[Reading]) -> Iterator[Row]:
+    """Rows for parameters that are all zero in one checkpoint and not beside it, and for other number formats."""
+    usual = Counter(tuple(sorted(reading.dtypes.items())) for reading in readings).most_common(1)
+    zero = [_zero_parameters(reading) for reading in readings]
+    for n, reading in enumerate(readings):
+        beside = [zero[k] for k in (n - 1, n + 1) if 0 <= k < len(readings)]
+        # Biases are zero at initialization; what is zero after it was not, is not.
+        if names := sorted(zero[n] - set.union(set(), *beside)) if n else []:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            detail = f"{names[0]}{more} is zero in all that was read of it, and is not in the checkpoints beside it"
+            yield row(f"checkpoint {reading.step} weights", "elements", "failed", detail, step=reading.step)
+        if usual and tuple(sorted(reading.dtypes.items())) != usual[0][0]:
+            kinds = ", ".join(sorted(set(reading.dtypes.values())))
+            detail = f"stored as {kinds}, other than most: its distances hold what rounding changed"
+            yield row(f"checkpoint {reading.step} weights", "dtype", "not known", detail, step=reading.step)
+
+
+def _zero_parameters(reading: Reading) -> set[str]:
+    at, zero = 0, set()
+    for name, places in reading.places.items():
+        if len(places) and not reading.sample[at : at + len(places)].any():
+            zero.add(name)
+        at += len(places)
+    return zero
 
 
 def without_odd_elements(readings: Sequence[Reading]) -> tuple[np.ndarray, list[Row]]:

@@ -85,7 +85,12 @@ def evaluation_rows(evaluations: Evaluations, continuity: Continuity, last_step:
         if found_row is not None:
             yield found_row
     if not contradicted:
-        yield row("evaluations", "agree", "ok", f"{len(evaluations.rows):,} numbers of {len(numbers)} checkpoints")
+        yield row(
+            "evaluations",
+            "agree",
+            "ok",
+            f"{len(evaluations.rows):,} numbers of {len(numbers)} checkpoints, no contradiction",
+        )
 
 
 def by_step(rows: Iterable[Evaluation]) -> dict[int, dict[Key, Evaluation]]:
@@ -118,8 +123,8 @@ def _group_rows(
     if unclear:
         most = max(found[step].largest for step in unclear)
         detail = (
-            f"{named_steps(unclear)}: evaluations differ from step {base}'s, whose weights these are, by no more than "
-            f"chance in all metrics but one (by {most:.1f} standard errors), which is too few to decide"
+            f"{named_steps(unclear)}: too few metrics differ from step {base}'s, whose weights these are, by more than "
+            f"chance to decide (at most by {most:.1f} standard errors)"
         )
         yield row("evaluations", "agree", "not known", detail, steps=unclear)
 

@@ -110,6 +110,9 @@ def replay(
     record = workspace.run(run)
     if ":" not in steps:
         raise InvalidRange(f"replay takes a range from checkpoint to checkpoint, such as 100:160, not {steps!r}")
+    if not record.segments and (named := steps.partition(":")[0]).isdecimal():
+        # Nor could they be taken if it were known what they read: that is said first.
+        require_optimizer(workspace, record, workspace.checkpoint(record, int(named)), fresh_optimizer)
     first, last = parse_steps(steps, record)
     start = workspace.checkpoint(record, first)
     require_optimizer(workspace, record, start, fresh_optimizer)

@@ -9,7 +9,7 @@ import numpy as np
 
 from forensics.audit_rows import Row, named_steps, row
 from forensics.continuity import FEWEST, Departure, States, find_departures
-from forensics.odd_elements import number_rows, without_odd_elements
+from forensics.odd_elements import number_rows, parameter_rows, without_odd_elements
 from forensics.weight_samples import Reading
 from probes.distances import correlations, pairwise_distances
 
@@ -48,6 +48,7 @@ def judge(readings: Sequence[Reading], rests: Rests) -> Continuity:
     alike = _of_one_model(readings, found)
     if not alike:
         return found
+    found.rows += parameter_rows(alike)
     vectors, rows = without_odd_elements(alike)
     found.rows += rows
     distances = pairwise_distances(vectors)
@@ -119,8 +120,10 @@ def _owner(members: Sequence[int], distances: np.ndarray) -> int | None:
         beside = [k for k in (n - 1, n + 1) if 0 <= k < len(distances)]
         near.append(min((float(distances[n, k]) for k in beside if k not in members), default=np.inf))
     best, *others = np.argsort(near, kind="stable")
-    clearly = near[best] < CLEARLY_NEARER * near[others[0]]
-    return int(members[int(best)]) if clearly else None
+    own = int(members[int(best)])
+    # Of two side by side, each has one neighbour besides the other: that tells nothing.
+    clearly = near[best] < CLEARLY_NEARER * near[others[0]] and not {own - 1, own + 1} & set(members)
+    return own if clearly else None
 
 
 def _equal_row(members: Sequence[Reading], resting: Sequence[bool | None], last: int, owner: Mapping[int, int]) -> Row:
@@ -147,8 +150,12 @@ def _equal_row(members: Sequence[Reading], resting: Sequence[bool | None], last:
         )
         return row("weights", "equal bytes", "failed", detail, steps=others)
     rate = "" if unknown else " at a learning rate that is not 0"
-    detail = f"{same}, with {steps[-1] - steps[0]:,} steps of training between them{rate}"
+    detail = f"{same}, with {_counted(steps[-1] - steps[0])} of training between them{rate}"
     return row("weights", "equal bytes", "failed", detail, steps=steps)
+
+
+def _counted(steps: int) -> str:
+    return f"{steps:,} {'step' if steps == 1 else 'steps'}"
 
 
 # --- misplaced ones --------------------------------------------------------------------------------------------------

@@ -11,13 +11,21 @@ What is read of a checkpoint is kept (`audit_work`); one that cannot be read doe
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data_index.artifacts import Artifact, artifacts_of, content_of, identity_of_all, run_artifacts
+from data_index.artifacts import (
+    Artifact,
+    artifacts_of,
+    content_of,
+    identity_of_all,
+    revisions_now,
+    run_artifacts,
+)
 from data_index.errors import ForensicsError, MissingState, UnknownLayout, UnsupportedRecipe
 from data_index.evaluations import Evaluations
 from data_index.run import Checkpoint, Run
@@ -25,16 +33,17 @@ from data_index.store import logged_metrics
 from data_index.workspace import Workspace
 from forensics import artifact_checks as files
 from forensics.artifact_checks import READING, reason
-from forensics.audit_memory import first_seen, kept_evaluations, remember
+from forensics.audit_memory import first_seen, gone_rows, kept_evaluations, remember
 from forensics.audit_picture import picture
 from forensics.audit_plan import plan_audit
-from forensics.audit_rows import Row, judged, row
+from forensics.audit_rows import Row, judged, row, unique_rows
 from forensics.audit_work import AuditWork
 from forensics.configured import learning_rate_of_step
 from forensics.equal_files import equal_file_rows
 from forensics.fetching import require_allowed
 from forensics.figure import Figure
 from forensics.listing_gaps import gap_rows
+from forensics.named_steps import counted_steps, optimizer_step_rows, revision_row
 from forensics.odd_elements import jump_rows
 from forensics.published_evaluations import evaluation_rows
 from forensics.run_continuity import Continuity, judge
@@ -115,7 +124,7 @@ class _Audit:
         self.home = workspace.home(run.name)
         self.work = AuditWork(self.home, deep=deep)
         self.rests = cache(self._rests)
-        self.expected_equal: set[int] = set()
+        self.expected_equal: dict[int, set[str]] = {}
         self._logged_skips: dict[int, bool] | None = None
         self.seen = _Seen()
 
@@ -123,9 +132,14 @@ class _Audit:
         self.work.begin()
         rows = list(self._own_rows())
         checkpoints = self._checkpoints(rows)
-        self.expected_equal = {c.step for c in checkpoints if any(i.startswith("expected_equal:") for i in c.issues)}
+        self.expected_equal = {
+            c.step: {issue for issue in c.issues if issue.startswith("expected_equal:")} for c in checkpoints
+        }
         for checkpoint in checkpoints:
             self.seen.artifacts[checkpoint.step] = artifacts_of(self.workspace, self.run, checkpoint)
+        rows += self._optimizer_rows(checkpoints)
+        now = revisions_now(checkpoints)
+        rows += [found for c in checkpoints if (found := revision_row(c, now)) is not None]
         rows += gap_rows(self.run, [checkpoint.step for checkpoint in checkpoints])
         for number, checkpoint in enumerate(checkpoints, 1):
             doing = "reading" if self.deep else "sampling"
@@ -141,6 +155,8 @@ class _Audit:
         if self.evaluations is not None:
             last = max(self.seen.artifacts, default=0)
             rows += evaluation_rows(self.evaluations, continuity, last)
+        rows += gone_rows(first_seen(self.workspace, self.home), self.seen.artifacts)
+        rows = unique_rows(rows)
         rows.sort(key=lambda found: -1 if found["step"] is None else found["step"])
         remember(self.workspace, self.home, rows, self.seen.hashes)
         self.work.finish()
@@ -164,8 +180,9 @@ class _Audit:
         yield from files.piece_rows(self.run)
         by_name = {artifact.name: artifact for artifact in found}
         yield from files.token_rows(self.workspace, self.run, by_name, deep=self.deep, say=self.say)
-        if "tokenizer" in by_name:
-            yield from self._hash_rows("tokenizer", [by_name["tokenizer"]])
+        # Token files have hashes of their own; the index is made from the rest.
+        tokens = {file.name for file in (*self.run.files, *self.run.heldout)} | {"index.duckdb"}
+        yield from self._hash_rows("run-files", [a for a in found if a.name not in tokens])
 
     def _checkpoints(self, rows: list[Row]) -> list[Checkpoint]:
         try:
@@ -200,6 +217,14 @@ class _Audit:
             yield failure | {"artifact": f"checkpoint {checkpoint.step} weights", "step": checkpoint.step}
         if self.deep:
             yield from files.content_rows(checkpoint, reading)
+
+    def _optimizer_rows(self, checkpoints: Sequence[Checkpoint]) -> list[Row]:
+        counted = {}
+        for checkpoint in checkpoints:
+            with contextlib.suppress(*READING):  # whether it opens is another row
+                if (count := counted_steps(checkpoint)) is not None:
+                    counted[checkpoint.step] = count
+        return list(optimizer_step_rows(counted))
 
     def _is_hashed(self, artifacts: Sequence[Artifact]) -> bool:
         return self.deep or files.is_small(self.seen.artifacts)
@@ -275,7 +300,7 @@ class _Audit:
         They did where the trainer skipped them (a loss scale that overflowed), or at a learning rate of 0; and where
         the catalog says that they should have.
         """
-        if {first, last} <= self.expected_equal:
+        if self.expected_equal.get(first, set()) & self.expected_equal.get(last, set()):
             return True
         for step in range(first + 1, last + 1):
             try:

@@ -25,7 +25,7 @@ def remove(name: str, *, confirmed: bool, workspace: Workspace) -> Iterator[str]
         size = folder_bytes(home) / 1e6
         if not confirmed:
             yield f"would delete {home} ({size:,.1f} MB)"
-            if home.parent.name == "runs":
+            if home.parent.name == "runs" and not workspace.run(name).source.is_relative_to(home):
                 yield f"would keep {workspace.run(name).source}, the run's own folder"
             yield f"to do it: forensics remove {name} --yes"
             return

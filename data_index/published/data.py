@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from data_index.errors import CorruptFile, MissingFile, UnknownLayout
+from data_index.errors import CorruptFile, MissingFile, UnknownLayout, Unreachable
 from data_index.files import read_limited
 from data_index.plain_yaml import parse_yaml
 from data_index.published.record import MAX_STAGED_BYTES, Progress, Published
@@ -18,7 +18,7 @@ from data_index.registry import ReleasedRun
 from data_index.remote import hub
 from data_index.remote.files import Data, RemoteFiles, files_of_repository, parse_hub_place, with_sizes
 from data_index.remote.path import RemotePath
-from data_index.run_file import is_url
+from data_index.sources.folder import lookup
 
 
 def place_of_data(text: str, cache: Path) -> Data:
@@ -44,7 +44,7 @@ def with_known_data(
             progress(f"asking {hub.endpoint()} for the files of {text}")
             try:
                 return replace(published, data=files_of_repository(place[1], place[0], cache, place[2]))
-            except MissingFile as error:  # gone, which trying again does not mend
+            except (MissingFile, Unreachable) as error:
                 return replace(published, missing=f"where its data were, {error}")
     if prefixes_of(main):
         return replace(published, data=main)
@@ -105,22 +105,30 @@ def with_olmo(published: Published, release: ReleasedRun, cache: Path, progress:
     """The config of a listed checkpoint names the token files; their sizes are asked of the servers.
 
     Raises:
-        AccessDenied, Unreachable, Offline, CorruptFile, UnsafeFile
+        CorruptFile, UnsafeFile
     """
     listed = next((str(place) for place in release.value("checkpoints", []) if "<N>" in str(place)), None)
     if listed is None:
         return replace(published, missing="the address of no checkpoint with its config is known")
     folder = RemotePath(listed.replace("<N>", "0").rstrip("/"), cache)
     try:
-        staged = {f"{folder.name}/{name}": (folder / name).read_all() for name in ("config.yaml", "train.pt")}
+        staged = {
+            f"{folder.name}/{name}": read_limited(folder / name, MAX_STAGED_BYTES)
+            for name in ("config.yaml", "train.pt")
+        }
         config = parse_yaml(staged[f"{folder.name}/config.yaml"], str(folder / "config.yaml"))
-        names = [str(name) for name in (config.get("data") or {}).get("paths") or []]
-        if odd := next((name for name in names if not is_url(name)), None):
+        listed = lookup(config, "data.paths")
+        names = [str(name) for name in listed] if isinstance(listed, list) else []
+        if odd := next((name for name in names if not name.startswith(("https://", "http://"))), None):
             return replace(published, missing=f"its config names token files that are not on the web, such as {odd}")
         progress(f"asking for the sizes of {len(set(names)):,} token files")
         files = with_sizes({name: RemotePath(name, cache) for name in names}, progress=_counted(progress))
-    except MissingFile as error:
+    except MissingFile as error:  # gone, which trying again does not mend
         return replace(published, missing=f"where its config and data were, {error}")
+    except Unreachable as error:
+        return replace(
+            published, missing=f"{error} (to try again: forensics remove {published.name} --yes, and add it)"
+        )
     data = RemoteFiles(origin=f"the token files of {folder}/config.yaml", files=files)
     return replace(published, layout="olmo", config_format="olmo", data=data, staged={**published.staged, **staged})
 

@@ -25,6 +25,7 @@ The manifest is kept with the run, sizes filled in. An `add` that was interrupte
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
@@ -37,7 +38,6 @@ from data_index.published.steps import list_steps, now
 from data_index.remote import hub
 from data_index.remote.files import RemoteFiles, with_sizes
 from data_index.remote.path import RemotePath
-from data_index.run_file import is_url
 
 MANIFEST_VERSION = 1
 MAX_MANIFEST_BYTES = 64 * 2**20
@@ -109,13 +109,18 @@ def _files(entries: list[dict[str, Any]], cache: Path) -> dict[str, RemotePath]:
         url, size = _url(entry), entry.get("num_bytes")
         if size is not None and (type(size) is not int or size < 0):
             raise ValueError(f"num_bytes of {url} ({size!r})")
-        found[str(entry.get("name", url))] = RemotePath(url, cache, num_bytes=size, sha256=entry.get("sha256"))
+        name, sha256 = str(entry.get("name", url)), entry.get("sha256")
+        if name in found:
+            raise ValueError(f"files: there are two of {name}")
+        if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", str(sha256)):
+            raise ValueError(f"sha256 of {url} ({sha256!r})")
+        found[name] = RemotePath(url, cache, num_bytes=size, sha256=None if sha256 is None else sha256.lower())
     return found
 
 
 def _url(entry: Mapping[str, Any]) -> str:
     url = entry["url"]
-    if not isinstance(url, str) or not is_url(url):
+    if not isinstance(url, str) or not url.startswith(("https://", "http://")):
         raise ValueError(f"url ({url!r} is no address of http or https)")
     return url
 
@@ -148,5 +153,6 @@ def _beside(path: Path, name: str) -> Path:
 def _with_sizes_written(table: Mapping[str, Any], sized: Mapping[str, RemotePath]) -> bytes:
     import tomli_w
 
-    files = [entry | {"num_bytes": sized[str(entry.get("name", entry["url"]))].num_bytes} for entry in table["files"]]
+    entries = table.get("files", [])
+    files = [entry | {"num_bytes": sized[str(entry.get("name", entry["url"]))].num_bytes} for entry in entries]
     return tomli_w.dumps({**table, "files": files} if files else dict(table)).encode()

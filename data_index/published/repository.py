@@ -50,7 +50,7 @@ def gather(
         UnknownRun: neither a repository's name nor in the catalog.
         MissingFile, AccessDenied, Unreachable, Offline, UnknownLayout, CorruptFile
     """
-    wanted = source.removeprefix("hub:")
+    wanted = source.removeprefix("hub:").removeprefix(f"{hub.endpoint()}/").removeprefix("https://huggingface.co/")
     release = released(wanted)
     repo_id = str(release.value("hub", "")) if release else wanted
     if not hub.is_repo_id(repo_id):
@@ -63,6 +63,9 @@ def gather(
             raise
         raise type(error)(f"{error} (and {source} is no folder here)") from error
     rows = list_steps(repo_id, named, release, revisions)
+    progress(
+        f"{len(rows):,} of its {len(named):,} revisions are checkpoints: steps {rows[0]['step']}..{rows[-1]['step']}"
+    )
     commit = named.get("main", rows[-1]["commit"])
     if listing is not None:
         rows = sorted(rows + listed_steps(listing, release), key=lambda row: row["step"])
@@ -98,5 +101,6 @@ def _nowhere(source: str, release: ReleasedRun | None) -> UnknownRun:
     try:
         find_run(source)
     except UnknownRun as error:
-        return UnknownRun(f"{source} is no folder, no repository of the hub (ORG/NAME), and {error}")
+        known = "no folder, no manifest (.toml), no repository of the hub (ORG/NAME)"
+        return UnknownRun(f"{source} is {known}, and {error}")
     raise AssertionError

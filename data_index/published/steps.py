@@ -51,8 +51,8 @@ def steps_of_revisions(
     if pattern is not None:
         return _matching(repo_id, named, _compiled(pattern))
     if release is not None and "hub_revision" in release.facts:
-        steps = {name: release.step_of_revision(name) for name in sorted(named)}
-        return {step: name for name, step in steps.items() if step is not None}
+        steps = {release.step_of_revision(name): name for name in sorted(named, reverse=True)}
+        return {step: name for step, name in steps.items() if step is not None}
     families = {str(run.value("hub_revision")) for run in released_runs() if "hub_revision" in run.facts}
     candidates = [re.compile(text) for text in (*COMMON_REVISIONS, *sorted(families))]
     return _matching(repo_id, named, max(candidates, key=lambda one: sum(bool(one.search(name)) for name in named)))
@@ -69,18 +69,28 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _matching(repo_id: str, named: Mapping[str, str], pattern: re.Pattern[str]) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for name in sorted(named):
+    found: dict[str, int] = {}
+    for name in named:
         match = pattern.search(name)
-        if match and match["step"].isdecimal() and len(match["step"]) <= 18:
-            found.setdefault(int(match["step"]), name)
+        text = match["step"] if match else None
+        if text is not None and text.isdecimal() and len(text) <= 18:
+            found[name] = int(text)
     if not found:
         some = ", ".join(sorted(named)[:6]) or "none"
         raise UnknownLayout(
             f"no revision of {repo_id} is named after a step; it has {some}. Say how they are named with "
             "--revisions '^checkpoint-(?P<step>[0-9]+)$'"
         )
-    return found
+    steps: dict[int, str] = {}
+    for name in sorted(found):
+        other = steps.setdefault(found[name], name)
+        if other != name:
+            like = re.escape(other).replace(str(found[name]), "(?P<step>[0-9]+)")
+            raise UnknownLayout(
+                f"{repo_id} has two revisions for step {found[name]}, {other} and {name}, which are of two runs: say "
+                f"which are meant with --revisions '^{like}$'"
+            )
+    return steps
 
 
 def _checkpoint_row(repo_id: str, release: ReleasedRun | None, step: int, revision: str, commit: str) -> dict[str, Any]:
@@ -88,7 +98,7 @@ def _checkpoint_row(repo_id: str, release: ReleasedRun | None, step: int, revisi
     return {
         "step": step,
         "tokens": step * int(per_step) if per_step else None,
-        "location": hub.folder_url("model", repo_id, commit),
+        "location": hub.text_of(hub.folder_url("model", repo_id, commit)),
         "layout": "hf",
         "states": ["weights"],
         "issues": known_issues(release, step),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from data_index.errors import MissingFile, UnknownLayout
-from data_index.remote import hub
-from data_index.remote.http import PARALLEL_REQUESTS
+from data_index.remote import hub, hub_files
+from data_index.remote.parallel import side_by_side
 
 if TYPE_CHECKING:
     from data_index.remote.path import RemotePath
@@ -73,7 +72,7 @@ def files_of_repository(repo_id: str, repo_type: hub.RepoType, cache: Path, revi
     folder = RemotePath(hub.folder_url(repo_type, repo_id, revision), cache)
     files = {
         file.path: replace(folder / file.path, num_bytes=file.num_bytes, sha256=file.sha256)
-        for file in hub.files_at(folder.url, cache).values()
+        for file in hub_files.files_at(folder.url, cache).values()
     }
     return RemoteFiles(origin=f"{hub.repository_text(repo_type, repo_id)}@{revision[:12]}", files=files)
 
@@ -106,16 +105,8 @@ def with_sizes(
     """
     unknown = [name for name, path in files.items() if path.num_bytes is None]
     sized = dict(files)
-    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-        try:
-            for done, (name, size) in enumerate(zip(unknown, _sizes(pool, files, unknown), strict=True), 1):
-                sized[name] = replace(files[name], num_bytes=size)
-                progress(done, len(unknown))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    sizes = side_by_side(lambda name, abort: files[name].fresh_size(), unknown)
+    for done, (name, size) in enumerate(sizes, 1):
+        sized[name] = replace(files[name], num_bytes=size)
+        progress(done, len(unknown))
     return sized
-
-
-def _sizes(pool: ThreadPoolExecutor, files: Mapping[str, RemotePath], names: Iterable[str]) -> Iterable[int]:
-    return pool.map(lambda name: files[name].size(), names)

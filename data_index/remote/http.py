@@ -4,49 +4,31 @@ A request that fails midway goes on where it stopped; a server that is busy is a
 An answer is taken only if it says that it is what was asked for: this range, of a file of this size, unchanged. What
 cannot be told from an answer itself (other bytes in the right number) is for hashes to tell.
 
-Source: RFC 9110, sections 13 (If-Match), 14 (ranges), 15 (status codes) and 10.2.3 (Retry-After)
+Source: RFC 9110, sections 8.8 (ETag, Last-Modified), 10.2.3 (Retry-After), 14 (ranges) and 15 (status codes)
 """
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
-from data_index.errors import AccessDenied, ChangedFile, CorruptFile, MissingFile, Offline, Unreachable
+from data_index.errors import AccessDenied, ChangedFile, CorruptFile, MissingFile, Unreachable
+from data_index.remote.connection import TRAFFIC, Busy, answer_to, give_up, is_given_up
 
-# Failures in a row without a byte gained, after which a server is given up.
-MAX_FAILURES = 6
+# Failures in a row without so many bytes gained, after which a server is given up.
+MAX_FAILURES, LEAST_GAIN_BYTES = 6, 1024
 BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.25, 60.0
-CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
-PARALLEL_REQUESTS = 16
+# An answer that brings fewer than LEAST_GAIN_BYTES in so long has failed.
+SLOW_SECONDS = 60.0
 CHUNK_BYTES = 256 * 1024
-_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+# A file of a server without ranges that is worth fetching whole for a part of it.
+SMALL_FILE_BYTES = 64 * 1024
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
-
-
-class Traffic:
-    """What this process asked of servers, and what came: bodies only, those of failed answers too."""
-
-    def __init__(self) -> None:
-        self.num_requests = 0
-        self.num_bytes = 0
-        self._lock = threading.Lock()
-
-    def add(self, *, requests: int = 0, num_bytes: int = 0) -> None:
-        with self._lock:
-            self.num_requests += requests
-            self.num_bytes += num_bytes
-
-
-TRAFFIC = Traffic()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,33 +40,6 @@ class RemoteState:
     modified: str = ""
 
 
-class _Busy(Exception):
-    """An answer that may be another one later."""
-
-    def __init__(self, said: str, wait_seconds: float | None = None) -> None:
-        super().__init__(said)
-        self.wait_seconds = wait_seconds
-
-
-def is_offline() -> bool:
-    """Did the user forbid the network? The hub's own switch; it counts for every server here."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-_pool: Any = None
-_pool_lock = threading.Lock()
-
-
-def _connections() -> Any:
-    global _pool
-    with _pool_lock:
-        if _pool is None:
-            import urllib3
-
-            _pool = urllib3.PoolManager(num_pools=32, maxsize=PARALLEL_REQUESTS)
-        return _pool
-
-
 def head(url: str, headers: Mapping[str, str]) -> RemoteState:
     """Ask for a file's size and tag.
 
@@ -94,12 +49,13 @@ def head(url: str, headers: Mapping[str, str]) -> RemoteState:
     failures = _Failures(url)
     while True:
         try:
-            with _answer("HEAD", url, headers) as answer:
-                if answer.status in (405, 501):  # no HEAD here: one byte tells the same
-                    break
-                _require_ok(answer, url)
-                return _state_of_headers(answer.headers, url)
-        except _Busy as busy:
+            with answer_to("HEAD", url, headers) as answer:
+                if answer.status not in (405, 501):
+                    _require_ok(answer, url)
+                    if (state := _state_of_headers(answer.headers)) is not None:
+                        return state
+                break  # no answer to HEAD here, or one without the size: one byte tells it
+        except Busy as busy:
             failures.wait(busy)
     known = Known()
     for _ in get_range(url, 0, 1, headers, known):
@@ -125,17 +81,28 @@ class Known:
             ChangedFile
         """
         before = self.state or now
-        tagged = self.tags and before.etag and now.etag
-        if now.num_bytes != before.num_bytes or (tagged and _opaque(now.etag) != _opaque(before.etag)):
+        other = self.tags and (
+            _opaque(now.etag) != _opaque(before.etag)
+            if before.etag and now.etag
+            else bool(before.modified and now.modified and now.modified != before.modified)
+        )
+        if now.num_bytes != before.num_bytes or other:
             raise ChangedFile(
-                f"{url} changed: it has {now.num_bytes:,} bytes and the tag {now.etag or 'none'}; when it was first "
-                f"looked at it had {before.num_bytes:,} and {before.etag or 'none'}. What was fetched before does not "
-                "go with it"
+                f"{url} changed: it has {now.num_bytes:,} bytes and the tag {now.etag or now.modified or 'none'}; when "
+                f"it was first looked at it had {before.num_bytes:,} and {before.etag or before.modified or 'none'}. "
+                "What was fetched before does not go with it"
             )
-        self.state = before if before.etag else replace(now, num_bytes=before.num_bytes)
+        self.state = before if before.etag or before.modified else replace(now, num_bytes=before.num_bytes)
 
 
-def get_range(url: str, start: int, stop: int, headers: Mapping[str, str], known: Known) -> Iterator[bytes]:
+def get_range(
+    url: str,
+    start: int,
+    stop: int,
+    headers: Mapping[str, str],
+    known: Known,
+    abort: threading.Event | None = None,
+) -> Iterator[bytes]:
     """Bytes [start, stop) of a file, in order, in pieces. One request, unless it breaks off.
 
     Args:
@@ -145,93 +112,85 @@ def get_range(url: str, start: int, stop: int, headers: Mapping[str, str], known
         ChangedFile: size or tag differ from `known`.
         CorruptFile: the server has fewer bytes, or sends another range than it was asked for.
     """
-    failures = _Failures(url)
+    failures = _Failures(url, abort)
     while start < stop:
         try:
-            with _answer("GET", url, {**headers, "Range": f"bytes={start}-{stop - 1}"}) as answer:
-                expected = _check_answer(answer, url, start, stop, known)
-                for piece in answer.stream(CHUNK_BYTES):
-                    TRAFFIC.add(num_bytes=len(piece))
+            with answer_to("GET", url, {**headers, "Range": f"bytes={start}-{stop - 1}"}) as answer:
+                skipped, expected = _check_answer(answer, url, start, stop, known)
+                for piece in _pieces(answer, skipped):
+                    if answer.status == 200:  # all of a small file: what lies behind the range is not wanted
+                        piece = piece[: stop - start]
                     if len(piece) > expected - start:
                         raise CorruptFile(f"{url} sent more than the bytes {start}-{stop - 1} that were asked for")
                     start += len(piece)
-                    failures.in_a_row = 0
+                    failures.gained(len(piece))
                     yield piece
+                    if start == stop and answer.status == 200:
+                        answer.close()
+                        break
                 if start < expected:
-                    raise _Busy(f"the answer ended {expected - start:,} bytes early")
-        except _Busy as busy:
+                    raise Busy(f"the answer ended {expected - start:,} bytes early")
+        except Busy as busy:
             failures.wait(busy)
+
+
+def _pieces(answer: Any, skipped: int) -> Iterator[bytes]:
+    """The body as it comes, without its first bytes, unless it comes too slowly.
+
+    Raises:
+        Busy
+    """
+    since, num_bytes = time.monotonic(), 0
+    # read1 gives what came; read would wait for all of a piece, and lose it where the rest does not come.
+    while piece := answer.read1(CHUNK_BYTES):
+        TRAFFIC.add(num_bytes=len(piece))
+        num_bytes += len(piece)
+        if skipped:
+            piece, skipped = piece[skipped:], max(skipped - len(piece), 0)
+        if piece:
+            yield piece
+        if num_bytes >= LEAST_GAIN_BYTES:
+            since, num_bytes = time.monotonic(), 0
+        elif time.monotonic() - since > SLOW_SECONDS:
+            raise Busy(f"{num_bytes} bytes came in {SLOW_SECONDS:.0f} s")
 
 
 class _Failures:
     """Counts failures without progress, and waits longer after each."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, abort: threading.Event | None = None) -> None:
         self.url = url
-        self.in_a_row = 0
+        self.abort = abort or threading.Event()
+        self.in_a_row = self.num_bytes = 0
 
-    def wait(self, busy: _Busy) -> None:
+    def gained(self, num_bytes: int) -> None:
+        self.num_bytes += num_bytes
+        if self.num_bytes >= LEAST_GAIN_BYTES:
+            self.in_a_row = self.num_bytes = 0
+
+    def wait(self, busy: Busy) -> None:
         """
         Raises:
             Unreachable: that was once too often.
         """
         self.in_a_row += 1
-        if self.in_a_row >= MAX_FAILURES:
+        if self.in_a_row >= MAX_FAILURES or (not busy.connected and is_given_up(self.url)):
+            if not busy.connected:
+                give_up(self.url)
             raise Unreachable(
                 f"{self.url}: {busy}, {self.in_a_row} times in a row; what was fetched is kept, and the same command "
                 "goes on from there"
             ) from busy
         # Jitter, so that parallel requests do not come back together.
         doubled = BACKOFF_SECONDS * 2 ** (self.in_a_row - 1) * random.uniform(0.75, 1.25)
-        time.sleep(min(max(doubled, busy.wait_seconds or 0.0), MAX_BACKOFF_SECONDS))
-
-
-@contextmanager
-def _answer(method: str, url: str, headers: Mapping[str, str]) -> Iterator[Any]:
-    """An open answer, its body not read; errors of the connection become `_Busy`."""
-    import urllib3
-
-    if is_offline():
-        raise Offline(f"{url} is not kept here, and HF_HUB_OFFLINE is set: unset it to fetch what is missing")
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise Unreachable(f"{url} is no address of http or https")
-    TRAFFIC.add(requests=1)
-    answer = None
-    try:
-        answer = _connections().request(
-            method,
-            url,
-            # A range counts bytes of the file, not of a packed form of it.
-            headers={"User-Agent": "checkpoint-forensics", "Accept-Encoding": "identity", **headers},
-            preload_content=False,
-            decode_content=False,
-            # Redirects are followed; a token is not taken along to another host.
-            retries=urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=5),
-            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
-        )
-        yield answer
-        answer.drain_conn() if method == "HEAD" else None
-        answer.release_conn()
-        answer = None
-    except urllib3.exceptions.LocationValueError as error:
-        raise Unreachable(f"{url} is no address: {error}") from error
-    except urllib3.exceptions.HTTPError as error:
-        raise _Busy(_short(error)) from error
-    finally:
-        if answer is not None:
-            answer.close()  # a body left unread cannot be followed by another answer
-
-
-def _short(error: Exception) -> str:
-    """urllib3 wraps the reason in its own requests' words."""
-    reason = getattr(error, "reason", None) or error
-    return f"{type(reason).__name__}: {reason}"[:300]
+        if self.abort.wait(min(max(doubled, busy.wait_seconds or 0.0), MAX_BACKOFF_SECONDS)):
+            raise Unreachable(f"{self.url}: {busy}; nobody waits for it any more") from busy
 
 
 def _require_ok(answer: Any, url: str) -> None:
     """
     Raises:
-        MissingFile, AccessDenied, Unreachable, _Busy
+        MissingFile, AccessDenied, Unreachable, Busy
     """
     status = answer.status
     if status in (200, 206):
@@ -240,11 +199,11 @@ def _require_ok(answer: Any, url: str) -> None:
         raise MissingFile(f"{url} is not there (the server answers {status})")
     if status in (401, 403):
         raise AccessDenied(
-            f"{url} is not for everyone (the server answers {status}): accept its terms on its page if it has any, and "
-            "give a token with HF_TOKEN or hf auth login"
+            f"{url} is not for everyone (the server answers {status}). On the hub: accept its terms on its page, and "
+            "give a token with HF_TOKEN or hf auth login; elsewhere no token is sent"
         )
-    if status in _BUSY:
-        raise _Busy(f"the server answers {status}", _retry_after(answer.headers.get("Retry-After")))
+    if status in (408, 425, 429) or (500 <= status < 600 and status not in (501, 505)):
+        raise Busy(f"the server answers {status}", _retry_after(answer.headers.get("Retry-After")))
     raise Unreachable(f"{url}: the server answers {status}, which is no answer to a read")
 
 
@@ -253,46 +212,48 @@ def _retry_after(text: str | None) -> float | None:
     return float(text) if text and re.fullmatch(r"\d{1,6}", text.strip()) else None
 
 
-def _state_of_headers(headers: Mapping[str, str], url: str) -> RemoteState:
+def _state_of_headers(headers: Mapping[str, str]) -> RemoteState | None:
     size = headers.get("Content-Length")
-    if size is None or not re.fullmatch(r"\d{1,18}", size):
-        raise Unreachable(f"{url}: the server does not say how many bytes it has")
+    if size is None or not re.fullmatch(r"\d{1,18}", size) or headers.get("Content-Encoding", "identity") != "identity":
+        return None
     return RemoteState(num_bytes=int(size), etag=headers.get("ETag") or "", modified=headers.get("Last-Modified") or "")
 
 
-def _check_answer(answer: Any, url: str, start: int, stop: int, known: Known) -> int:
-    """Is this the range? Returns the byte before which the answer ends; a server may send less than was asked for.
+def _check_answer(answer: Any, url: str, start: int, stop: int, known: Known) -> tuple[int, int]:
+    """Is this the range? Returns how many bytes of the body come before it, and the byte before which the answer ends.
+
+    A server may send less than was asked for.
 
     Raises:
-        MissingFile, AccessDenied, Unreachable, ChangedFile, CorruptFile, _Busy
+        MissingFile, AccessDenied, Unreachable, ChangedFile, CorruptFile, Busy
     """
     if answer.status == 416:
         raise CorruptFile(f"{url} does not reach to byte {stop:,}: it is shorter than it was said to be")
     _require_ok(answer, url)
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise Unreachable(f"{url}: the server packs its answers, so that ranges cannot be told")
-    first, last, total = _range_of(answer, url, stop if start == 0 else None)
-    if first != start or not start <= last < stop:
-        raise _Busy(f"the server sent the bytes {first}-{last} when asked for {start}-{stop - 1}")
+    first, last, total = _range_of(answer, url, start, stop)
     etag, modified = answer.headers.get("ETag") or "", answer.headers.get("Last-Modified") or ""
     known.compare(url, RemoteState(num_bytes=total, etag=etag, modified=modified))
-    return last + 1
+    if answer.status == 200:
+        return start, min(total, stop)
+    if first != start or not start <= last < stop:
+        raise Busy(f"the server sent the bytes {first}-{last} when asked for {start}-{stop - 1}")
+    return 0, last + 1
 
 
-def _range_of(answer: Any, url: str, whole: int | None) -> tuple[int, int, int]:
-    """First and last byte of an answer, and the size of the file.
-
-    Args:
-        whole: the size at which a file sent whole is what was asked for.
-    """
+def _range_of(answer: Any, url: str, start: int, stop: int) -> tuple[int, int, int]:
+    """First and last byte of an answer, and the size of the file."""
     if answer.status == 206:
         match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range") or "")
         if match is None or match[3] == "*":
             raise Unreachable(f"{url}: the server does not say which range of how many bytes it sends")
         return int(match[1]), int(match[2]), int(match[3])
-    if answer.headers.get("Content-Length") != str(whole):
+    size = answer.headers.get("Content-Length") or ""
+    whole = size.isdecimal() and (int(size) <= SMALL_FILE_BYTES or (start == 0 and int(size) == stop))
+    if not whole:
         raise Unreachable(f"{url}: the server ignores ranges, and would send the whole file; nothing was taken")
-    return 0, int(whole or 0) - 1, int(whole or 0)
+    return 0, int(size) - 1, int(size)
 
 
 def _opaque(etag: str) -> str:

@@ -12,15 +12,15 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from data_index.errors import AccessDenied, CorruptFile, MissingFile, Offline, Unreachable
-from data_index.files import read_json_object, write_json
-from data_index.remote.http import TRAFFIC, is_offline
+from data_index.files import disk_errors
+from data_index.remote.connection import TRAFFIC, is_offline
 
 RepoType = Literal["model", "dataset"]
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -65,12 +65,15 @@ def cache_folder() -> Path:
 
 def token() -> str | None:
     """The user's token, from HF_TOKEN or where `hf auth login` put it."""
-    if given := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
-        return given.strip() or None
-    from huggingface_hub import get_token
+    found = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
+    if not found:
+        from huggingface_hub import get_token
 
-    found: str | None = get_token()
-    return found
+        found = get_token()
+    found = (found or "").strip()
+    if not found.isascii():
+        raise AccessDenied("HF_TOKEN holds characters that no token has: set it anew")
+    return found or None
 
 
 def headers_for(url: str) -> dict[str, str]:
@@ -90,6 +93,23 @@ def is_repo_id(text: str) -> bool:
 
 def is_commit(text: str) -> bool:
     return bool(_COMMIT.fullmatch(text))
+
+
+def text_of(url: str) -> str:
+    """How an address is kept: those of the hub without its endpoint, which may be another one next time."""
+    prefix = f"{endpoint()}/"
+    match = re.fullmatch(r"(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)(/.*)?", url.removeprefix(prefix))
+    if not url.startswith(prefix) or match is None:
+        return url
+    return f"hub:{match[1] or ''}{match[2]}@{match[3]}{match[4] or ''}"
+
+
+def url_of(text: str) -> str:
+    """The address that `text_of` kept."""
+    match = re.fullmatch(r"hub:(datasets/)?([^/@]+/[^/@]+)@([^/]+)(/.*)?", text)
+    if match is None:
+        return text
+    return f"{endpoint()}/{match[1] or ''}{match[2]}/resolve/{match[3]}{match[4] or ''}"
 
 
 def folder_url(repo_type: RepoType, repo_id: str, commit: str) -> str:
@@ -119,22 +139,12 @@ def address_of(url: str) -> Address | None:
     return _address(url, endpoint())
 
 
-def cached_copy(url: str) -> Path | None:
-    """The file in the shared cache, where it lies there whole."""
-    address = address_of(url)
-    if address is None:
-        return None
-    repo = f"{address.repo_type}s--{address.repo_id.replace('/', '--')}"
-    path = cache_folder() / repo / "snapshots" / address.revision / address.path
-    return path if path.is_file() else None
-
-
 # --- asking ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _asking(what: str) -> Iterator[Any]:
-    """The library's errors as ours; every call counts as a request."""
+def asking(what: str) -> Iterator[Any]:
+    """The library's errors as ours; a call counts as one request."""
     if is_offline():
         raise Offline(f"{what} cannot be asked for: HF_HUB_OFFLINE is set; unset it to fetch what is missing")
     from huggingface_hub import HfApi, errors
@@ -155,7 +165,12 @@ def _asking(what: str) -> Iterator[Any]:
         raise MissingFile(f"{what} is not on {endpoint()}: {_first_line(error)}") from error
     except errors.OfflineModeIsEnabled as error:
         raise Offline(f"{what} cannot be asked for: HF_HUB_OFFLINE is set") from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+    except OSError as error:
+        if error.errno is not None and error.filename is not None:  # a file or folder here
+            with disk_errors(Path(error.filename)):
+                raise
+        raise Unreachable(f"{what}: {endpoint()} gave no answer ({_first_line(error)})") from error
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
         raise Unreachable(f"{what}: {endpoint()} gave no answer ({_first_line(error)})") from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "huggingface_hub"):
@@ -173,7 +188,7 @@ def list_revisions(repo_id: str, repo_type: RepoType = "model") -> dict[str, str
     Raises:
         MissingFile, AccessDenied, Unreachable, Offline
     """
-    with _asking(f"the list of revisions of {repo_id}") as api:
+    with asking(f"the list of revisions of {repo_id}") as api:
         refs = api.list_repo_refs(repo_id, repo_type=repo_type)
     found = {ref.name: ref.target_commit for ref in (*refs.tags, *refs.branches)}
     wrong = next((name for name, commit in found.items() if not is_commit(str(commit))), None)
@@ -190,72 +205,10 @@ def list_files(repo_id: str, commit: str, repo_type: RepoType = "model") -> list
     """
     from huggingface_hub.hf_api import RepoFile
 
-    with _asking(f"the list of files of {repo_id} at {commit[:12]}") as api:
+    with asking(f"the list of files of {repo_id} at {commit[:12]}") as api:
         found = list(api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type))
     return [
         HubFile(path=f.path, num_bytes=f.size, sha256=f.lfs.sha256 if f.lfs else None, blob=f.blob_id)
         for f in found
         if isinstance(f, RepoFile)
     ]
-
-
-@lru_cache(maxsize=4096)
-def _files_at(base: str, repo_type: RepoType, repo_id: str, commit: str, cache: Path) -> Mapping[str, HubFile]:
-    """A commit's files never change, so that their list is kept."""
-    host = re.sub(r"[^A-Za-z0-9.-]", "_", urlsplit(base).netloc)
-    kept = cache / host / f"{repo_type}s--{repo_id.replace('/', '--')}" / f"{commit}.json"
-    if kept.is_file():
-        try:
-            return {path: HubFile(**entry) for path, entry in read_json_object(kept).items()}
-        except (CorruptFile, TypeError):
-            kept.unlink()
-    files = {file.path: file for file in list_files(repo_id, commit, repo_type)}
-    write_json(kept, {path: asdict(file) for path, file in files.items()})
-    return files
-
-
-def files_at(url: str, cache: Path) -> Mapping[str, HubFile]:
-    """The files of the repository and commit that an address names, by path.
-
-    Raises:
-        MissingFile, AccessDenied, Unreachable, Offline
-    """
-    address = address_of(url if address_of(url) else f"{url}/.")
-    assert address is not None
-    return _files_at(endpoint(), address.repo_type, address.repo_id, address.revision, cache)
-
-
-def stated(url: str, cache: Path) -> HubFile:
-    """What the hub's listing says of a file.
-
-    Raises:
-        MissingFile, AccessDenied, Unreachable, Offline
-    """
-    address, files = address_of(url), files_at(url, cache)
-    assert address is not None
-    if address.path not in files:
-        raise MissingFile(f"{address.repo_id} has no file {address.path} at {address.revision}")
-    return files[address.path]
-
-
-def download(url: str) -> Path:
-    """A whole file in the shared cache; the library resumes and locks.
-
-    Raises:
-        MissingFile, AccessDenied, Unreachable, Offline
-    """
-    address = address_of(url)
-    assert address is not None
-    if (copy := cached_copy(url)) is not None:
-        return copy
-    with _asking(url) as api:
-        found = api.hf_hub_download(
-            address.repo_id,
-            address.path,
-            revision=address.revision,
-            repo_type=address.repo_type,
-            cache_dir=cache_folder(),
-        )
-    path = Path(found)
-    TRAFFIC.add(num_bytes=path.stat().st_size)
-    return path

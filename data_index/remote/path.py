@@ -1,13 +1,12 @@
 """Files on servers: read as if they were here, each byte fetched once.
 
 A `RemotePath` is to such a file what a Path is to one on disk. `read` fetches what is not kept yet and nothing besides;
-`ranges.fetch_ranges` does so for many stretches at once. What was fetched lies in
-the workspace's `cache/` (`range_cache`); files of the hub that its own cache holds whole are read there.
+`ranges.fetch_ranges` does so for many stretches at once. What was fetched lies in the workspace's `cache/`
+(`range_cache`); files of the hub that its own cache holds whole are read there.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import re
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote, unquote, urlsplit
 
-from data_index.errors import ChangedFile, CorruptFile, MissingFile, Offline, Unreachable
+from data_index.errors import ChangedFile, CorruptFile, MissingFile, Unreachable
 from data_index.files import sha256_of_file
-from data_index.remote import hub
+from data_index.remote import hub, hub_files
 from data_index.remote.http import Known, RemoteState, get_range, head
 from data_index.remote.range_cache import RangeCache
 
@@ -29,6 +28,8 @@ from data_index.remote.range_cache import RangeCache
 REQUEST_BYTES = 16 * 2**20
 # What came is kept as soon as it is so much: of a process that is killed, no more is lost for each of its requests.
 KEEP_BYTES = 4 * 2**20
+DAY_SECONDS = 86_400
+
 Progress = Callable[[int, int], None]  # bytes fetched, bytes to fetch
 
 
@@ -77,8 +78,8 @@ class RemotePath:
         return copy.stat().st_size if copy else self._state().num_bytes
 
     def copy(self) -> Path | None:
-        """The file on disk, where it is there whole; nothing is fetched."""
-        return hub.cached_copy(self.url)
+        """The file on disk, where it is there whole and as its publisher states; nothing is fetched."""
+        return hub_files.checked_copy(self.url, self.cache)
 
     def is_file(self) -> bool:
         """
@@ -110,9 +111,13 @@ class RemotePath:
             return content
         kept = self.kept()
         missing = kept.missing(start, stop)
-        for first, last in missing:
-            self.fetch(first, last)
-        if missing:
+        if sum(last - first for first, last in missing) > REQUEST_BYTES:
+            from data_index.remote.ranges import fetch_ranges
+
+            fetch_ranges([(self, start, stop)])
+        else:
+            for first, last in missing:
+                self.fetch(first, last)
             self.check_whole()
         return kept.read(start, stop)
 
@@ -131,28 +136,13 @@ class RemotePath:
             CorruptFile: right size, wrong content.
         """
         if hub.address_of(self.url) is not None:
-            path = hub.download(self.url)
-            if self.num_bytes is not None and path.stat().st_size != self.num_bytes:
-                raise CorruptFile(f"{path} has {path.stat().st_size:,} bytes instead of {self.num_bytes:,}")
-        else:
-            from data_index.remote.ranges import fetch_ranges
+            return hub_files.download(self.url, self.cache)
+        from data_index.remote.ranges import fetch_ranges
 
-            fetch_ranges([(replace(self, num_bytes=self.size()), 0, self.size())], progress)
-            path = self.kept().bytes_path
-        wanted = self.stated_sha256()
-        if wanted is not None and (actual := _sha256_once(path, path.stat().st_mtime_ns)) != wanted:
-            raise CorruptFile(
-                f"{self.url} has sha256 {actual[:12]}… instead of {wanted[:12]}…, as its publisher states: the content "
-                f"is wrong. Delete {path.resolve()} to fetch it again"
-            )
-        return path
-
-    def stated_sha256(self) -> str | None:
-        """What the publisher says of the whole file, where that is known or can be asked."""
-        if self.sha256 is None and hub.address_of(self.url) is not None:
-            with contextlib.suppress(Offline):  # the list of its files was never asked for
-                return hub.stated(self.url, self.cache).sha256
-        return self.sha256
+        whole = replace(self, num_bytes=self.size())
+        fetch_ranges([(whole, 0, self.size())], progress)
+        whole.check_whole()
+        return self.kept().bytes_path
 
     def check(self) -> RemoteState:
         """Ask the server, whatever is kept.
@@ -161,7 +151,7 @@ class RemotePath:
             MissingFile, AccessDenied, Unreachable, Offline
         """
         if hub.address_of(self.url) is not None:  # its answers to HEAD come from where a file lies, if at all
-            return RemoteState(num_bytes=hub.stated(self.url, self.cache).num_bytes)
+            return RemoteState(num_bytes=hub_files.stated(self.url, self.cache).num_bytes)
         return head(self.url, hub.headers_for(self.url))
 
     def check_whole(self) -> None:
@@ -171,7 +161,7 @@ class RemotePath:
             CorruptFile: the content is wrong, if in the right number of bytes; none of it is kept.
         """
         kept, size = self.kept(), self.num_bytes
-        if self.sha256 is None or size is None or kept.missing(0, size):
+        if self.sha256 is None or size is None or kept.checked == self.sha256 or not kept.covers(0, size):
             return
         actual = sha256_of_file(kept.bytes_path)
         if actual != self.sha256:
@@ -180,6 +170,7 @@ class RemotePath:
                 f"{self.url} has sha256 {actual[:12]}… instead of {self.sha256[:12]}…, as its publisher states: the "
                 "server sent wrong content in the right size. Nothing of it was kept; ask again"
             )
+        kept.mark_checked(self.sha256)
 
     def kept(self) -> RangeCache:
         return _range_cache(self.cache, self.url)
@@ -190,34 +181,62 @@ class RemotePath:
         state = kept.state()
         if state is None:
             state = RemoteState(num_bytes=self.num_bytes) if self.num_bytes is not None else self.check()
-            kept.remember(state)
+            state = kept.remember(state)
         if self.num_bytes not in (None, state.num_bytes):
             raise ChangedFile(
-                f"{self.url} had {state.num_bytes:,} bytes when it was first looked at, not {self.num_bytes:,}"
+                f"{self.url} had {state.num_bytes:,} bytes when it was first looked at, not {self.num_bytes:,}: delete "
+                f"{kept.folder} to begin anew"
             )
         return state
 
+    def fresh_size(self) -> int:
+        """Like `size`, asked of the server anew where it was last asked more than a day ago.
+
+        Raises:
+            MissingFile, AccessDenied, Unreachable, Offline
+        """
+        if hub.address_of(self.url) is None and self.kept().age_seconds() > DAY_SECONDS:
+            self.kept().begin_anew(self.check())
+        return self.size()
+
     def fetch(self, start: int, stop: int, abort: threading.Event | None = None) -> None:
         """Fetch a stretch and keep it; what came before a failure is kept too."""
-        kept, state, headers = self.kept(), self._state(), hub.headers_for(self.url)
-        if stop > state.num_bytes:
-            raise CorruptFile(f"{self.url} has {state.num_bytes:,} bytes; byte {stop:,} was asked for")
+        size = self._state().num_bytes
+        if stop > size:
+            raise CorruptFile(f"{self.url} has {size:,} bytes; byte {stop:,} was asked for")
+        for first in range(start, stop, REQUEST_BYTES):
+            self._fetch_once(first, min(first + REQUEST_BYTES, stop), abort)
+
+    def _fetch_once(self, start: int, stop: int, abort: threading.Event | None) -> None:
+        kept, state, content = self.kept(), self._state(), bytearray()
+        # Where an address names its content, a tag is only that of some machine which served it.
         known = Known(state, tags=hub.address_of(self.url) is None)
-        for begin in range(start, stop, REQUEST_BYTES):
-            first, content = begin, bytearray()
-            try:
-                for piece in get_range(self.url, begin, min(begin + REQUEST_BYTES, stop), headers, known):
-                    if known.state not in (None, state):
-                        kept.remember(state := known.state)
-                    content += piece
-                    if len(content) >= KEEP_BYTES:
-                        kept.write(first, bytes(content))
-                        first, content = first + len(content), bytearray()
-                    if abort is not None and abort.is_set():
-                        raise Unreachable("stopped")
-            finally:
-                if content:
-                    kept.write(first, bytes(content))
+        try:
+            for piece in get_range(self.url, start + len(content), stop, hub.headers_for(self.url), known, abort):
+                if known.state is not None and known.state != state:
+                    state = self._agree(known)
+                content += piece
+                if len(content) >= KEEP_BYTES:
+                    kept.write(start, bytes(content))
+                    start, content = start + len(content), bytearray()
+                if abort is not None and abort.is_set():
+                    raise Unreachable("stopped")
+        except ChangedFile as error:
+            raise ChangedFile(f"{error}: delete {kept.folder} to begin anew") from error
+        finally:
+            if content:
+                kept.write(start, bytes(content))
+
+    def _agree(self, known: Known) -> RemoteState:
+        """Keep what an answer told of the file; another thread or process may have been told first, of another file.
+
+        Raises:
+            ChangedFile
+        """
+        assert known.state is not None
+        told, known.state = known.state, self.kept().remember(known.state)
+        known.compare(self.url, told)
+        return known.state
 
 
 Place = Path | RemotePath  # where a file is
@@ -255,8 +274,3 @@ def _range_cache(cache: Path, url: str) -> RangeCache:
     host = re.sub(r"[^A-Za-z0-9.-]", "_", urlsplit(url).netloc)
     name = re.sub(r"[^A-Za-z0-9._-]", "_", url.rpartition("/")[2])[-60:]
     return RangeCache(cache / host / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}", url)
-
-
-@lru_cache(maxsize=256)
-def _sha256_once(path: Path, changed_at: int) -> str:
-    return sha256_of_file(path)

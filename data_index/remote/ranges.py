@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from itertools import pairwise
 
 from data_index.files import require_free_space
-from data_index.remote import hub
-from data_index.remote.http import PARALLEL_REQUESTS
+from data_index.remote.parallel import side_by_side
 from data_index.remote.path import REQUEST_BYTES, Progress, RemotePath
 
 # Stretches with a gap between them become one request while the gaps stay below this share of what is needed.
@@ -57,23 +54,11 @@ def fetch_ranges(stretches: Iterable[Stretch], progress: Progress | None = None)
 
 
 def _fetch_parallel(parts: list[Stretch], total: int, progress: Progress | None) -> None:
-    abort, done = threading.Event(), 0
-    with ThreadPoolExecutor(min(PARALLEL_REQUESTS, len(parts))) as pool:
-        running: dict[Future[None], int] = {
-            pool.submit(path.fetch, start, stop, abort): stop - start for path, start, stop in parts
-        }
-        try:
-            while running:
-                finished, _ = wait(running, timeout=0.5, return_when=FIRST_EXCEPTION)
-                for future in [*finished, *(other for other in running if other.done() and other not in finished)]:
-                    done += running.pop(future)
-                    future.result()
-                if progress:
-                    progress(done, total)
-        except BaseException:
-            abort.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    done = 0
+    for (_, start, stop), _ in side_by_side(lambda part, abort: part[0].fetch(part[1], part[2], abort), parts):
+        done += stop - start
+        if progress:
+            progress(done, total)
 
 
 def _missing(stretches: Iterable[Stretch]) -> Mapping[RemotePath, list[tuple[int, int]]]:
@@ -84,7 +69,7 @@ def _missing(stretches: Iterable[Stretch]) -> Mapping[RemotePath, list[tuple[int
             wanted.setdefault(path, []).append((start, stop))
     missing: dict[RemotePath, list[tuple[int, int]]] = {}
     for path, parts in wanted.items():
-        if hub.cached_copy(path.url) is not None:
+        if path.copy() is not None:
             continue
         kept = path.kept()
         gaps = [gap for start, stop in _united(parts) for gap in kept.missing(start, stop)]

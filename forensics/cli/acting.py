@@ -106,7 +106,7 @@ def replay(
     """
     there = open_workspace(workspace)
     if plan:
-        _print_plan(there, run, steps, device, precision, approximate, format)
+        _print_plan(there, run, steps, device, precision, approximate, fresh_optimizer, format)
         return
     from forensics.reproduction import replay as replay_run
 
@@ -132,6 +132,7 @@ def _print_plan(
     device: str,
     precision: str,
     approximate: bool,
+    fresh_optimizer: bool,
     format: Format,
     states: int = 1,
 ) -> None:
@@ -139,10 +140,12 @@ def _print_plan(
     from forensics.configured import configured_run
     from forensics.fetching import bytes_of_steps, bytes_of_weights
     from forensics.reproduction import estimate, prepare
+    from forensics.starting import require_optimizer
 
     record = workspace.run(run)
     first, last = parse_steps(steps, record)
     start = workspace.checkpoint(record, first)
+    require_optimizer(workspace, record, start, fresh_optimizer)
     download = bytes_of_weights(start) + bytes_of_steps(workspace, record, first, last)
     record = configured_run(record, first, last, approximate=approximate)
     setup = prepare(workspace, record, device, precision, approximate=approximate)
@@ -198,7 +201,17 @@ def fork(
     edits, overrides = read_edits(edit or []), read_overrides(set_ or [])
     if plan:
         states = num_steps // save_every + 1 if save_every else 1
-        _print_plan(there, run, f"{from_step}:{from_step + num_steps}", device, precision, approximate, format, states)
+        _print_plan(
+            there,
+            run,
+            f"{from_step}:{from_step + num_steps}",
+            device,
+            precision,
+            approximate,
+            fresh_optimizer,
+            format,
+            states,
+        )
         return
     from forensics.forking import fork as fork_run
 

@@ -46,7 +46,7 @@ def run() -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    if (http := sys.modules.get("data_index.remote.http")) is not None and http.TRAFFIC.num_requests:
+    if (http := sys.modules.get("data_index.remote.connection")) is not None and http.TRAFFIC.num_requests:
         say(f"fetched {http.TRAFFIC.num_bytes:,} bytes in {http.TRAFFIC.num_requests:,} requests")
     if code == INTERRUPTED:
         say("\ninterrupted; what was saved is whole, and the same command goes on from there")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +20,9 @@ if TYPE_CHECKING:  # the catalog is read when it is asked for
     from data_index.registry import Fact, Family, KnownIssue, PublishedEvent, ReleasedRun
 
 COLUMNS = ("family", "run", "parameters", "steps", "tokens", "states", "order", "replay", "issues")
+# What of it fits into 80 characters; families are rows of their own there.
+TABLE_COLUMNS = ("run", "size", "steps", "states", "order", "replay", "issues")
+TOLD_COLUMNS = ("run", "kind", "name", "value", "note", "source")
 LISTING_COLUMNS = ("file", "rows", "unique", "off_grid", "kind", "lines", "text")
 
 
@@ -28,6 +35,8 @@ def catalog(
 ) -> None:
     """Show released runs: what is published, what is missing, what is known to be wrong.
 
+    As CSV, a family or run is a row a fact, setting, issue or event.
+
     Example: forensics catalog pythia
     """
     from data_index.registry import families, find_run
@@ -39,15 +48,9 @@ def catalog(
         return
     found = [family for family in families() if name is not None and family.name == name.lower()]
     if name is None:
-        _print_runs([run for family in families() for run in family.runs], format)
-        if format is Format.table:
-            say("every fact of one: forensics catalog RUN; what is known to be wrong: forensics catalog FAMILY")
+        _show_all(families(), format)
     elif found:
-        value = _family_object(found[0])
-        if format is Format.csv:
-            emit_rows(value["runs"], format, COLUMNS)
-        else:
-            emit_object(value, format, lambda: _print_family(found[0]))
+        _show_family(found[0], format)
     else:
         _show_run(find_run(name), format)
 
@@ -71,30 +74,32 @@ def _run_row(run: ReleasedRun) -> dict[str, Any]:
     }
 
 
-def _print_runs(runs: Iterable[ReleasedRun], format: Format, columns: Sequence[str] = COLUMNS) -> None:
-    rows = [_run_row(run) for run in runs]
-    if format is Format.table:
-        rows = [row | {"tokens": _short(row["tokens"]), "states": _in_words(row["states"])} for row in rows]
-    emit_rows(rows, format, columns)
+def _show_all(families: Sequence[Family], format: Format) -> None:
+    if format is not Format.table:
+        emit_rows([_run_row(run) for family in families for run in family.runs], format, COLUMNS)
+        return
+    print_table(TABLE_COLUMNS, [row for family in families for row in _table_rows(family)])
+    say("every fact of one: forensics catalog RUN; what is known to be wrong: forensics catalog FAMILY")
 
 
-def _short(tokens: int | None) -> str:
-    if tokens is None:
-        return ""
-    unit, name = (1e12, "T") if tokens >= 1e12 else (1e9, "B")
-    return f"{tokens / unit:.3g}{name}"
-
-
-def _in_words(states: Sequence[str]) -> str:
-    """Names of states, in the width of a column."""
-    return "all" if len(states) == 3 else "+".join(states)
+def _table_rows(family: Family) -> Iterator[dict[str, Any]]:
+    """A row with the family's name, and one for each of its runs."""
+    yield {"run": family.name}
+    for run in family.runs:
+        row = _run_row(run)
+        yield row | {
+            "run": f"  {run.name}",
+            "size": row["parameters"],
+            "states": "all" if len(row["states"]) == 3 else "+".join(row["states"]),
+            "replay": row["replay"].replace("approximate", "approx."),
+        }
 
 
 # --- a family --------------------------------------------------------------------------------------------------------
 
 
-def _family_object(family: Family) -> dict[str, Any]:
-    return {
+def _show_family(family: Family, format: Format) -> None:
+    value: dict[str, Any] = {
         "family": family.name,
         "title": family.title,
         "publisher": family.publisher,
@@ -103,6 +108,11 @@ def _family_object(family: Family) -> dict[str, Any]:
         "events": [_event_row(event) for event in family.events],
         "sources": dict(family.sources),
     }
+    if format is Format.csv:
+        facts = [row for run in family.runs for row in _fact_rows(run)]
+        emit_rows([*facts, *_told_rows(value["issues"], value["events"])], format, TOLD_COLUMNS)
+    else:
+        emit_object(value, format, lambda: _print_family(family, value))
 
 
 def _issue_row(issue: KnownIssue) -> dict[str, Any]:
@@ -114,11 +124,11 @@ def _event_row(event: PublishedEvent) -> dict[str, Any]:
     return {name: getattr(event, name) for name in ("kind", "runs", "at", "step", "text", "source")}
 
 
-def _print_family(family: Family) -> None:
+def _print_family(family: Family, value: Mapping[str, Any]) -> None:
     print(f"{family.title} ({family.publisher})\n")
-    _print_runs(family.runs, Format.table, COLUMNS[1:])
-    _print_told("known issues", [_issue_row(issue) for issue in family.issues], "steps")
-    _print_told("published spikes and restarts", [_event_row(event) for event in family.events], "at")
+    print_table(TABLE_COLUMNS, list(_table_rows(family)))
+    _print_told("known issues", value["issues"], "steps")
+    _print_told("published spikes and restarts", value["events"], "at")
 
 
 def _print_told(title: str, rows: Sequence[Mapping[str, Any]], where: str) -> None:
@@ -126,7 +136,25 @@ def _print_told(title: str, rows: Sequence[Mapping[str, Any]], where: str) -> No
         print(f"\n{title}")
     for row in rows:
         place = f", {'steps ' if where == 'steps' else ''}{row[where]}" if row[where] else ""
-        print(f"\n  {row['kind']}: {', '.join(row['runs'])}{place}\n    {row['text']}\n    [{row['source']}]")
+        print()
+        _print_wrapped(f"{row['kind']}: {', '.join(row['runs'])}{place}", "  ", "    ")
+        _print_wrapped(row["text"], "    ")
+        _print_wrapped(f"[{row['source']}]", "    ", "     ")
+
+
+def _print_wrapped(text: str, first: str, rest: str | None = None) -> None:
+    """Text in lines no wider than the terminal, `first` and `rest` before them; words and addresses stay whole."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
+    whole = re.sub(r"<[^<>]*>", lambda part: part[0].replace(" ", "\xa0"), text)  # .../<run id>/...
+    lines = textwrap.wrap(
+        whole,
+        max(width, 40),
+        initial_indent=first,
+        subsequent_indent=first if rest is None else rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    print("\n".join(lines).replace("\xa0", " "))
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------
@@ -138,8 +166,8 @@ def _show_run(run: ReleasedRun, format: Format) -> None:
     issues = [_issue_row(issue) for issue in issues_of(run)]
     events = [_event_row(event) for event in events_of(run)]
     if format is Format.csv:
-        named = [*run.facts.items(), *((f"settings.{name}", fact) for name, fact in run.settings.items())]
-        emit_rows([{"field": name} | _fact(fact) for name, fact in named], format)
+        told = [row | {"run": run.name} for row in _told_rows(issues, events)]
+        emit_rows([*_fact_rows(run), *told], format, TOLD_COLUMNS)
         return
     value = {
         "run": run.name,
@@ -156,6 +184,20 @@ def _fact(fact: Fact) -> dict[str, Any]:
     return {"value": fact.value, "note": fact.note, "source": fact.source}
 
 
+def _fact_rows(run: ReleasedRun) -> Iterator[dict[str, Any]]:
+    for kind, facts in (("fact", run.facts), ("setting", run.settings)):
+        for name, fact in facts.items():
+            yield {"run": run.name, "kind": kind, "name": name} | _fact(fact)
+
+
+def _told_rows(issues: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Issues and events; the steps that they concern as the note."""
+    for kind, rows, where in (("issue", issues, "steps"), ("event", events, "at")):
+        for row in rows:
+            told = {"name": row["kind"], "value": row["text"], "note": row[where], "source": row["source"]}
+            yield {"run": ", ".join(row["runs"]), "kind": kind} | told
+
+
 def _print_run(run: ReleasedRun, issues: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]) -> None:
     numbers: dict[str, int] = {}
     print(f"{run.name} (family {run.family})\n")
@@ -165,7 +207,7 @@ def _print_run(run: ReleasedRun, issues: Sequence[Mapping[str, Any]], events: Se
         _print_facts(run.settings, numbers)
     print("\nsources")
     for source, number in numbers.items():
-        print(f"  [{number}] {source}")
+        _print_wrapped(f"[{number}] {source}", "  ", "      ")
     _print_told("known issues", issues, "steps")
     _print_told("published spikes and restarts", events, "at")
 
@@ -182,7 +224,7 @@ def _print_facts(facts: Mapping[str, Fact], numbers: dict[str, int]) -> None:
             else to_json(fact.value)
         )
         note = f" ({fact.note})" if fact.note else ""
-        print(f"  {name:22} {shown}{note} [{number}]")
+        _print_wrapped(f"{shown}{note} [{number}]", f"  {name:22} ", " " * 25)
 
 
 # --- official lists --------------------------------------------------------------------------------------------------
@@ -202,7 +244,8 @@ def _check_listings(path: Path, format: Format) -> None:
     for mistake in found:
         where = f", line {mistake.lines[0]}" if mistake.lines else ""
         where += f" and {len(mistake.lines) - 1} more" if len(mistake.lines) > 1 else ""
-        print(f"\n  {printable(mistake.file)}{where}: {mistake.kind}\n    {printable(mistake.text)}")
+        print(f"\n  {printable(mistake.file)}{where}: {mistake.kind}")
+        _print_wrapped(printable(mistake.text), "    ")
     say(f"lists: {len(listings)}, mistakes: {len(found)}; checkpoints off the grid are none, but may be restarts")
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from data_index.errors import CorruptFile, ForensicsError, MissingFile, UnsafeFile
 from data_index.registration import add
-from data_index.remote import http, hub
+from data_index.remote import http, hub_files
 from data_index.remote.path import RemotePath
 from data_index.run import Checkpoint
 from data_index.workspace import Workspace
@@ -28,7 +28,7 @@ from tests.servers.tiny_neox import REPO, TinyRun
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch, hub_environment: Path) -> None:
     monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
-    hub._files_at.cache_clear()
+    hub_files._files_at.cache_clear()
 
 
 def safetensors(header: Any, body: bytes = b"") -> bytes:

@@ -278,7 +278,10 @@ def test_a_stage_whose_first_row_repeats_the_total_before_is_too_low(tmp_path: P
     (found,) = token_mistakes(rows, tmp_path)
 
     assert (found.kind, found.lines) == ("tokens_low", (6, 7))
-    assert "too low by 10 steps (500 tokens) in all 2 rows: the first, of step 10, repeats the 3,000" in found.text
+    assert (
+        "too low by 10 steps of its own (500 tokens) in all 2 rows: the first, of step 10, repeats the 3,000"
+        in found.text
+    )
 
 
 def test_a_stage_that_counts_from_another_step_than_was_loaded_is_found(tmp_path: Path) -> None:
@@ -290,7 +293,21 @@ def test_a_stage_that_counts_from_another_step_than_was_loaded_is_found(tmp_path
     assert found.kind == "wrong_base"
     assert found.text == (
         "stage2_midtraining: Tokens Seen counts on from step 30 of stage1_pretraining (3,000 tokens), and the stage "
-        "was started from step 20 (2,000); it should be 2,500"
+        "was started from step 20 (2,000); step 10 should be 2,500"
+    )
+
+
+def test_where_stages_before_are_wrong_too_the_whole_of_it_is_told(tmp_path: Path) -> None:
+    one = known("one", tokens_per_step=100, last_step=30)
+    two = known("two", tokens_per_step=50, parent="one@30", last_step=20)
+    three = known("three", tokens_per_step=100, parent="two@20", last_step=20)
+    rows = ONE + stage_rows("stage2_a", [10, 20], 2500, 50) + stage_rows("stage3_b", [10, 20], 2500)
+    low, lower = token_mistakes(rows, tmp_path, stage1_pretraining=one, stage2_a=two, stage3_b=three)
+
+    assert low.text.endswith("repeats the 3,000 that stage1_pretraining ends with; step 10 should be 3,500")
+    assert lower.text.endswith(
+        "too low by 10 steps of its own (1,000 tokens) in all 2 rows: the first, of step 10, repeats the 3,500 that "
+        "stage2_a ends with; all mistakes together, it is 1,500 too low: step 10 should be 5,000"
     )
 
 
@@ -447,7 +464,11 @@ def test_rows_of_stages_and_ingredients_are_counted(
         ("removed-2024-11-26/OLMo-7B-Twin-2T.csv", "gap", r"89500-237000$"),
         ("OLMo-3-1025-7B.csv", "stage_name", r"^12 rows are of 'stage_3_longcontext'"),
         ("OLMo-3-1025-7B.csv", "tokens_low", r"^stage2_midtraining: .* low by 1000 steps .* be 5,932,062,867,456$"),
-        ("OLMo-3-1025-7B.csv", "tokens_low", r"^stage_3_longcontext: .* low by 1000 steps .* be 6,034,160,615,424$"),
+        (
+            "OLMo-3-1025-7B.csv",
+            "tokens_low",
+            r"^stage_3_longcontext: .* low by 1000 steps .* 6,291,456,000 too low: .* be 6,034,160,615,424$",
+        ),
         ("OLMo-3-1025-32B.csv", "tokens_low", r"^stage2_midtraining_ingredient1: .* low by 1000 steps"),
         ("OLMo-3-1025-32B.csv", "tokens_low", r"^stage2_midtraining_ingredient2: .* low by 1000 steps"),
         ("OLMo-3-1025-32B.csv", "tokens_low", r"^stage3_longcontext: .* low by 1000 steps .* be 5,611,316,051,968$"),
@@ -507,7 +528,6 @@ def test_the_catalog_counts_as_the_lists_do(listings: dict[str, Listing]) -> Non
     for listing in listings.values():
         for group, run in releases_of(listing).items():
             if listing.shape != "provenance" and not listing.name.endswith("/OLMo-7B.csv"):
-                rows = {row.content for row in listing.groups[group]}
-                assert len(rows) == run.value("num_checkpoints"), (listing.name, group)
+                assert len(listing.steps(group)) == run.value("num_checkpoints"), (listing.name, group)
                 checked += 1
     assert checked == 37

@@ -128,6 +128,12 @@ def test_an_unknown_name_gets_the_nearest() -> None:
         find_family("zzz")
 
 
+def test_an_empty_name_is_no_run() -> None:
+    """Runs without a repository are not found by the name of none."""
+    with pytest.raises(UnknownRun, match="no released run or family '' "):
+        find_run("")
+
+
 def test_names_do_not_collide() -> None:
     """`forensics catalog NAME` takes a family or a run."""
     names = [family.name for family in families()] + [run.name for run in released_runs()]
@@ -255,6 +261,14 @@ def test_a_checkpoint_carries_no_other_issue() -> None:
     assert "other_weights" not in {issue.kind for issue in issues_of("pythia-2.8b-v0")}
 
 
+def test_checkpoints_that_two_lists_share_are_not_expected_to_equal_each_other() -> None:
+    kinds = {issue.kind for issue in issues_of("olmo-7b-0424")}
+
+    assert "shared_checkpoints" in kinds and "expected_equal" not in kinds
+    assert issues_of("olmo-7b-0424", 100_000) == []
+    assert {issue.kind for issue in issues_of("olmo-7b-0424", 489_000)} == {"mislabelled_listing"}
+
+
 @pytest.mark.parametrize(
     ("run", "said"),
     [
@@ -265,7 +279,14 @@ def test_a_checkpoint_carries_no_other_issue() -> None:
         ("olmo-1b", "are lost, say the maintainers"),
         ("olmo-7b-0724", "is the list of the first OLMo-7B"),
         ("olmo-2-13b", "the yaml says learning rate 3e-4"),
+        ("olmo-7b-0724", "no checkpoint between steps 142000 and 200000"),
+        ("olmo-2-13b", "a folder that ends in -zlossfix"),
+        ("olmo-2-32b", "what the skip rule remembers is in no checkpoint"),
+        ("olmo-3-7b-stage3", "6,291,456,000 tokens, .* should say 6,034,160,615,424"),
         ("olmo-3-32b-stage2-2", "where stage 2 was started from step 656000"),
+        ("pythia-1.4b", "only for the 83 idxmaps shards"),
+        ("opt-125m", "of 2.7B, 6.7B and 13B only"),
+        ("bloom-176b", "These are experiments, and no restarts of the run"),
         ("k2", "two of them are moved to its end, 160 and 186"),
     ],
 )
@@ -278,7 +299,10 @@ def test_published_spikes_and_restarts_are_labelled() -> None:
     bloom = {(event.kind, event.step) for event in events_of(find_run("bloom-176b"))}
 
     assert k2 == {(kind, 941 * number) for kind in ("spike", "restart") for number in (160, 186)}
-    assert ("spike", 31219) in bloom and "restart" in {kind for kind, _ in bloom}
+    assert {(kind, step) for kind, step in bloom if step} == {
+        ("spike", 31219),
+        *(("restart", step) for step in (17235, 20448, 26343, 26345, 94767)),
+    }
     assert {event.kind for event in events_of(find_run("opt-175b"))} == {"spike", "restart"}
     assert [event.kind for event in events_of(find_run("k2-spike-2"))] == ["spike"]
     assert events_of(find_run("amber")) == []

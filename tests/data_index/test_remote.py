@@ -5,11 +5,13 @@ However it errs, what comes back is the file's bytes or a stated error, and neve
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -22,12 +24,13 @@ from data_index.errors import (
     ChangedFile,
     CorruptFile,
     MissingFile,
+    NotWritable,
     Offline,
     Unreachable,
 )
-from data_index.remote import http
+from data_index.remote import connection, http
+from data_index.remote.connection import TRAFFIC
 from data_index.remote.files import RemoteFiles, with_sizes
-from data_index.remote.http import TRAFFIC
 from data_index.remote.path import RemotePath
 from data_index.remote.ranges import bytes_to_fetch, coalesced, fetch_ranges
 from tests.servers import faults
@@ -40,7 +43,7 @@ FILE = "/data/part-0.npy"
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch, hub_environment: Path) -> None:
     monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
-    monkeypatch.setattr(http, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "READ_SECONDS", 0.5)
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ def test_near_stretches_are_joined_and_far_ones_fetched_side_by_side(server: Ran
     needed = 130 * 2000 + 7980
     assert needed <= fetched == server.body_bytes <= 1.05 * needed
     assert 100 < server.num_requests["GET"] < 131  # some gaps are worth a request, most are not
-    assert server.num_connections <= http.PARALLEL_REQUESTS
+    assert server.num_connections <= connection.PARALLEL_REQUESTS
     assert all(remote.read(start, stop) == CONTENT[start:stop] for _, start, stop in [*stretches, *near])
     assert server.body_bytes == fetched
 
@@ -407,3 +410,145 @@ def test_progress_is_told(server: RangeServer, remote: RemotePath) -> None:
     fetch_ranges([(remote, start, start + 10) for start in range(0, 100_000, 20_000)], lambda *now: told.append(now))
 
     assert told[-1] == (50, 50)
+
+
+# --- what a review found ---------------------------------------------------------------------------------------------
+
+
+def test_two_versions_of_a_file_are_not_mixed_in_the_first_parallel_fetch(
+    server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest states a size and no tag: which tag counts is decided once for all threads."""
+    monkeypatch.setattr("data_index.remote.ranges.REQUEST_BYTES", 20_000)
+    remote = RemotePath(server.url(FILE), tmp_path / "cache", num_bytes=len(CONTENT))
+    server.plant(FILE, *[faults.Fine()] * 8, faults.ChangedEtag(), forever=True)
+
+    with pytest.raises(ChangedFile, match="delete .* to begin anew"):
+        fetch_ranges([(remote, 0, len(CONTENT))])
+    kept = again(remote).kept()
+    with kept.bytes_path.open("rb") as file:
+        content = file.read()
+    for start, stop, _ in kept._extents:
+        assert content[start:stop] == CONTENT[start:stop]
+
+
+def test_without_tags_the_time_of_change_counts(server: RangeServer, remote: RemotePath) -> None:
+    known = http.Known(http.RemoteState(num_bytes=5, modified="Mon, 01 Jan 2024 00:00:00 GMT"))
+
+    known.compare("u", http.RemoteState(num_bytes=5, modified="Mon, 01 Jan 2024 00:00:00 GMT"))
+    with pytest.raises(ChangedFile):
+        known.compare("u", http.RemoteState(num_bytes=5, modified="Tue, 02 Jan 2024 00:00:00 GMT"))
+
+
+def test_what_one_process_forgot_is_not_given_out_by_another(remote: RemotePath) -> None:
+    from data_index.remote.range_cache import RangeCache
+
+    one, other = (RangeCache(remote.kept().folder, remote.url) for _ in range(2))
+    one.write(0, b"wrong" * 10)
+    assert other.read(0, 50) == b"wrong" * 10
+    one.forget()
+    one.write(0, b"right" * 10)
+
+    assert other.read(0, 50) == b"right" * 10
+
+
+def test_reads_that_overlap_do_not_disturb_each_other(server: RangeServer, remote: RemotePath) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    random = np.random.default_rng(3)
+    parts = [tuple(sorted(pair)) for pair in random.integers(0, len(CONTENT), (60, 2)).tolist()]
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(lambda part: remote.read(*part), parts))
+
+    assert all(content == CONTENT[start:stop] for content, (start, stop) in zip(read, parts, strict=True))
+
+
+def test_what_came_before_a_server_fell_silent_is_kept(server: RangeServer, remote: RemotePath) -> None:
+    server.plant(FILE, faults.TruncatedBody(9000), faults.BrokenConnection(), forever=True)
+
+    with pytest.raises(Unreachable):
+        remote.read(0, 300_000)
+
+    assert again(remote).kept().covers(0, 9000)
+
+
+def test_a_server_that_trickles_is_given_up(
+    server: RangeServer, remote: RemotePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "SLOW_SECONDS", 0.2)
+    server.plant(FILE, faults.Throttle(bytes_per_second=100), forever=True)
+
+    with pytest.raises(Unreachable, match=r"bytes came in 0 s, 6 times in a row"):
+        remote.read(0, 100_000)
+
+
+def test_one_flipped_bit_in_the_record_of_stretches_heals(server: RangeServer, remote: RemotePath) -> None:
+    remote.read(0, 5000)
+    (log,) = remote.cache.rglob("extents")
+    content = bytearray(log.read_bytes())
+    for bit in range(0, len(content) * 8, 7):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        log.write_bytes(damaged)
+        assert again(remote).read(0, 5000) == CONTENT[:5000]
+
+
+def test_a_whole_file_that_was_never_compared_is_compared_before_it_is_given_out(
+    server: RangeServer, tmp_path: Path
+) -> None:
+    """Killed between the last byte and the comparison."""
+    stated = hashlib.sha256(CONTENT).hexdigest()
+    remote = RemotePath(server.url(FILE), tmp_path / "cache", num_bytes=len(CONTENT), sha256=stated)
+    remote.kept().remember(http.RemoteState(num_bytes=len(CONTENT)))
+    remote.kept().write(0, CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
+
+    with pytest.raises(CorruptFile, match="wrong content"):
+        again(remote).read(0, 100)
+    assert remote.read(0, 100) == CONTENT[:100]
+    (kept,) = remote.cache.rglob("bytes")
+    kept.unlink()
+    assert again(remote).read(0, 100) == CONTENT[:100]
+
+
+def test_a_failing_file_does_not_wait_for_silent_ones(server: RangeServer, tmp_path: Path) -> None:
+    paths = []
+    for number in range(8):
+        server.files[f"/silent/{number}"] = CONTENT
+        server.plant(f"/silent/{number}", faults.Slow(before=30.0), forever=True)
+        paths.append(RemotePath(server.url(f"/silent/{number}"), tmp_path, num_bytes=len(CONTENT)))
+    gone = RemotePath(server.url("/gone"), tmp_path, num_bytes=10)
+    began = time.monotonic()
+
+    with pytest.raises(MissingFile):
+        fetch_ranges([(path, 0, 10) for path in [*paths, gone]])
+
+    assert time.monotonic() - began < 20  # not 6 times 30 s for each
+
+
+def test_a_small_file_of_a_server_without_ranges_is_fetched_whole(server: RangeServer, tmp_path: Path) -> None:
+    server.files["/small.json"] = CONTENT[:5000]
+    server.plant("/small.json", faults.IgnoresRange(), forever=True)
+    small = RemotePath(server.url("/small.json"), tmp_path / "cache")
+
+    assert small.read(1000, 2000) == CONTENT[1000:2000]
+    assert small.read_all() == CONTENT[:5000]
+
+
+def test_sizes_of_long_ago_are_asked_again(server: RangeServer, many: dict[str, RemotePath]) -> None:
+    with_sizes(many)
+    server.files["/many/5.npy"] = CONTENT[:777]
+    assert with_sizes(many)["5.npy"].num_bytes == 500
+    for about in next(iter(many.values())).cache.rglob("about.json"):
+        os.utime(about, (0, 0))
+
+    assert with_sizes(many)["5.npy"].num_bytes == 777
+
+
+def test_a_cache_that_cannot_be_written_says_so(remote: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+    with pytest.raises(NotWritable, match="Read-only file system"):
+        remote.read(0, 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_index.artifacts import artifacts_of
-from data_index.errors import CorruptFile, MissingFile, UnknownRun
+from data_index.errors import CorruptFile, MissingFile, NotWritable, UnknownRun
 from data_index.registration import add
 from data_index.workspace import Workspace
 from forensics import soundness
@@ -24,8 +25,10 @@ from forensics.audit_plan import plan_audit
 from forensics.audit_rows import row
 from forensics.figure import Matrix, shown_names, write_figure
 from forensics.listing_gaps import gaps_of
+from forensics.named_steps import optimizer_step_rows
 from forensics.sample_run import SampleSpec, train_sample_run
 from forensics.soundness import AuditResult, audit
+from tests.conftest import FIXTURES
 from tests.forensics import test_neox_replay as neox
 from tests.forensics.test_cli import answer, forensics
 from tests.forensics.walked_run import added, carry, weights_of, write_walked_run
@@ -143,6 +146,7 @@ def test_each_planted_fault_is_named_and_nothing_else(
     assert failures(result) == {
         "content": [[1], [9], [17]],
         "step": [[3], [12]],
+        "optimizer step": [[3], [12]],
         "numbers": [[1]],
         "elements": [[1]],
         "continuity": [[3, 12], [9]],
@@ -512,3 +516,109 @@ def test_names_on_the_axis_do_not_run_into_each_other() -> None:
 )
 def test_gaps_are_counted_on_the_runs_own_grid(steps: list[int], expected: Any) -> None:
     assert gaps_of(steps) == expected
+
+
+# --- what a review found ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["", "model_and_optim"])
+def test_exchanged_folders_of_olmo_core_are_found(what: str, workspace: Workspace, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FIXTURES / "olmo-core", tmp_path / "core")) / "main"
+    add(folder, workspace=workspace)
+    exchange(folder / "ckpt" / "step10" / what, folder / "ckpt" / "step20" / what)
+
+    found = failures(audit("main", workspace=workspace))
+
+    assert found["optimizer step"] == [[10], [20]]
+    assert ("step" in found) == (what == "")
+
+
+def test_exchanged_optimizers_of_olmo_are_found(workspace: Workspace, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FIXTURES / "olmo", tmp_path / "olmo"))
+    add(folder, workspace=workspace)
+    exchange(*(folder / "run" / f"step{step}-unsharded" / "optim.pt" for step in (10, 20)))
+
+    assert failures(audit("olmo", workspace=workspace))["optimizer step"] == [[10], [20]]
+
+
+@pytest.mark.parametrize(
+    ("counted", "results"),
+    [
+        ({10: 10, 20: 20}, ["ok", "ok"]),
+        ({0: 1, 10: 11, 20: 21}, ["ok", "ok", "ok"]),
+        ({10: 10, 20: 17, 30: 27}, ["ok", "not known", "ok"]),  # three steps skipped on the way
+        ({10: 20, 20: 10, 30: 30}, ["failed", "failed", "ok"]),
+        ({10: 11, 20: 11, 30: 31}, ["ok", "failed", "ok"]),
+        ({10: 12}, ["failed"]),
+    ],
+)
+def test_updates_that_an_optimizer_counts_are_held_against_steps(counted: dict[int, int], results: list[str]) -> None:
+    assert [row["result"] for row in optimizer_step_rows(counted)] == results
+
+
+def test_a_checkpoint_that_was_there_and_is_gone_is_named(tiny_copy: Path, workspace: Workspace) -> None:
+    add(tiny_copy, workspace=workspace)
+    assert audit("tiny", workspace=workspace).failed == []
+    shutil.rmtree(tiny_copy / "checkpoints" / "step10")
+
+    result = audit("tiny", workspace=workspace)
+
+    assert failures(result) == {"available": [[10]]}
+    assert "was there on 20" in detail(result, "available") and "is gone" in detail(result, "available")
+
+
+def test_blocks_that_an_audit_read_first_are_known_the_next_time(tiny_copy: Path, workspace: Workspace) -> None:
+    add(tiny_copy, workspace=workspace)
+    home = workspace.home("tiny")
+    current = json.loads((home / "current.json").read_text())
+    (home / "current.json").write_text(json.dumps({k: v for k, v in current.items() if k != "block_hashes"}))
+
+    first = [r["result"] for r in audit("tiny", deep=True, workspace=workspace).rows if r["check"] == "blocks"]
+    second = [r["result"] for r in audit("tiny", deep=True, workspace=workspace).rows if r["check"] == "blocks"]
+    assert set(first) == {"not known"} and set(second) == {"ok"}
+
+
+def test_records_beside_the_run_are_held_against_what_was_first_seen(tiny_copy: Path, workspace: Workspace) -> None:
+    add(tiny_copy, workspace=workspace)
+    audit("tiny", workspace=workspace)
+    path = tiny_copy / "documents.parquet"
+    path.write_bytes(path.read_bytes() + b"x")
+
+    assert [r["artifact"] for r in audit("tiny", workspace=workspace).failed] == ["documents.parquet"]
+
+
+def test_a_parameter_that_became_zero_is_named(tiny_copy: Path, workspace: Workspace) -> None:
+    path = weights_file(tiny_copy, 10)
+    tensors = load_file(path)
+    tensors["model.norm.weight"].zero_()
+    save_file(tensors, path)
+    add(tiny_copy, workspace=workspace)
+
+    result = audit("tiny", workspace=workspace)
+
+    assert [10] in failures(result)["elements"]
+    assert "model.norm.weight is zero" in detail(result, "elements")
+
+
+def test_other_number_formats_are_said(tiny_copy: Path, workspace: Workspace) -> None:
+    path = weights_file(tiny_copy, 10)
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
+    add(tiny_copy, workspace=workspace)
+
+    rows = [r for r in audit("tiny", workspace=workspace).rows if r["check"] == "dtype"]
+
+    assert [(r["step"], r["result"]) for r in rows] == [(10, "not known")] and "bfloat16" in rows[0]["detail"]
+
+
+def test_a_workspace_that_cannot_be_written_says_so(
+    tiny_copy: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(tiny_copy, workspace=workspace)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+
+    with pytest.raises(NotWritable, match="--workspace"):
+        audit("tiny", workspace=workspace)

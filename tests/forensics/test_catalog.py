@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -15,6 +16,7 @@ import pytest
 import typer
 
 from data_index.errors import CorruptFile, UnknownRun
+from data_index.registry import families, find_run, released_runs
 from forensics.cli.releases import COMMANDS, catalog
 
 ROOT = Path(__file__).parents[2]
@@ -78,11 +80,12 @@ def test_without_a_name_every_run_is_a_row() -> None:
 def test_the_table_fits_a_terminal_and_says_what_to_ask_next() -> None:
     out, err = run()
 
-    assert max(map(len, out.splitlines())) <= 110
+    assert max(map(len, out.splitlines())) <= 80
     assert next(line for line in out.splitlines() if " pythia-70m " in line).split() == [
-        *("pythia", "pythia-70m", "70M", "143000", "300B", "weights", "derived", "approximate"),
+        *("pythia-70m", "70M", "143000", "weights", "derived", "approx."),
         str(next(row for row in answer() if row["run"] == "pythia-70m")["issues"]),
     ]
+    assert [line for line in out.splitlines()[2:] if not line.startswith(" ")] == [family.name for family in families()]
     assert "forensics catalog RUN" in err and "forensics catalog" not in out
 
 
@@ -90,9 +93,21 @@ def test_rows_as_csv_have_the_same_columns() -> None:
     rows = list(csv.DictReader(io.StringIO(run("--format", "csv")[0])))
 
     assert [row["run"] for row in rows] == [row["run"] for row in answer()]
-    assert [row["run"] for row in csv.DictReader(io.StringIO(run("bloom", "--format", "csv")[0]))] == [
-        *("bloom-176b", "bloom-560m", "bloom-1b1", "bloom-1b7", "bloom-3b", "bloom-7b1")
-    ]
+    assert list(rows[0]) == list(answer()[0])
+
+
+@pytest.mark.parametrize("name", ["bloom", "bloom-176b"])
+def test_as_csv_nothing_that_is_known_is_left_out(name: str) -> None:
+    rows = list(csv.DictReader(io.StringIO(run(name, "--format", "csv")[0])))
+    value = answer(name)
+    told = {kind: [row["value"] for row in rows if row["kind"] == kind] for kind in ("issue", "event")}
+
+    assert list(rows[0]) == ["run", "kind", "name", "value", "note", "source"]
+    assert told["issue"] == [issue["text"] for issue in value["issues"]]
+    assert told["event"] == [event["text"] for event in value["events"]]
+    assert all(row["run"] and row["name"] and row["source"] for row in rows)
+    assert [row for row in rows if (row["run"], row["name"]) == ("bloom-176b", "learning_rate")][0]["value"] == "6e-05"
+    assert next(row["note"] for row in rows if row["name"] == "spike") == "iteration 31219"
 
 
 def test_a_family_shows_its_runs_issues_and_events() -> None:
@@ -101,6 +116,7 @@ def test_a_family_shows_its_runs_issues_and_events() -> None:
 
     assert out.startswith("LLM360 (LLM360)\n\nrun ")
     assert "  restart: k2, checkpoint 160\n    training was restarted from checkpoint 160" in out
+    assert max(map(len, out.splitlines())) <= 80
     assert "  order_not_fixed: amber\n    each chunk is shuffled by the running generator" in out
     assert list(value) == ["family", "title", "publisher", "runs", "issues", "events", "sources"]
     assert {event["kind"] for event in value["events"]} == {"spike", "restart"}
@@ -120,22 +136,50 @@ def test_a_run_shows_every_fact_with_its_source() -> None:
         "note": "",
         "source": "EleutherAI/pythia README.md @ a19eecb (2025-11-15)",
     }
-    assert all(fact["source"] in out for fact in (*value["facts"].values(), *value["settings"].values()))
-    assert all(issue["text"] in out and issue["source"] in out for issue in value["issues"])
+    unwrapped = " ".join(out.split())
+    assert all(fact["source"] in unwrapped for fact in (*value["facts"].values(), *value["settings"].values()))
+    assert all(issue["text"] in unwrapped and issue["source"] in unwrapped for issue in value["issues"])
     assert "  train_batch_size       1024 [" in out and "\nwhat the trainer was told\n" in out
-    assert "(the README; both 1B configurations say 0.00025)" in out
+    assert "(the README; both 1B configurations say 0.00025)" in unwrapped
 
 
-def test_facts_as_csv_have_a_source_each() -> None:
+@pytest.mark.parametrize("name", [released.name for released in released_runs()])
+def test_lines_are_as_wide_as_the_terminal_and_addresses_stay_whole(name: str) -> None:
+    out, _ = run(name)
+
+    assert [line for line in out.splitlines() if len(line) > 80 and not re.search(r"/|\^", line)] == []
+    for fact in find_run(name).facts.values():
+        for place in fact.value if isinstance(fact.value, list) else ():
+            if str(place).startswith(("https:", "hub:")):
+                address = re.split(r" \(", str(place))[0]
+                assert any(address in line for line in out.splitlines()), address
+
+
+def test_a_wider_terminal_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "200")
+    with redirect_stdout(Terminal()) as wide:
+        catalog("k2-spike-1")
+    narrow, _ = run("k2-spike-1")
+
+    assert narrow.split() == wide.getvalue().split()
+    assert narrow.count("\n") > wide.getvalue().count("\n")
+
+
+def test_what_the_trainer_was_told_is_a_row_too() -> None:
     rows = list(csv.DictReader(io.StringIO(run("amber", "--format", "csv")[0])))
 
-    assert all(row["source"] for row in rows)
-    assert next(row["value"] for row in rows if row["field"] == "settings.world_size") == "224"
+    assert next(row["value"] for row in rows if (row["kind"], row["name"]) == ("setting", "world_size")) == "224"
 
 
 def test_a_name_that_is_not_known_gets_the_nearest() -> None:
     with pytest.raises(UnknownRun, match="the nearest: pythia"):
         run("pithia")
+    with pytest.raises(UnknownRun, match="no released run or family ''"):
+        run("")
 
 
 # --- official lists --------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 
 from data_index.errors import TooMuchToFetch
 from data_index.registration import add
-from data_index.remote import http, hub
+from data_index.remote import http, hub_files
 from data_index.workspace import Workspace
 from forensics import audit
 from forensics.soundness import AuditResult
@@ -28,7 +28,7 @@ Files = dict[int, dict[str, bytes]]  # by step
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
-    hub._files_at.cache_clear()
+    hub_files._files_at.cache_clear()
 
 
 def published(hub: FakeHub, tiny: TinyRun, workspace: Workspace, change: Callable[[Files], None]) -> str:
@@ -116,7 +116,7 @@ def _load(content: bytes) -> dict[str, torch.Tensor]:
 
 PLANTED = {
     "two swapped": (swap, {("continuity", 8), ("continuity", 48)}),
-    "one duplicated": (duplicate, {("equal bytes", 32)}),
+    "one duplicated": (duplicate, {("equal bytes", 16), ("equal bytes", 32)}),  # side by side: whose, cannot be told
     "one of another run": (stranger, {("continuity", 16)}),
     "one truncated": (cut, {("reads", 32)}),
 }
@@ -179,12 +179,41 @@ def test_a_checkpoint_that_is_gone_is_named_and_the_others_audited(
     name = published(fake_hub, tiny_neox, workspace, lambda files: None)
     commit = fake_hub.repo("lab/altered").commit_of("step8")
     fake_hub.plant(f"/api/models/lab/altered/tree/{commit}", faults.NotFound("RevisionNotFound"), forever=True)
-    hub._files_at.cache_clear()
+    hub_files._files_at.cache_clear()
 
     result = audit(name, workspace=workspace)
 
     assert {step for _, step in failures(result)} == {8}
     assert sum(row["check"] == "reads" and row["result"] == "ok" for row in result.rows) == len(SAVED) - 1
+
+
+def test_a_revision_that_is_gone_or_names_another_commit_is_named(
+    fake_hub: FakeHub, tiny_neox: TinyRun, workspace: Workspace
+) -> None:
+    """The list of a commit's files is kept; whether the hub still has it is asked each time."""
+    name = published(fake_hub, tiny_neox, workspace, lambda files: None)
+    assert audit(name, workspace=workspace).failed == []
+    repo = fake_hub.repo("lab/altered")
+    repo.put("step4", {"model.safetensors": b"another"})
+    del repo.branches["step8"]
+
+    result = audit(name, workspace=workspace)
+
+    assert failures(result) == {("revision", 4), ("revision", 8)}
+    said = {row["step"]: row["detail"] for row in result.failed}
+    assert "names another commit now" in said[4] and "has no revision step8 any more" in said[8]
+
+
+def test_offline_the_audit_says_when_it_was_listed(
+    fake_hub: FakeHub, tiny_neox: TinyRun, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = published(fake_hub, tiny_neox, workspace, lambda files: None)
+    audit(name, workspace=workspace)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    rows = [row for row in audit(name, workspace=workspace).rows if row["check"] == "revision"]
+
+    assert {row["result"] for row in rows} == {"not known"} and all("listed on 20" in row["detail"] for row in rows)
 
 
 def test_a_deep_audit_asks_before_it_fetches_much(fake_hub: FakeHub, tiny_neox: TinyRun, workspace: Workspace) -> None:

@@ -22,9 +22,10 @@ from data_index.errors import (
     UnknownLayout,
     UnknownOrder,
     UnknownRun,
+    Unreachable,
 )
 from data_index.registration import add
-from data_index.remote import http, hub
+from data_index.remote import http, hub, hub_files
 from data_index.workspace import Workspace
 from forensics import batch, replay, where
 from replay.recipe import recipe_of_run
@@ -41,7 +42,7 @@ TOLD = {"seq_length": LENGTH, "train_iters": STEPS, "train_batch_size": ROWS}
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
-    hub._files_at.cache_clear()
+    hub_files._files_at.cache_clear()
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def tiny_hub(fake_hub: FakeHub, workspace: Workspace) -> Workspace:
 
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    hub._files_at.cache_clear()
+    hub_files._files_at.cache_clear()
 
 
 # --- add, checkpoints ------------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ def test_a_pattern_that_fits_nothing_says_so(pattern: str, said: str, fake_hub: 
 def test_what_is_nowhere_says_where_was_looked(fake_hub: FakeHub, workspace: Workspace) -> None:
     with pytest.raises(MissingFile, match="no-lab/no-run is not on"):
         add("no-lab/no-run", workspace=workspace)
-    with pytest.raises(UnknownRun, match=r"no folder, no repository of the hub \(ORG/NAME\), and .* nearest: pythia"):
+    with pytest.raises(UnknownRun, match=r"no folder, .* \(ORG/NAME\), and .* nearest: pythia"):
         add("pythia-16m", workspace=workspace)
 
 
@@ -458,7 +459,7 @@ def test_olmo_2_is_added_with_the_checkpoints_of_its_first_stage(
     files = {path.name: path.read_bytes() for path in tiny_neox.checkpoints[8].iterdir()}
     names = ("main", "stage1-step0-tokens0B", "stage1-step150-tokens1B", "stage2-ingredient1-step1000-tokens5B")
     fake_hub.add_repo("allenai/OLMo-2-1124-7B", dict.fromkeys(names, files))
-    monkeypatch.setattr("data_index.remote.path.RemotePath.read_all", _gone)
+    monkeypatch.setattr("data_index.published.data.read_limited", _gone)
 
     run = add("allenai/OLMo-2-1124-7B", workspace=workspace)
 
@@ -472,7 +473,7 @@ def test_an_official_list_adds_checkpoints_with_all_states(
     files = {path.name: path.read_bytes() for path in tiny_neox.checkpoints[8].iterdir()}
     names = ("main", "stage1-step0-tokens0B", "stage1-step150-tokens1B")
     fake_hub.add_repo("allenai/OLMo-2-1124-7B", dict.fromkeys(names, files))
-    monkeypatch.setattr("data_index.remote.path.RemotePath.read_all", _gone)
+    monkeypatch.setattr("data_index.published.data.read_limited", _gone)
     base = "https://olmo-checkpoints.org/ai2-llm/peteish7"
     (tmp_path / "OLMo-2-1124-7B.csv").write_text(
         f"Step,Checkpoint Directory\n0,{base}/step0-unsharded/\n150,{base}/step150-unsharded/\n"
@@ -487,10 +488,24 @@ def test_an_official_list_adds_checkpoints_with_all_states(
     assert workspace.checkpoint(run, 150).layout == "olmo"  # where most states are
 
 
-def _gone(remote: Any) -> bytes:
-    if "olmo-checkpoints.org" in str(remote):
-        raise MissingFile(f"{remote} is not there (the server answers 404)")
-    return bytes(remote.read(0, remote.size()))
+def _gone(remote: Any, max_bytes: int) -> bytes:
+    raise MissingFile(f"{remote} is not there (the server answers 404)")
+
+
+def test_servers_that_do_not_answer_leave_the_order_unknown(
+    fake_hub: FakeHub, workspace: Workspace, tiny_neox: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in tiny_neox.checkpoints[8].iterdir()}
+    fake_hub.add_repo("allenai/OLMo-2-1124-7B", dict.fromkeys(("main", "stage1-step0-tokens0B"), files))
+
+    def silent(remote: Any, max_bytes: int) -> bytes:
+        raise Unreachable(f"{remote}: no answer")
+
+    monkeypatch.setattr("data_index.published.data.read_limited", silent)
+
+    run = add("olmo-2-7b", workspace=workspace)
+
+    assert "no answer (try again: forensics remove olmo-2-7b --yes" in run.trust.missing
 
 
 def test_the_environment_says_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from data_index.dcp import read_dcp_metadata
 from data_index.errors import ChangedFile, CorruptFile, MissingFile, NewerWorkspace, Unreachable, UnsafeFile
 from data_index.registration import add
-from data_index.remote import http
+from data_index.remote import connection, http
 from data_index.remote.path import RemotePath
 from data_index.workspace import Workspace
 from forensics import batch, replay
@@ -263,5 +263,5 @@ def test_a_thousand_small_rows_are_fetched_side_by_side(range_server: RangeServe
 
     assert 1024 * 4096 <= fetched == range_server.body_bytes <= 1.05 * 1024 * 4096
     assert range_server.num_requests["GET"] < 1024  # neighbours go together
-    assert 2 <= range_server.num_connections <= http.PARALLEL_REQUESTS
+    assert 2 <= range_server.num_connections <= connection.PARALLEL_REQUESTS
     assert all(path.read(start, stop) == content[start:stop] for path, start, stop in rows)
