@@ -6,6 +6,7 @@
     ├── MissingFile
     ├── Unreachable              a server gave no right answer
     │   ├── Offline              and was not asked
+    │   ├── IgnoresRanges        but the whole file
     │   └── AccessDenied         and wants a token
     ├── TooMuchToFetch
     ├── CorruptFile
@@ -86,6 +87,10 @@ class MissingFile(ForensicsError, FileNotFoundError):
 
 class Unreachable(ForensicsError, ConnectionError):
     """A server gave no right answer, however often it was asked."""
+
+
+class IgnoresRanges(Unreachable):
+    """The server would send a whole file for a part of it; nothing was taken."""
 
 
 class Offline(Unreachable):

@@ -51,6 +51,11 @@ def counted_steps(checkpoint: Checkpoint) -> int | None:
     return next((int(part.read().max()) for part in counts.values()), None)
 
 
+def _exchanged(step: int, counted: Mapping[int, int]) -> int | None:
+    """The later or earlier checkpoint whose updates these are, and which has as many as belong here."""
+    return next((o for o in counted if o != step and counted[step] - o in (0, 1) and counted[o] - step in (0, 1)), None)
+
+
 def optimizer_step_rows(counted: Mapping[int, int]) -> Iterator[Row]:
     """Updates that optimizers count, against their steps. OLMo-core counts one more: saving step 0 takes one.
 
@@ -72,8 +77,8 @@ def optimizer_step_rows(counted: Mapping[int, int]) -> Iterator[Row]:
         elif fewer > later:
             detail = f"it counts {count} updates, {fewer - later} fewer than later ones say were taken: another step's"
             yield judged(name, "optimizer step", detail, step=step)
-        elif fewer > max(most, 1) and {count, count - 1} & (set(counted) - {0, step}):
-            detail = f"it counts {count} updates, as many as there were at another checkpoint's step"
+        elif (other := _exchanged(step, counted)) is not None:
+            detail = f"it counts {count} updates, and that of step {other} counts {counted[other]}: they are exchanged"
             yield judged(name, "optimizer step", detail, step=step)
         elif fewer > max(most, 1):
             detail = (

@@ -126,9 +126,7 @@ def with_olmo(published: Published, release: ReleasedRun, cache: Path, progress:
     except MissingFile as error:  # gone, which trying again does not mend
         return replace(published, missing=f"where its config and data were, {error}")
     except Unreachable as error:
-        return replace(
-            published, missing=f"{error} (to try again: forensics remove {published.name} --yes, and add it)"
-        )
+        return replace(published, missing=f"{error} (try again: forensics remove {published.name} --yes, and add it)")
     data = RemoteFiles(origin=f"the token files of {folder}/config.yaml", files=files)
     return replace(published, layout="olmo", config_format="olmo", data=data, staged={**published.staged, **staged})
 

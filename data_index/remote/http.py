@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data_index.errors import AccessDenied, ChangedFile, CorruptFile, MissingFile, Unreachable
+from data_index.errors import AccessDenied, ChangedFile, CorruptFile, IgnoresRanges, MissingFile, Unreachable
 from data_index.remote.connection import TRAFFIC, Busy, answer_to, give_up, is_given_up
 
 # Failures in a row without so many bytes gained, after which a server is given up.
@@ -252,7 +252,7 @@ def _range_of(answer: Any, url: str, start: int, stop: int) -> tuple[int, int, i
     size = answer.headers.get("Content-Length") or ""
     whole = size.isdecimal() and (int(size) <= SMALL_FILE_BYTES or (start == 0 and int(size) == stop))
     if not whole:
-        raise Unreachable(f"{url}: the server ignores ranges, and would send the whole file; nothing was taken")
+        raise IgnoresRanges(f"{url}: the server ignores ranges, and would send the whole file; nothing was taken")
     return 0, int(size) - 1, int(size)
 
 

@@ -191,7 +191,8 @@ def list_revisions(repo_id: str, repo_type: RepoType = "model") -> dict[str, str
     with asking(f"the list of revisions of {repo_id}") as api:
         refs = api.list_repo_refs(repo_id, repo_type=repo_type)
     found = {ref.name: ref.target_commit for ref in (*refs.tags, *refs.branches)}
-    wrong = next((name for name, commit in found.items() if not is_commit(str(commit))), None)
+    # It becomes part of addresses and of paths.
+    wrong = next((name for name, commit in found.items() if not re.fullmatch(r"[0-9A-Za-z]{4,64}", str(commit))), None)
     if wrong is not None:
         raise CorruptFile(f"{endpoint()} names {found[wrong]!r} as the commit of {wrong} of {repo_id}")
     return found

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote, unquote, urlsplit
 
-from data_index.errors import ChangedFile, CorruptFile, MissingFile, Unreachable
-from data_index.files import sha256_of_file
+from data_index.errors import ChangedFile, CorruptFile, IgnoresRanges, MissingFile, Unreachable
+from data_index.files import read_range, sha256_of_file
 from data_index.remote import hub, hub_files
 from data_index.remote.http import Known, RemoteState, get_range, head
 from data_index.remote.range_cache import RangeCache
@@ -28,6 +28,8 @@ from data_index.remote.range_cache import RangeCache
 REQUEST_BYTES = 16 * 2**20
 # What came is kept as soon as it is so much: of a process that is killed, no more is lost for each of its requests.
 KEEP_BYTES = 4 * 2**20
+# A file of a hub without ranges (a mirror, say) is downloaded for a part of it up to this size.
+WHOLE_FILE_BYTES = 64 * 2**20
 DAY_SECONDS = 86_400
 
 Progress = Callable[[int, int], None]  # bytes fetched, bytes to fetch
@@ -103,12 +105,7 @@ class RemotePath:
         if stop <= start:
             return b""
         if (copy := self.copy()) is not None:
-            with copy.open("rb") as file:
-                file.seek(start)
-                content = file.read(stop - start)
-            if len(content) != stop - start:
-                raise CorruptFile(f"{copy} ends before byte {stop:,}; delete it, and it is fetched again")
-            return content
+            return read_range(copy, start, stop)
         kept = self.kept()
         missing = kept.missing(start, stop)
         if sum(last - first for first, last in missing) > REQUEST_BYTES:
@@ -119,6 +116,8 @@ class RemotePath:
             for first, last in missing:
                 self.fetch(first, last)
             self.check_whole()
+        if (copy := self.copy()) is not None:  # its server gave it whole or not at all
+            return read_range(copy, start, stop)
         return kept.read(start, stop)
 
     def read_all(self) -> bytes:
@@ -204,8 +203,13 @@ class RemotePath:
         size = self._state().num_bytes
         if stop > size:
             raise CorruptFile(f"{self.url} has {size:,} bytes; byte {stop:,} was asked for")
-        for first in range(start, stop, REQUEST_BYTES):
-            self._fetch_once(first, min(first + REQUEST_BYTES, stop), abort)
+        try:
+            for first in range(start, stop, REQUEST_BYTES):
+                self._fetch_once(first, min(first + REQUEST_BYTES, stop), abort)
+        except IgnoresRanges:
+            if hub.address_of(self.url) is None or size > WHOLE_FILE_BYTES:
+                raise
+            hub_files.download(self.url, self.cache)
 
     def _fetch_once(self, start: int, stop: int, abort: threading.Event | None) -> None:
         kept, state, content = self.kept(), self._state(), bytearray()

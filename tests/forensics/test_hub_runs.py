@@ -273,6 +273,77 @@ def test_all_weights_are_fetched_once_into_the_shared_cache(
     assert fake_hub.cdn.body_bytes == before
 
 
+def test_a_mirror_without_ranges_gives_files_whole(tiny_hub: Workspace, fake_hub: FakeHub, tiny_neox: TinyRun) -> None:
+    for path in list(fake_hub.cdn.files):
+        fake_hub.cdn.plant(path, faults.IgnoresRange(), forever=True)
+    checkpoint = tiny_hub.checkpoint(tiny_hub.run("tiny"), 16)
+
+    rows = batch("tiny", "0:64", tokens=True, workspace=tiny_hub).column("token_ids").to_pylist()
+    tensor = read_tensor(checkpoint, "gpt_neox.embed_in.weight")
+
+    assert np.array_equal(np.array(rows).reshape(tiny_neox.rows.shape), tiny_neox.rows)
+    expected = load_file(tiny_neox.checkpoints[16] / "model.safetensors")
+    assert torch.equal(tensor, expected["gpt_neox.embed_in.weight"])
+
+
+def test_weights_that_were_found_wrong_are_not_given_out_afterwards(
+    tiny_hub: Workspace, fake_hub: FakeHub, tiny_neox: TinyRun, hub_environment: Path
+) -> None:
+    """The shared cache is everyone's: nothing wrong is left there."""
+    fake_hub.cdn.plant(fake_hub.cdn_path(REPO, "step8", "model.safetensors"), faults.WrongContent(at=9000))
+    checkpoint = tiny_hub.checkpoint(tiny_hub.run("tiny"), 8)
+    with pytest.raises(CorruptFile):
+        read_weights(checkpoint)
+
+    expected = load_file(tiny_neox.checkpoints[8] / "model.safetensors")["gpt_neox.embed_in.weight"]
+    assert torch.equal(read_tensor(checkpoint, "gpt_neox.embed_in.weight"), expected)
+    assert not list(hub_environment.rglob(f"snapshots/{checkpoint.commit}/model.safetensors"))
+    assert torch.equal(read_weights(checkpoint)["gpt_neox.embed_in.weight"], expected)
+
+
+def test_a_run_is_read_from_another_endpoint_than_it_was_added_from(
+    tiny_hub: Workspace, fake_hub: FakeHub, tiny_neox: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_weights(tiny_hub.checkpoint(tiny_hub.run("tiny"), 8))
+    with FakeHub() as other:
+        from tests.servers.tiny_neox import publish
+
+        publish(other, tiny_neox)
+        monkeypatch.setenv("HF_ENDPOINT", f"{other.address}/")
+
+        rows = batch("tiny", 5, tokens=True, workspace=tiny_hub).column("token_ids").to_pylist()
+        assert np.array_equal(np.array(rows), tiny_neox.rows[4])
+        assert len(read_weights(tiny_hub.checkpoint(tiny_hub.run("tiny"), 8))) == 28  # from the shared cache
+        assert other.cdn.body_bytes < 2000
+
+
+def test_two_runs_in_one_repository_are_not_mixed(fake_hub: FakeHub, workspace: Workspace, tiny_neox: TinyRun) -> None:
+    files = {path.name: path.read_bytes() for path in tiny_neox.checkpoints[8].iterdir()}
+    named = [f"step{step}-seed-{seed}" for step in (0, 10) for seed in ("default", "other")]
+    fake_hub.add_repo("lab/seeds", dict.fromkeys(("main", *named), files))
+
+    with pytest.raises(UnknownLayout, match=r"two revisions for step 0, step0-seed-default and step0-seed-other"):
+        add("lab/seeds", revisions=r"^step(?P<step>\d+)-seed", workspace=workspace)
+    run = add("lab/seeds", revisions=r"^step(?P<step>\d+)-seed-other$", workspace=workspace)
+    assert [c.step for c in workspace.checkpoints(run)] == [0, 10]
+
+
+def test_a_search_where_nothing_is_known_is_no_empty_answer(fake_hub: FakeHub, workspace: Workspace) -> None:
+    add(REPO, workspace=workspace)
+
+    for question in ({"text": "def"}, {"token": 3}, {"instance": 0}):
+        with pytest.raises(UnknownOrder):
+            where("tiny-neox", **question, workspace=workspace)
+
+
+def test_without_data_replay_names_the_missing_state_too(fake_hub: FakeHub, workspace: Workspace) -> None:
+    add(REPO, workspace=workspace)
+
+    done = forensics(workspace, "replay", "tiny-neox", "16:32")
+
+    assert done.returncode == 1 and "has no optimizer state, only weights" in done.stderr
+
+
 def test_weights_of_wrong_content_are_refused(tiny_hub: Workspace, fake_hub: FakeHub) -> None:
     """The client compares sizes alone; the hub states the hash."""
     fake_hub.cdn.plant(fake_hub.cdn_path(REPO, "step8", "model.safetensors"), faults.WrongContent(at=9000))
