@@ -27,6 +27,7 @@ __all__ = [
     "KnownIssue",
     "PublishedEvent",
     "ReleasedRun",
+    "catalog",
     "events_of",
     "families",
     "find_family",
@@ -47,6 +48,20 @@ def families() -> tuple[Family, ...]:
             raise CorruptFile(f"the catalog has two runs or families called {name}")
         seen.add(name)
     return tuple(found)
+
+
+def catalog(name: str | None = None) -> tuple[Family, ...] | Family | ReleasedRun:
+    """All families; the family of a name; or the run of a name or hub repository.
+
+    Raises:
+        UnknownRun: with the nearest names.
+    """
+    if name is None:
+        return families()
+    try:
+        return find_family(name)
+    except UnknownRun:
+        return find_run(name)
 
 
 def released_runs() -> Iterator[ReleasedRun]:

@@ -14,6 +14,7 @@ _PUBLIC = {
     "connect": "data_index.store",
     "audit": "forensics.soundness",
     "at": "forensics.lookup",
+    "catalog": "data_index.registry",
     "batch": "forensics.lookup",
     "batches": "forensics.lookup",
     "where": "forensics.lookup",

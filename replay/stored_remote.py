@@ -16,7 +16,8 @@ import torch
 
 from data_index.dcp import read_dcp_metadata
 from data_index.errors import CorruptFile, UnsafeFile
-from data_index.remote.path import Progress, RemotePath
+from data_index.remote.path import RemotePath
+from data_index.remote.progress import Progress
 from data_index.remote.ranges import fetch_ranges
 from replay.stored_tensors import SAFETENSORS_DTYPES, StoredTensor, stored_safetensors, whole_tensor
 

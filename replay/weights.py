@@ -32,7 +32,8 @@ from replay.weights_olmo import MOMENTS, unsharded_model, unsharded_optimizer
 from replay.weights_olmo_sharded import sharded_model, sharded_optimizer
 
 if TYPE_CHECKING:
-    from data_index.remote.path import Place, Progress
+    from data_index.remote.path import Place
+    from data_index.remote.progress import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,8 @@ from replay.stored_tensors import (
 )
 
 if TYPE_CHECKING:
-    from data_index.remote.path import Place, Progress, RemotePath
+    from data_index.remote.path import Place, RemotePath
+    from data_index.remote.progress import Progress
 
 # Constants that older versions saved with the weights; today's models compute them.
 _CONSTANTS = re.compile(r"(rotary_emb\.inv_freq|(attention|attn)\.(bias|masked_bias))$")

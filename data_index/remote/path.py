@@ -11,7 +11,6 @@ import hashlib
 import io
 import re
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from data_index.errors import ChangedFile, CorruptFile, IgnoresRanges, MissingFi
 from data_index.files import read_range, sha256_of_file
 from data_index.remote import hub, hub_files
 from data_index.remote.http import Known, RemoteState, get_range, head
+from data_index.remote.progress import Progress
 from data_index.remote.range_cache import RangeCache
 
 # One request asks for no more: what is kept of a download that dies is whole requests.
@@ -31,8 +31,6 @@ KEEP_BYTES = 4 * 2**20
 # A file of a hub without ranges (a mirror, say) is downloaded for a part of it up to this size.
 WHOLE_FILE_BYTES = 64 * 2**20
 DAY_SECONDS = 86_400
-
-Progress = Callable[[int, int], None]  # bytes fetched, bytes to fetch
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 from data_index.files import require_free_space
 from data_index.remote.parallel import side_by_side
-from data_index.remote.path import REQUEST_BYTES, Progress, RemotePath
+from data_index.remote.path import REQUEST_BYTES, RemotePath
+from data_index.remote.progress import Progress, tell
 
 # Stretches with a gap between them become one request while the gaps stay below this share of what is needed.
 MAX_GAP_SHARE = 0.04
@@ -44,8 +45,7 @@ def fetch_ranges(stretches: Iterable[Stretch], progress: Progress | None = None)
     if len(parts) == 1:
         path, start, stop = parts[0]
         path.fetch(start, stop)
-        if progress:
-            progress(total, total)
+        tell(total, total, progress)
     else:
         _fetch_parallel(parts, total, progress)
     for path in missing:
@@ -57,8 +57,7 @@ def _fetch_parallel(parts: list[Stretch], total: int, progress: Progress | None)
     done = 0
     for (_, start, stop), _ in side_by_side(lambda part, abort: part[0].fetch(part[1], part[2], abort), parts):
         done += stop - start
-        if progress:
-            progress(done, total)
+        tell(done, total, progress)
 
 
 def _missing(stretches: Iterable[Stretch]) -> Mapping[RemotePath, list[tuple[int, int]]]:

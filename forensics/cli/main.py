@@ -24,9 +24,12 @@ def run() -> int:
     import click
 
     from data_index.errors import ForensicsError
-    from forensics.cli.output import printable, say
+    from data_index.remote import progress
+    from forensics.cli.output import FetchProgress, printable, say
     from forensics.cli.program import app
 
+    if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() not in ("1", "ON", "YES", "TRUE"):
+        progress.listener = FetchProgress()
     try:
         # Not standalone: typer would end for Ctrl-C without a word of how to go on. Here it answers with a code.
         code = app(standalone_mode=False) or 0

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
@@ -111,6 +112,28 @@ def printable(text: str) -> str:
 def say(message: str) -> None:
     """A message for people, on stderr."""
     print(message, file=sys.stderr, flush=True)
+
+
+class FetchProgress:
+    """Shows how far a fetch from servers is; nothing for one that is over at once."""
+
+    def __init__(self) -> None:
+        self.began = self.told = time.monotonic()
+        self.total = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if total != self.total:
+            self.began, self.total = now, total
+        pause = 0.5 if sys.stderr.isatty() else 10.0
+        if now - self.began < 1 or (now - self.told < pause and done < total):
+            return
+        self.told = now
+        text = f"fetched {done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+        if sys.stderr.isatty():
+            print(f"\r\033[K{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        else:
+            say(text)
 
 
 class StepProgress:
