@@ -6,6 +6,7 @@ config lists).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +49,9 @@ def with_known_data(
                 return replace(published, missing=f"where its data were, {error}")
     if prefixes_of(main):
         return replace(published, data=main)
-    return replace(published, missing="no data are known to be its own: say where they are with --data")
+    needs = release.value("order_needs") if release else None
+    known = f"no data of it are read from servers; its order takes {needs}" if needs else "its data are not known"
+    return replace(published, missing=f"{known}: say where they are with --data")
 
 
 def prefixes_of(data: Data) -> list[str]:
@@ -112,10 +115,9 @@ def with_olmo(published: Published, release: ReleasedRun, cache: Path, progress:
         return replace(published, missing="the address of no checkpoint with its config is known")
     folder = RemotePath(listed.replace("<N>", "0").rstrip("/"), cache)
     try:
-        staged = {
-            f"{folder.name}/{name}": read_limited(folder / name, MAX_STAGED_BYTES)
-            for name in ("config.yaml", "train.pt")
-        }
+        staged = {f"{folder.name}/config.yaml": read_limited(folder / "config.yaml", MAX_STAGED_BYTES)}
+        with contextlib.suppress(MissingFile):  # the loader's position, which is the start at checkpoint 0
+            staged[f"{folder.name}/train.pt"] = read_limited(folder / "train.pt", MAX_STAGED_BYTES)
         config = parse_yaml(staged[f"{folder.name}/config.yaml"], str(folder / "config.yaml"))
         listed = lookup(config, "data.paths")
         names = [str(name) for name in listed] if isinstance(listed, list) else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -11,7 +12,11 @@ import torch
 
 from data_index.dcp import read_dcp_metadata
 from data_index.errors import ChangedFile, CorruptFile, MissingFile, NewerWorkspace, Unreachable, UnsafeFile
+from data_index.orders import epoch_order
+from data_index.published.data import with_olmo
+from data_index.published.record import Published, read_published
 from data_index.registration import add
+from data_index.registry import Fact, ReleasedRun
 from data_index.remote import connection, http
 from data_index.remote.path import RemotePath
 from data_index.workspace import Workspace
@@ -265,3 +270,57 @@ def test_a_thousand_small_rows_are_fetched_side_by_side(range_server: RangeServe
     assert range_server.num_requests["GET"] < 1024  # neighbours go together
     assert 2 <= range_server.num_connections <= connection.PARALLEL_REQUESTS
     assert all(path.read(start, stop) == content[start:stop] for path, start, stop in rows)
+
+
+# --- a run whose config and data lie at the addresses that the catalog knows -----------------------------------------
+
+
+def test_a_released_olmo_run_is_read_from_its_listed_addresses(
+    range_server: RangeServer, tmp_path: Path, workspace: Workspace, core_shared: Workspace
+) -> None:
+    """Its first checkpoint's config names the token files by address; what their servers do not say is asked."""
+    config = (OLMO / "run" / "step0-unsharded" / "config.yaml").read_text()
+    for path in sorted((OLMO / "data").glob("*.npy")):
+        range_server.files[f"/web/{path.name}"] = path.read_bytes()
+        config = config.replace(f"- data/{path.name}", f"- {range_server.url(f'/web/{path.name}')}")
+    range_server.files["/runs/step0-unsharded/config.yaml"] = config.encode()
+    address = range_server.url("/runs/step<N>-unsharded/").replace("%3CN%3E", "<N>")
+    release = ReleasedRun(name="toy", family="olmo2", facts={"checkpoints": Fact(value=[address], source="x")})
+    bare = Published(name="toy", origin="hub:lab/toy", layout=None, checkpoints=[])
+
+    published = with_olmo(bare, release, workspace.cache, lambda message: None)
+
+    assert published.layout == "olmo" and not published.missing
+    home = tmp_path / "home"
+    home.mkdir()
+    run = read_published(published, "toy", home, None).run
+    near = core_shared.run("olmo")
+    assert [(file.num_bytes, file.num_instances) for file in run.files] == [
+        (file.num_bytes, file.num_instances) for file in near.files
+    ]
+    assert np.array_equal(epoch_order(run, 1), epoch_order(near, 1))
+    assert range_server.num_requests["HEAD"] >= 3
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (None, "where its config and data were, .* is not there"),
+        ("data:\n  paths:\n  - s3://bucket/part-0.npy\n", "not on the web, such as s3://bucket/part-0.npy"),
+        ("data:\n  paths:\n  - {url}\n", "where its config and data were"),
+    ],
+    ids=["no config", "not on the web", "no data"],
+)
+def test_what_is_missing_of_a_released_olmo_run_is_said(
+    config: str | None, said: str, range_server: RangeServer, workspace: Workspace
+) -> None:
+    if config is not None:
+        text = config.replace("{url}", range_server.url("/gone.npy"))
+        range_server.files["/runs/step0-unsharded/config.yaml"] = text.encode()
+    address = range_server.url("/runs/step<N>-unsharded/").replace("%3CN%3E", "<N>")
+    release = ReleasedRun(name="toy", family="olmo2", facts={"checkpoints": Fact(value=[address], source="x")})
+    bare = Published(name="toy", origin="hub:lab/toy", layout=None, checkpoints=[])
+
+    published = with_olmo(bare, release, workspace.cache, lambda message: None)
+
+    assert published.layout is None and re.search(said, published.missing)
