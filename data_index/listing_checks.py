@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from data_index.listing_tokens import wrong_tokens
 from data_index.listings import ListedRow, Listing, Mistake
@@ -25,6 +26,36 @@ _DATE = re.compile(r"-(\d{4})(?=[-.]|\Z)")
 # Two lists of which so much is the same are of one run; lists of runs that share their beginning have less in common.
 SAME_RUN = 0.9
 MOST_NAMED = 8
+
+
+def releases_of(listing: Listing) -> dict[str, ReleasedRun]:
+    """What the catalog knows of the runs that a list is of, by their group in it."""
+    return {
+        str(run.value("listing_group", "")): run for run in released_runs() if listing.name in run.value("listing", [])
+    }
+
+
+def mistakes(
+    listing: Listing, others: Sequence[Listing] = (), release: Mapping[str, ReleasedRun] | None = None
+) -> list[Mistake]:
+    """Every mistake that can be found in a list.
+
+    Args:
+        others: lists to compare it with; lists of stage 2 say from which step stage 1 went on.
+        release: what is known of its runs, by group; default: what the catalog says.
+    """
+    known = releases_of(listing) if release is None else release
+    found = [mistake for check in checks_of(listing.shape) for mistake in check(listing, others, known)]
+    return [replace(mistake, file=listing.name) for mistake in found]
+
+
+def mistakes_among(listings: Sequence[Listing]) -> list[Mistake]:
+    """Every mistake of several lists, each compared with all others."""
+    return [
+        mistake
+        for listing in listings
+        for mistake in mistakes(listing, others=[other for other in listings if other is not listing])
+    ]
 
 
 def checks_of(shape: str) -> tuple[Check, ...]:

@@ -5,8 +5,7 @@
     Stage,Step,Tokens Seen,Checkpoint Directory      all stages of a model
     Dataset,Data Directory                           provenance.csv: a file per token file
 
-Rows are kept as they stand, with their line in the file. `mistakes` says what is wrong with them, by computation from
-the rows, from the lists beside it, and from what the catalog knows of the run.
+Rows are kept as they stand, with their line in the file; `data_index.listing_checks` says what is wrong with them.
 
 Source: allenai/OLMo configs/official-*/ @ 59a53e3; allenai/OLMo-core src/scripts/official/ @ fa6c501
 """
@@ -17,13 +16,12 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from data_index.errors import CorruptFile, MissingFile
 from data_index.files import read_limited
-from data_index.registry import ReleasedRun, released_runs
 
 # Far more than any official list has.
 MAX_LISTING_BYTES = 16 * 2**20
@@ -147,6 +145,19 @@ def read_listing(path: Path) -> Listing:
     return Listing(path=path, name=name, shape=shape, rows=rows)
 
 
+def read_listings(folder: Path) -> list[Listing]:
+    """All official lists in a folder, and in those below it whose name begins with `removed-`.
+
+    Raises:
+        MissingFile: there is none.
+        CorruptFile, UnsafeFile
+    """
+    paths = sorted(folder.glob("*.csv")) + sorted(folder.glob("removed-*/*.csv"))
+    if not paths:
+        raise MissingFile(f"{folder} holds no official list (*.csv)")
+    return [read_listing(path) for path in paths]
+
+
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
     """Rows with the line they end on; empty lines are none."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -180,51 +191,3 @@ def _row(shape: str, header: Sequence[str], line: int, values: Sequence[str], pa
         step=int(table["Step"]) if "Step" in table else None,
         tokens=int(table["Tokens Seen"]) if "Tokens Seen" in table else None,
     )
-
-
-# --- judging ---------------------------------------------------------------------------------------------------------
-
-
-def releases_of(listing: Listing) -> dict[str, ReleasedRun]:
-    """What the catalog knows of the runs that a list is of, by their group in it."""
-    return {
-        str(run.value("listing_group", "")): run for run in released_runs() if listing.name in run.value("listing", [])
-    }
-
-
-def mistakes(
-    listing: Listing, others: Sequence[Listing] = (), release: Mapping[str, ReleasedRun] | None = None
-) -> list[Mistake]:
-    """Every mistake that can be found in a list.
-
-    Args:
-        others: lists to compare it with; lists of stage 2 say from which step stage 1 went on.
-        release: what is known of its runs, by group; default: what the catalog says.
-    """
-    from data_index.listing_checks import checks_of
-
-    known = releases_of(listing) if release is None else release
-    found = [mistake for check in checks_of(listing.shape) for mistake in check(listing, others, known)]
-    return [replace(mistake, file=listing.name) for mistake in found]
-
-
-def read_listings(folder: Path) -> list[Listing]:
-    """All official lists in a folder, and in those below it whose name begins with `removed-`.
-
-    Raises:
-        MissingFile: there is none.
-        CorruptFile, UnsafeFile
-    """
-    paths = sorted(folder.glob("*.csv")) + sorted(folder.glob("removed-*/*.csv"))
-    if not paths:
-        raise MissingFile(f"{folder} holds no official list (*.csv)")
-    return [read_listing(path) for path in paths]
-
-
-def mistakes_among(listings: Sequence[Listing]) -> list[Mistake]:
-    """Every mistake of several lists, each compared with all others."""
-    return [
-        mistake
-        for listing in listings
-        for mistake in mistakes(listing, others=[other for other in listings if other is not listing])
-    ]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_index.errors import MissingFile, UnknownLayout
-from data_index.listings import ListedRow, Mistake, mistakes, read_listing
+from data_index.listing_checks import mistakes
+from data_index.listings import ListedRow, Mistake, read_listing
 from data_index.registry import ReleasedRun, issues_of, released_runs
 from data_index.remote import hub
 

@@ -231,7 +231,8 @@ def _print_facts(facts: Mapping[str, Fact], numbers: dict[str, int]) -> None:
 
 
 def _check_listings(path: Path, format: Format) -> None:
-    from data_index.listings import mistakes, mistakes_among, read_listing, read_listings
+    from data_index.listing_checks import mistakes, mistakes_among
+    from data_index.listings import read_listing, read_listings
 
     listings = read_listings(path) if path.is_dir() else [read_listing(path)]
     found = mistakes_among(listings) if path.is_dir() else mistakes(listings[0])

@@ -9,8 +9,8 @@ import pytest
 
 from data_index.catalog_file import Fact, ReleasedRun, Value
 from data_index.errors import CorruptFile, MissingFile, UnsafeFile
-from data_index.listing_checks import off_grid_steps
-from data_index.listings import Listing, Mistake, mistakes, mistakes_among, read_listing, read_listings
+from data_index.listing_checks import mistakes, mistakes_among, off_grid_steps, releases_of
+from data_index.listings import Listing, Mistake, read_listing, read_listings
 
 PUBLISHED = Path(os.environ.get("FORENSICS_FIXTURES", "/nowhere")) / "listings"
 published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="published listings are not beside the checkout")
@@ -522,7 +522,6 @@ def test_checkpoints_off_the_grid_are_counted(
 
 @published
 def test_the_catalog_counts_as_the_lists_do(listings: dict[str, Listing]) -> None:
-    from data_index.listings import releases_of
 
     checked = 0
     for listing in listings.values():
