@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,12 @@ TINY = SampleSpec(
     fork_from=5,
     fork_steps=10,
 )
+
+
+def pytest_configure() -> None:
+    """A suite that a shell put in the background ignores Ctrl-C, and so would the commands that tests interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> list[str]:
