@@ -8,7 +8,7 @@ is a cautious yardstick for that: it is of the choice of the questions, and the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -75,22 +75,16 @@ def evaluation_rows(evaluations: Evaluations, continuity: Continuity, last_step:
     for name, problem in evaluations.problems:
         yield judged(f"evaluations {name}", "reads", problem)
     numbers = by_step(evaluations.rows)
-    contradicted: set[int] = set()
-    for group in continuity.groups:
-        for found in _group_rows(group, continuity.owner, numbers, last_step):
-            contradicted |= set(found["steps"]) if found["result"] == "failed" else set()
-            yield found
+    found = [
+        compared for group in continuity.groups for compared in _group_rows(group, continuity.owner, numbers, last_step)
+    ]
+    suspects = continuity.belongs.keys() | continuity.owner.keys()
     for step, belongs in sorted(continuity.belongs.items()):
-        found_row = _misplaced_row(step, belongs, numbers, set(continuity.belongs) | set(continuity.owner))
-        if found_row is not None:
-            yield found_row
-    if not contradicted:
-        yield row(
-            "evaluations",
-            "agree",
-            "ok",
-            f"{len(evaluations.rows):,} numbers of {len(numbers)} checkpoints, no contradiction",
-        )
+        found += _misplaced_rows(step, belongs, numbers, suspects)
+    yield from found
+    if numbers and not any(compared["result"] == "failed" for compared in found):
+        detail = f"{len(evaluations.rows):,} numbers of {len(numbers)} checkpoints, no contradiction"
+        yield row("evaluations", "agree", "ok", detail)
 
 
 def by_step(rows: Iterable[Evaluation]) -> dict[int, dict[Key, Evaluation]]:
@@ -142,7 +136,7 @@ def _contradiction(
     shown = f"{one.task} {one.metric} {one.value:.2f} against {other.value:.2f}, z = {z:.0f}"
     count = len(found[one.step].far)
     others = [step for step in group if step != base]
-    if own is not None and own == base:
+    if own == base:
         early = "final weights at early steps: " if own == last_step else ""
         carry = "carry" if len(others) > 1 else "carries"
         what = f"{early}{named_steps(others)} {carry} the weights of step {own}"
@@ -155,23 +149,25 @@ def _contradiction(
     return row("evaluations", "agree", "failed", detail, steps=against)
 
 
-def _misplaced_row(step: int, belongs: Sequence[int], numbers: Mapping[int, Numbers], suspects: set[int]) -> Row | None:
+def _misplaced_rows(
+    step: int, belongs: Sequence[int], numbers: Mapping[int, Numbers], suspects: Set[int]
+) -> Iterator[Row]:
     """Weights that fit at other steps, by distance: do the evaluations fit here all the same?"""
     trusted = [other for other in numbers if other not in suspects]
     if step not in numbers or not trusted:
-        return None
+        return
     here = min(trusted, key=lambda other: abs(other - step))
     there = min(trusted, key=lambda other: min(abs(other - place) for place in belongs))
     if here == there:
-        return None
+        return
     at_home = difference(numbers[step], numbers[here])
     away = difference(numbers[step], numbers[there])
     if not away.contradicts or at_home.contradicts:
-        return None
+        return
     z, one, other = away.far[0]
     detail = (
         f"the weights served at step {step} fit at {named_steps(list(belongs))}, its evaluations do not: "
         f"{one.task} {one.metric} {one.value:.2f} against {other.value:.2f} at step {there}, z = {z:.0f}. They were "
         "measured on other weights"
     )
-    return row("evaluations", "agree", "failed", detail, step=step)
+    yield row("evaluations", "agree", "failed", detail, step=step)

@@ -75,7 +75,9 @@ def test_exchanged_weights_contradict_evaluations_of_their_own_step(
     result = audit("walked", evaluations=published, workspace=added(folder, workspace))
 
     assert [found[1] for found in not_ok(result.rows, "continuity")] == [[512, 123000]]
-    assert sorted(r["step"] for r in result.failed if r["check"] == "agree") == [512, 123000]
+    agree = [r for r in result.rows if r["check"] == "agree"]
+    found = sorted((r["step"], r["result"]) for r in agree)
+    assert found == [(0, "expected"), (512, "failed"), (123000, "failed")]  # and nothing is "ok"
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -116,4 +118,15 @@ def test_equal_weights_of_which_no_step_is_the_owner_are_named_together() -> Non
 def test_what_is_wrong_with_a_file_is_a_failure() -> None:
     rows = list(evaluation_rows(Evaluations(rows=(), problems=(("a.json", "is not JSON"),)), Continuity(), 0))
 
-    assert [(row["artifact"], row["result"]) for row in rows][0] == ("evaluations a.json", "failed")
+    assert [(row["artifact"], row["result"]) for row in rows] == [("evaluations a.json", "failed")]  # nothing agrees
+
+
+def test_weights_in_each_others_place_and_numbers_that_are_not() -> None:
+    """Numbers that moved with the weights contradict nothing; those of the step's own time do, and nothing is "ok"."""
+    times = {10: 0.10, 20: 0.12, 30: 0.14, 40: 0.70, 50: 0.72}
+    exchanged = Continuity(belongs={20: (50,), 50: (20,)})
+    for moved, results in ((True, ["ok"]), (False, ["failed", "failed"])):
+        value = times | ({20: 0.72, 50: 0.12} if moved else {})
+        table = Evaluations(rows=tuple(one for step in times for one in numbers(step, a=value[step], b=value[step])))
+
+        assert [found["result"] for found in evaluation_rows(table, exchanged, 50)] == results
