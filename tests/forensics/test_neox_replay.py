@@ -19,18 +19,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import GPTNeoXForCausalLM
 
 from data_index.registration import add
 from data_index.workspace import Workspace
 from forensics.reproduction import replay
+from tests.neox_v1 import learning_rate, new_model
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "neox"
 TOY, TOY_B = "toy_text_document", "toyb_text_document"
 # The toy sets' own ids reach 50114; folded, they leave the order as it is and the model tiny.
 VOCABULARY = 384
 LENGTH, STEPS, ROWS, SAVED = 32, 20, 8, (0, 1, 9, 20)
-RATE, MIN_RATE, WARMUP = 0.006, 0.0006, 0.1
+RATE, MIN_RATE = 0.006, 0.0006
 
 COMMON = """
 # The keys of Pythia's published files, sizes of a toy.
@@ -124,36 +125,6 @@ def two_datasets() -> np.ndarray:
 # --- the trainer, again ----------------------------------------------------------------------------------------------
 
 
-def learning_rate(update: int) -> float:
-    """v1.0's: update 0 has rate 0, the wave is as long as the whole run, and the rate is cut off at its minimum."""
-    warmup = WARMUP * STEPS
-    count = min(update, STEPS - warmup)
-    if update <= warmup:
-        return RATE * count / warmup
-    return max(RATE / 2.0 * (math.cos(math.pi * (count - warmup) / STEPS) + 1), MIN_RATE)
-
-
-def new_model() -> GPTNeoXForCausalLM:
-    torch.manual_seed(5)
-    config = GPTNeoXConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=LENGTH,
-        rotary_pct=0.25,
-        hidden_act="gelu",
-        tie_word_embeddings=False,
-        use_parallel_residual=True,
-        use_cache=False,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    config._attn_implementation = "sdpa"
-    return GPTNeoXForCausalLM(config).train()
-
-
 def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
     """Biases and layer norms without weight decay, all else with it, module by module."""
     decayed: list[torch.Tensor] = []
@@ -236,7 +207,8 @@ def write_run(training: Training, folder: Path) -> None:
     for name in (TOY, TOY_B):
         (np.fromfile(FIXTURES / f"{name}.bin", dtype=np.uint16) % VOCABULARY).tofile(folder / f"{name}.bin")
         (folder / f"{name}.idx").write_bytes((FIXTURES / f"{name}.idx").read_bytes())
-    model = new_model()
+    torch.manual_seed(5)
+    model = new_model(vocabulary=VOCABULARY, length=LENGTH, hidden=16, heads=2)
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=0.0, betas=(0.9, 0.95), eps=1e-8)
     rows = torch.from_numpy(training.rows().astype(np.int64) % VOCABULARY)
     training.save(model, optimizer, folder, 0, 0)
@@ -250,7 +222,8 @@ def write_run(training: Training, folder: Path) -> None:
             mean.backward()
             loss += mean.detach()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        rate, overflowed = learning_rate(updates), step in training.skipped
+        rate = learning_rate(updates, steps=STEPS, rate=RATE, min_rate=MIN_RATE)
+        overflowed = step in training.skipped
         for group in optimizer.param_groups:
             group["lr"] = rate
         if not overflowed:

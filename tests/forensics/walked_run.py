@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from data_index.registration import add
 from data_index.workspace import Workspace
+from tests.neox_v1 import new_model
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "neox"
 STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 3000, *range(13000, 143001, 10000))
@@ -39,17 +39,8 @@ def write_walked_run(folder: Path, steps: Sequence[int] = STEPS, seed: int = 0) 
     tokens.tofile(folder / "toy_text_document.bin")
     shutil.copy(FIXTURES / "toy_text_document.idx", folder)
     random = torch.Generator().manual_seed(seed)
-    config = GPTNeoXConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    weights = {name: torch.empty_like(tensor) for name, tensor in GPTNeoXForCausalLM(config).state_dict().items()}
+    model = new_model(vocabulary=VOCABULARY, length=32, hidden=16, heads=2)
+    weights = {name: torch.empty_like(tensor) for name, tensor in model.state_dict().items()}
     for tensor in weights.values():
         tensor.normal_(0, 0.02, generator=random)
     squares = np.cumsum(np.minimum(np.arange(LAST) / WARMUP, 1.0) ** 2)
@@ -60,7 +51,7 @@ def write_walked_run(folder: Path, steps: Sequence[int] = STEPS, seed: int = 0) 
             tensor += torch.empty_like(tensor).normal_(0, 1, generator=random) * 1e-4 * gone**0.5
         place = folder / f"step{step}"
         place.mkdir()
-        config.save_pretrained(place)
+        model.config.save_pretrained(place)
         save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
         before = step
     return folder

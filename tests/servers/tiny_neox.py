@@ -1,12 +1,11 @@
 """A tiny GPT-NeoX run, really trained, as Pythia's were: data in training order, first update at rate 0, weights only.
 
-Nothing of `replay` or of `data_index` takes part: the data, the learning rate and the training are written out here, by
-the rules of GPT-NeoX v1.0.
+Nothing of `replay` or of `data_index` takes part: the data and the training are written out here, by the rules of
+GPT-NeoX v1.0.
 """
 
 from __future__ import annotations
 
-import math
 import struct
 import sysconfig
 from collections.abc import Iterator
@@ -18,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tests.neox_v1 import learning_rate, new_model
 from tests.servers.fake_hub import FakeHub
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
-    from transformers import GPTNeoXForCausalLM
 
 VOCABULARY, LENGTH, STEPS, ROWS = 512, 64, 64, 8
 SAVED = (0, 1, 2, 4, 8, 16, 32, 48, 64)
-RATE, MIN_RATE, WARMUP, SEED = 0.006, 0.0006, 0.1, 1234
+RATE, MIN_RATE, SEED = 0.006, 0.0006, 1234
 END_TOKEN = "<|endoftext|>"  # id 0, as Pythia's
 MODULES = ("textwrap.py", "bisect.py", "json/decoder.py", "csv.py", "copy.py", "string.py", "shlex.py", "fractions.py")
 # Bytes of document.bin at which a shard ends: between tokens, inside rows, as in the published sets.
@@ -155,7 +154,7 @@ def train(rows: np.ndarray, folder: Path) -> tuple[tuple[float, ...], dict[str, 
 
     tokens, losses = torch.from_numpy(rows.astype(np.int64)), []
     with _own_randomness():
-        model = new_model()
+        model = new_model(vocabulary=VOCABULARY, length=LENGTH, hidden=32, heads=4, end_token=0)
         optimizer = torch.optim.AdamW(parameter_groups(model), lr=0.0, betas=(0.9, 0.95), eps=1e-8)
         for step in range(STEPS + 1):
             if step > 0:
@@ -165,44 +164,13 @@ def train(rows: np.ndarray, folder: Path) -> tuple[tuple[float, ...], dict[str, 
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(step - 1)
+                    group["lr"] = learning_rate(step - 1, steps=STEPS, rate=RATE, min_rate=MIN_RATE)
                 optimizer.step()
                 optimizer.zero_grad()
                 losses.append(loss.item())
             if step in SAVED:
                 model.save_pretrained(folder / f"step{step}")
     return tuple(losses), model.config.to_dict()
-
-
-def learning_rate(updates: int) -> float:
-    """v1.0's rate after so many updates: 0 at the first one, and a wave as long as the whole run behind the warmup."""
-    warmup = WARMUP * STEPS
-    count = min(updates, STEPS - warmup)
-    if updates <= warmup:
-        return RATE * count / warmup
-    return max(RATE / 2.0 * (math.cos(math.pi * (count - warmup) / STEPS) + 1), MIN_RATE)
-
-
-def new_model() -> GPTNeoXForCausalLM:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    config = GPTNeoXConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=LENGTH,
-        rotary_pct=0.25,
-        hidden_act="gelu",
-        tie_word_embeddings=False,
-        use_parallel_residual=True,
-        use_cache=False,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    config._attn_implementation = "sdpa"
-    return GPTNeoXForCausalLM(config).train()
 
 
 def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
