@@ -165,6 +165,16 @@ class TruncatedBody(Fault):
 
 
 @dataclass(frozen=True)
+class ShortBody(Fault):
+    """The range that was asked for by its header, and a body of `num_bytes` with just that length."""
+
+    num_bytes: int
+
+    def answer(self, answer: Answer, asked: Asked, resource: Resource | None) -> Answer:
+        return answer if resource is None else replace(answer, body=answer.body[: self.num_bytes])
+
+
+@dataclass(frozen=True)
 class BrokenConnection(Fault):
     """The connection ends without an answer; or it is reset after so many bytes of the body."""
 
