@@ -121,12 +121,19 @@ def test_what_is_wrong_with_a_file_is_a_failure() -> None:
     assert [(row["artifact"], row["result"]) for row in rows] == [("evaluations a.json", "failed")]  # nothing agrees
 
 
-def test_weights_in_each_others_place_and_numbers_that_are_not() -> None:
-    """Numbers that moved with the weights contradict nothing; those of the step's own time do, and nothing is "ok"."""
-    times = {10: 0.10, 20: 0.12, 30: 0.14, 40: 0.70, 50: 0.72}
-    exchanged = Continuity(belongs={20: (50,), 50: (20,)})
-    for moved, results in ((True, ["ok"]), (False, ["failed", "failed"])):
-        value = times | ({20: 0.72, 50: 0.12} if moved else {})
-        table = Evaluations(rows=tuple(one for step in times for one in numbers(step, a=value[step], b=value[step])))
+@pytest.mark.parametrize(
+    ("values", "results"),
+    [
+        ({}, ["failed", "failed"]),  # of the step's own time, which the weights are not; and nothing is "ok"
+        ({20: 0.72, 50: 0.12}, ["ok"]),  # they moved with the weights
+        ({20: 0.42, 50: 0.42}, ["ok"]),  # of neither time: that they were of this one cannot be said
+    ],
+    ids=["stayed", "moved", "neither"],
+)
+def test_numbers_of_weights_in_each_others_place(values: dict[int, float], results: list[str]) -> None:
+    times = {10: 0.10, 20: 0.12, 30: 0.14, 40: 0.70, 50: 0.72} | values
+    table = Evaluations(rows=tuple(one for step, value in times.items() for one in numbers(step, a=value, b=value)))
 
-        assert [found["result"] for found in evaluation_rows(table, exchanged, 50)] == results
+    found = evaluation_rows(table, Continuity(belongs={20: (50,), 50: (20,)}), 50)
+
+    assert [row["result"] for row in found] == results
