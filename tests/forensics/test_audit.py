@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -376,6 +377,21 @@ def test_vocabularies_must_hold_each_other(tiny_copy: Path, workspace: Workspace
     result = audit("tiny", deep=True, workspace=workspace)
 
     assert "the data hold token id 383; the tokenizer has" in detail(result, "vocabulary")
+
+
+@pytest.mark.parametrize(("largest", "results"), [(383, ["ok"]), (384, ["failed"])], ids=["the last id", "one more"])
+def test_the_largest_token_must_be_one_of_the_models(
+    largest: int, results: list[str], tmp_path: Path, workspace: Workspace
+) -> None:
+    folder = write_walked_run(tmp_path / "run", range(0, 3000, 1000))
+    tokens = np.memmap(folder / "toy_text_document.bin", dtype=np.uint16, mode="r+")
+    tokens[tokens > 380], tokens[len(tokens) // 2] = 0, largest
+    tokens.flush()
+    result = audit("walked", deep=True, workspace=added(folder, workspace))
+
+    found = [r for r in result.rows if r["check"] == "largest id"]
+    assert [r["result"] for r in found] == results
+    assert f"token id {largest}" in found[0]["detail"]
 
 
 def test_without_a_tokenizer_nothing_is_known(tmp_path: Path, workspace: Workspace) -> None:
