@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data_index.artifacts import artifacts_of
+from data_index.artifacts import Artifact, artifacts_of
 from data_index.errors import CorruptFile, MissingFile, NotWritable, UnknownRun
 from data_index.registration import add
 from data_index.workspace import Workspace
@@ -24,8 +24,9 @@ from forensics import soundness
 from forensics.audit_picture import picture
 from forensics.audit_plan import plan_audit
 from forensics.audit_rows import row
+from forensics.equal_files import equal_file_rows
 from forensics.figure import Matrix, shown_names, write_figure
-from forensics.listing_gaps import gaps_of
+from forensics.listing_gaps import gap_rows, gaps_of
 from forensics.named_steps import optimizer_step_rows
 from forensics.sample_run import SampleSpec, train_sample_run
 from forensics.soundness import AuditResult, audit
@@ -532,6 +533,47 @@ def test_names_on_the_axis_do_not_run_into_each_other() -> None:
 )
 def test_gaps_are_counted_on_the_runs_own_grid(steps: list[int], expected: Any) -> None:
     assert gaps_of(steps) == expected
+
+
+def test_where_a_list_ends_before_its_run_is_said(core_shared: Workspace) -> None:
+    run = core_shared.run("core")
+    for steps, said in (
+        ([0, 10, 20, 30], ("not known", "the run took 40 steps; the last checkpoint listed is 30")),
+        ([0, 10, 20, 30, 40], ("ok", "the last step, 40, is there")),
+    ):
+        (final,) = [found for found in gap_rows(run, steps) if found["check"] == "final"]
+        assert (final["result"], final["detail"]) == said
+
+
+@pytest.mark.parametrize(
+    ("resting", "result"),
+    [((True, True), "expected"), ((True, False), "failed"), ((False, None), "failed")],
+)
+def test_files_that_are_equal_are_expected_only_if_no_step_between_moved(
+    resting: tuple[bool | None, ...], result: str, tmp_path: Path
+) -> None:
+    """A hash that the publisher states tells it, where the weights themselves were not read."""
+    steps = (0, 1, 2)
+    artifacts = {
+        step: [
+            Artifact(
+                name=f"checkpoint {step}/model.safetensors",
+                step=step,
+                place=tmp_path / str(step),
+                num_bytes=10,
+                sha256_stated="same",
+                available=True,
+                error=None,
+                checked_at="2026-01-01",
+            )
+        ]
+        for step in steps
+    }
+    hashes = {files[0].name: "same" for files in artifacts.values()}
+    ((equal, whole, found),) = equal_file_rows(artifacts, hashes, [], lambda one, other: resting[one])
+
+    assert (equal, whole, found["result"]) == (steps, True, result)
+    assert list(equal_file_rows(artifacts, hashes, [steps], lambda one, other: True)) == []  # said already
 
 
 # --- what a review found ---------------------------------------------------------------------------------------------

@@ -220,7 +220,7 @@ def test_a_search_that_would_fetch_too_much_is_refused_first(tiny_hub: Workspace
     with pytest.raises(TooMuchToFetch, match=r"would fetch 66,560 bytes, and 1,000 are allowed.*--max-fetch 66560"):
         where("tiny", text="def ", max_fetch=1000, workspace=tiny_hub)
     with pytest.raises(TooMuchToFetch, match="the tokens of steps 1..64 of tiny would fetch 66,560 bytes"):
-        batch("tiny", "0:64", tokens=True, max_fetch=1000, workspace=tiny_hub)
+        batch("tiny", "0:64", tokens=True, max_fetch=66_559, workspace=tiny_hub)
     assert fake_hub.cdn.body_bytes == before
 
 
