@@ -1,13 +1,24 @@
 """Builds a run's index.duckdb: only what its manifest determines (segments, files, order, inverse).
 
-Per epoch one table in consumption order and one in instance order, both with the step beside the instance: a step's
-rows and an instance's steps are then found by zone maps, without scanning. The file appears by rename.
+Of each epoch e:
+
+    order_e            row p is position p: the instance there, and the step that read it in a first attempt, if any
+    rereadings_e       all other readings: later attempts, positions that were read once more
+    inverse_e          row i is instance i: its first position, NULL where the order leaves it out
+    inverse_blocks_e   the same, `BLOCK_INSTANCES` in a row: 10,000 instances at once are found in a tenth of a second
+    inverse_more_e     further positions of instances that stand at several
+
+A row's number is what DuckDB calls its rowid: tables are written once, in order, and nothing is deleted. Which steps
+read an instance follows from its positions and the segments. A large index is written beside its place, stretch by
+stretch; a build that was interrupted goes on from the last one. The finished file appears by rename.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from operator import attrgetter
 from pathlib import Path
@@ -15,46 +26,105 @@ from typing import Any
 
 import numpy as np
 
-from data_index.errors import OrderMismatch
-from data_index.files import atomic_file
+from data_index.errors import Busy, ForensicsError
+from data_index.files import atomic_file, canonical_json, disk_errors, fsync_file, fsync_folder
 from data_index.orders import epoch_order
 from data_index.pieces import read_pieces
+from data_index.readings import EpochOrder, places_of_instances, readings_of_stretch, require_inside
 from data_index.run import Run, Segment
 from data_index.run_check import LINES, TOKEN_DTYPE_BYTES
+from data_index.run_file import run_to_table
 from data_index.tokens import pieces_of_instances
+from data_index.waiting import wait_for
 
 Progress = Callable[[str], None]
 
+# Raised where an unfinished index of before cannot be gone on with.
+INDEX_VERSION = 1
+BLOCK_INSTANCES = 2048
+# Rows written together: whole row groups of DuckDB (122,880), whole blocks.
+STRETCH = 128 * 122_880
+# Instances whose inverse is made at once. With an order of 10^9 in memory beside it, this keeps a build below 9 GB.
+PART = 34 * STRETCH
+# Files are found by blocks of instances, of a size that gives no more than so many.
+MAX_FILE_BLOCKS = 2**16
+BUILD_MEMORY = "1GB"
+_NOTHING = (
+    "SELECT NULL::INTEGER AS epoch, NULL::BIGINT AS instance, NULL::BIGINT AS step, NULL::INTEGER AS attempt, "
+    "NULL::BIGINT AS position WHERE false"
+)
 
-def build_index(run: Run, path: Path, progress: Progress = lambda message: None) -> None:
+
+def build_index(
+    run: Run, path: Path, progress: Progress = lambda message: None, *, partial: Path | None = None
+) -> None:
     """Write the index of a run to `path`.
 
+    Args:
+        partial: where it is written, on the same disk; a later build with the same file there goes on with it. It must
+            be of this run alone. Default: a temporary file, and an interrupted build starts anew.
     Raises:
         OrderMismatch: the segments reach past the order.
         MissingFile, CorruptFile: a recorded order is damaged.
+        Busy: another process builds it.
         DiskFull
     """
-    import duckdb
-
-    with atomic_file(path) as temporary:
-        connection = duckdb.connect(str(temporary))
+    with atomic_file(path) if partial is None else _resumed(partial, path) as temporary:
+        connection = _open(temporary)
         try:
             _write_manifest(connection, run)
             for epoch in run.epochs:
-                if (stretches := stretches_read_through(run, epoch)) is not None:
-                    progress(f"epoch {epoch}: writing {run.num_instances:,} instances")
-                    _write_read_through(connection, epoch, stretches)
-                    continue
-                progress(f"epoch {epoch}: computing the order")
-                order = epoch_order(run, epoch)
-                progress(f"epoch {epoch}: writing {len(order):,} instances")
-                _write_epoch(connection, run, epoch, order)
+                _write_epoch(connection, run, epoch, progress)
             connection.execute(_views(run))
             # close() would checkpoint too, and keep silent about a full disk.
             connection.execute("CHECKPOINT")
         finally:
             connection.close()
-            temporary.with_name(f"{temporary.name}.wal").unlink(missing_ok=True)
+            if partial is None:
+                _log_of(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def _resumed(partial: Path, path: Path) -> Iterator[Path]:
+    """Write `partial`, which becomes `path`. Interrupted, or with the disk full, it stays; not where it is wrong."""
+    with disk_errors(path):
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+        except Busy:
+            raise
+        except ForensicsError:
+            partial.unlink(missing_ok=True)
+            _log_of(partial).unlink(missing_ok=True)
+            raise
+        fsync_file(partial)
+        os.replace(partial, path)
+        fsync_folder(path.parent)
+
+
+def index_key(run: Run) -> str:
+    """A name for the content of a run's index: what it is built from, hashed."""
+    table = run_to_table(run, run.source)
+    parts = {name: table.get(name) for name in ("sequence_length", "order", "files", "segments", "pieces")}
+    return hashlib.sha256(canonical_json([INDEX_VERSION, parts])).hexdigest()[:24]
+
+
+def _log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.wal")
+
+
+def _open(path: Path) -> Any:
+    import duckdb
+
+    try:
+        connection = duckdb.connect(str(path))
+    except duckdb.IOException as error:
+        if "lock" not in str(error):
+            raise
+        raise Busy(f"{path} is being built by another process: wait for it, or end it") from error
+    connection.execute(f"SET memory_limit = '{BUILD_MEMORY}'")
+    connection.execute("SET enable_progress_bar = false")
+    return connection
 
 
 def _write_manifest(connection: Any, run: Run) -> None:
@@ -78,8 +148,19 @@ def _write_manifest(connection: Any, run: Run) -> None:
     tables = {"segments": segments, "files": files, "pieces": _pieces_table(run)}
     for name, rows in tables.items():
         connection.register("source", rows)
-        connection.execute(f"CREATE TABLE {name} AS FROM source")
+        connection.execute(f"CREATE OR REPLACE TABLE {name} AS FROM source")
         connection.unregister("source")
+    connection.execute("CREATE TABLE IF NOT EXISTS epochs (epoch INTEGER, num_positions BIGINT)")
+    connection.execute(
+        f"CREATE OR REPLACE TABLE file_blocks AS SELECT unnest(range(first_instance // {file_block(run)}, "
+        f"(first_instance + num_instances - 1) // {file_block(run)} + 1)) AS block, first_instance, "
+        "first_instance + num_instances AS stop_instance, file, first_token FROM files WHERE num_instances > 0"
+    )
+
+
+def file_block(run: Run) -> int:
+    """Instances of a block of the table `file_blocks`."""
+    return -(-max(run.num_instances, 1) // MAX_FILE_BLOCKS)
 
 
 def _pieces_table(run: Run) -> Any:
@@ -116,155 +197,144 @@ def straddling_instances(run: Run) -> list[int]:
     return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Readings:
-    """Rows of an epoch's tables, int64 arrays of one length. step 0 means: never read in this epoch."""
-
-    instance: np.ndarray
-    step: np.ndarray
-    attempt: np.ndarray
-    position: np.ndarray
-
-    def take(self, rows: np.ndarray) -> Readings:
-        return Readings(
-            instance=self.instance[rows],
-            step=self.step[rows],
-            attempt=self.attempt[rows],
-            position=self.position[rows],
-        )
+# --- an epoch --------------------------------------------------------------------------------------------------------
 
 
-def readings_by_position(segments: list[Segment], order: np.ndarray) -> Readings:
-    """Who read each position of an epoch: a row for each reading, and one for each position never read.
-
-    Raises:
-        OrderMismatch: a segment reaches past the order.
-    """
-    positions, steps, attempts = [], [], []
-    unread = np.ones(len(order), dtype=bool)
-    for segment in segments:
-        start = segment.first_position
-        stop = start + segment.num_steps * segment.instances_per_batch
-        if stop > len(order):
-            raise OrderMismatch(
-                f"steps {segment.first_step}..{segment.last_step} need {stop:,} positions of epoch {segment.epoch}; "
-                f"its order has {len(order):,}"
-            )
-        unread[start:stop] = False
-        positions.append(np.arange(start, stop))
-        steps.append(np.repeat(np.arange(segment.first_step, segment.last_step + 1), segment.instances_per_batch))
-        attempts.append(np.full(stop - start, segment.attempt))
-    (rest,) = np.nonzero(unread)
-    position = np.concatenate([*positions, rest])
-    rows = Readings(
-        instance=order[position].astype(np.int64),
-        step=np.concatenate([*steps, np.zeros(len(rest), dtype=np.int64)]),
-        attempt=np.concatenate([*attempts, np.ones(len(rest), dtype=np.int64)]),
-        position=position,
-    )
-    in_order = bool((position[1:] > position[:-1]).all())
-    return rows if in_order else rows.take(np.lexsort((rows.attempt, position)))
+def _write_epoch(connection: Any, run: Run, epoch: int, progress: Progress) -> None:
+    if _count(connection, f"inverse_{epoch}") == run.num_instances and _count(connection, f"order_{epoch}") is not None:
+        return  # by an earlier build
+    order = _order_of(connection, run, epoch, progress)
+    segments = [segment for segment in run.segments if segment.epoch == epoch]
+    require_inside(segments, order)
+    _create_tables(connection, epoch, order)
+    _write_order(connection, epoch, segments, order, progress)
+    _write_inverse(connection, epoch, segments, order, progress)
 
 
-def readings_by_instance(rows: Readings, num_instances: int) -> Readings:
-    """The same readings in instance order; an instance that was never read has one row with step and position 0."""
-    (read,) = np.nonzero(rows.step)
-    instance = rows.instance[read]
-    times = np.bincount(instance, minlength=num_instances)
-    if times.max(initial=0) <= 1:
-        # Every instance at most once, as in almost every run: scatter, no sort.
-        place = np.zeros(num_instances, dtype=np.int64)
-        place[instance] = read + 1
-        found = Readings(
-            instance=np.arange(num_instances),
-            step=np.append(0, rows.step)[place],
-            attempt=np.append(1, rows.attempt)[place],
-            position=np.append(0, rows.position)[place],
-        )
-        return found
-    (never,) = np.nonzero(times == 0)
-    by_instance = read[np.lexsort((rows.position[read], rows.step[read], instance))]
-    taken = rows.take(by_instance)
-    nothing = np.zeros(len(never), dtype=np.int64)
-    merged = Readings(
-        instance=np.append(taken.instance, never),
-        step=np.append(taken.step, nothing),
-        attempt=np.append(taken.attempt, nothing + 1),
-        position=np.append(taken.position, nothing),
-    )
-    return merged.take(np.argsort(merged.instance, kind="stable"))
-
-
-def _write_epoch(connection: Any, run: Run, epoch: int, order: np.ndarray) -> None:
-    rows = readings_by_position([segment for segment in run.segments if segment.epoch == epoch], order)
-    _write_readings(connection, f"order_{epoch}", rows, position="position")
-    _write_readings(
-        connection,
-        f"inverse_{epoch}",
-        readings_by_instance(rows, run.num_instances),
-        position="CASE WHEN step > 0 THEN position END AS position",
-    )
-
-
-def stretches_read_through(run: Run, epoch: int) -> list[tuple[int, int, Segment | None]] | None:
-    """Stretches (first, stop, segment) of an epoch whose data lie in training order and are read once; None for others.
-
-    Their positions are their instances, so that no array of them is needed: Pythia's sets have 146 million. Segment
-    None: nothing read that stretch.
-    """
-    segments = sorted((s for s in run.segments if s.epoch == epoch), key=lambda segment: segment.first_position)
-    if run.order.rule != "sequential":
+def _count(connection: Any, table: str) -> int | None:
+    """Rows of a table; None where there is none yet."""
+    if not connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = ?", [table]).fetchall():
         return None
-    stretches: list[tuple[int, int, Segment | None]] = []
-    at = 0
-    for segment in segments:
-        first, stop = segment.first_position, segment.first_position + segment.num_steps * segment.instances_per_batch
-        if first < at or stop > run.num_instances:
-            return None
-        stretches += [(at, first, None), (first, stop, segment)]
-        at = stop
-    return [stretch for stretch in (*stretches, (at, run.num_instances, None)) if stretch[0] < stretch[1]]
+    ((count,),) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
+    return int(count)
 
 
-def _write_read_through(connection: Any, epoch: int, stretches: list[tuple[int, int, Segment | None]]) -> None:
-    connection.execute(f"CREATE TABLE order_{epoch} (instance BIGINT, step BIGINT, attempt INTEGER, position BIGINT)")
-    for first, stop, segment in stretches:
-        step, attempt = "NULL", 1
-        if segment is not None:
-            step = f"{segment.first_step} + (range - {segment.first_position}) // {segment.instances_per_batch}"
-            attempt = segment.attempt
-        connection.execute(
-            f"INSERT INTO order_{epoch} SELECT range, {step}, {attempt}, range FROM range({first}, {stop})"
-        )
+def _order_of(connection: Any, run: Run, epoch: int, progress: Progress) -> EpochOrder:
+    """The order of an epoch: computed, or read back from a build that had written all of it."""
+    if run.order.rule == "sequential":
+        return EpochOrder(instances=None, num_positions=run.num_instances, num_instances=run.num_instances)
+    known = connection.execute("SELECT num_positions FROM epochs WHERE epoch = ?", [epoch]).fetchall()
+    if known and _count(connection, f"order_{epoch}") == known[0][0]:
+        progress(f"epoch {epoch}: going on with the order of an earlier build")
+        return _read_order(connection, run, epoch, known[0][0])
+    progress(f"epoch {epoch}: computing the order of {run.num_instances:,} instances")
+    instances = wait_for(
+        lambda: epoch_order(run, epoch),
+        lambda seconds: progress(f"epoch {epoch}: computing the order, {seconds:.0f} s"),
+    )
+    if not known:
+        connection.execute("INSERT INTO epochs VALUES (?, ?)", [epoch, len(instances)])
+    return EpochOrder(instances=instances, num_positions=len(instances), num_instances=run.num_instances)
+
+
+def _read_order(connection: Any, run: Run, epoch: int, num_positions: int) -> EpochOrder:
+    instances = np.empty(num_positions, dtype=np.uint32 if run.num_instances < 2**32 - 1 else np.uint64)
+    filled = 0
+    for batch in connection.sql(f"SELECT instance FROM order_{epoch}").to_arrow_reader(2**20):
+        instances[filled : filled + batch.num_rows] = batch.column(0).to_numpy()
+        filled += batch.num_rows
+    return EpochOrder(instances=instances, num_positions=num_positions, num_instances=run.num_instances)
+
+
+def _create_tables(connection: Any, epoch: int, order: EpochOrder) -> None:
+    number = "UINTEGER" if order.dtype == np.uint32 else "UBIGINT"
     connection.execute(
-        f"CREATE TABLE inverse_{epoch} AS SELECT instance, step, attempt, CASE WHEN step IS NOT NULL THEN position END "
-        f"AS position FROM order_{epoch}"
+        f"""
+        CREATE TABLE IF NOT EXISTS order_{epoch} (instance {number}, step BIGINT);
+        CREATE TABLE IF NOT EXISTS rereadings_{epoch} (instance BIGINT, step BIGINT, attempt INTEGER, position BIGINT);
+        CREATE TABLE IF NOT EXISTS inverse_{epoch} (position {number});
+        CREATE TABLE IF NOT EXISTS inverse_blocks_{epoch} (positions {number}[{BLOCK_INSTANCES}]);
+        CREATE TABLE IF NOT EXISTS inverse_more_{epoch} (instance BIGINT, position BIGINT);
+        """
     )
 
 
-def _write_readings(connection: Any, table: str, rows: Readings, position: str) -> None:
+def _write_order(
+    connection: Any, epoch: int, segments: Sequence[Segment], order: EpochOrder, progress: Progress
+) -> None:
+    for start in range(_count(connection, f"order_{epoch}") or 0, order.num_positions, STRETCH):
+        stop = min(start + STRETCH, order.num_positions)
+        step, others = readings_of_stretch(segments, order, start, stop)
+        with _together(connection):
+            columns = {"instance": order.stretch(start, stop), "step": step}
+            _insert(connection, f"order_{epoch}", columns, "instance, nullif(step, 0)")
+            if len(others.step):
+                columns = {name: getattr(others, name) for name in ("instance", "step", "attempt", "position")}
+                _insert(connection, f"rereadings_{epoch}", columns)
+        progress(f"epoch {epoch}: wrote the order of {stop:,} of {order.num_positions:,} positions")
+
+
+def _write_inverse(
+    connection: Any, epoch: int, segments: Sequence[Segment], order: EpochOrder, progress: Progress
+) -> None:
+    done = _count(connection, f"inverse_{epoch}") or 0
+    for first in range(done // PART * PART, order.num_instances, PART):
+        last = min(first + PART, order.num_instances)
+        places = places_of_instances(segments, order, first, last)
+        for start in range(max(done, first), last, STRETCH):
+            stop = min(start + STRETCH, last)
+            position = places.position[start - first : stop - first]
+            with _together(connection):
+                if start == first and len(places.more_instances):
+                    columns = {"instance": places.more_instances, "position": places.more_positions}
+                    _insert(connection, f"inverse_more_{epoch}", columns)
+                _insert(connection, f"inverse_{epoch}", {"position": position}, f"nullif(position, {order.nowhere})")
+                _insert(connection, f"inverse_blocks_{epoch}", {"positions": _in_blocks(position, order.nowhere)})
+            progress(f"epoch {epoch}: wrote the places of {stop:,} of {order.num_instances:,} instances")
+
+
+def _in_blocks(position: np.ndarray, nowhere: int) -> Any:
+    """Rows of `BLOCK_INSTANCES` positions; the last is filled up with `nowhere`."""
     import pyarrow
 
-    columns = {"instance": rows.instance, "step": rows.step, "attempt": rows.attempt, "position": rows.position}
+    missing = -len(position) % BLOCK_INSTANCES
+    padded = np.append(position, np.full(missing, nowhere, dtype=position.dtype)) if missing else position
+    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(padded), BLOCK_INSTANCES)
+
+
+@contextmanager
+def _together(connection: Any) -> Iterator[None]:
+    """What is inserted inside is there as a whole, or not at all."""
+    connection.execute("BEGIN")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
+        raise
+
+
+def _insert(connection: Any, table: str, columns: Mapping[str, Any], select: str = "*") -> None:
+    import pyarrow
+
     connection.register("source", pyarrow.table(columns))
-    connection.execute(
-        f"CREATE TABLE {table} AS SELECT instance, nullif(step, 0) AS step, attempt::INTEGER AS attempt, {position} "
-        "FROM source"
-    )
+    connection.execute(f"INSERT INTO {table} SELECT {select} FROM source")
     connection.unregister("source")
 
 
-def _views(run: Run) -> str:
-    def union(table: str) -> str:
-        if not run.epochs:  # nothing is known of what it read
-            nothing = ("instance BIGINT", "step BIGINT", "attempt INTEGER", "position BIGINT")
-            columns = (f"NULL::{kind} AS {name}" for name, kind in map(str.split, ("epoch INTEGER", *nothing)))
-            return f"SELECT {', '.join(columns)} WHERE false"
-        return " UNION ALL ".join(f"SELECT {epoch} AS epoch, * FROM {table}_{epoch}" for epoch in run.epochs)
+# --- views -----------------------------------------------------------------------------------------------------------
 
-    template = (resources.files("data_index") / "sql" / "index.sql").read_text()
-    return (
-        template.replace("{consumption}", union("order"))
-        .replace("{inverse}", union("inverse"))
-        .replace("{sequence_length}", str(run.sequence_length))
-    )
+
+def _views(run: Run) -> str:
+    def union(name: str) -> str:
+        text = (resources.files("data_index") / "sql" / f"{name}.sql").read_text().replace("{index}", "")
+        parts = [text.replace("{epoch}", str(epoch)) for epoch in run.epochs]
+        return " UNION ALL ".join(parts) or _NOTHING  # it is not known what the run read
+
+    text = (resources.files("data_index") / "sql" / "index.sql").read_text()
+    for name in ("consumption", "consumed_instances", "readings_of"):
+        text = text.replace("{" + name + "}", union(name))
+    numbers = {"sequence_length": run.sequence_length, "file_block": file_block(run), "block": BLOCK_INSTANCES}
+    for name, number in numbers.items():
+        text = text.replace("{" + name + "}", str(number))
+    return text

@@ -16,7 +16,7 @@ from data_index.errors import (
     UnsafeFile,
 )
 from data_index.files import atomic_folder, exclusive_lock, remove_dead_siblings, write_bytes, write_npy
-from data_index.index import build_index
+from data_index.index import build_index, index_key
 from data_index.kinds import table_of_rows
 from data_index.pieces import write_pieces
 from data_index.run import Run
@@ -28,6 +28,9 @@ from data_index.witness import hash_token_files, prove_consumed
 from data_index.workspace import Workspace, learn, valid_name
 
 Progress = Callable[[str], None]
+
+# Indexes from this size on take more than some ten seconds to build.
+RESUMABLE_INSTANCES = 2**25
 
 
 def add(
@@ -126,7 +129,7 @@ def _register(
             run = prove_consumed(run, tables["consumed"].to_pylist()) if "consumed" in tables else run
             for file, content in imported.verbatim.items():
                 write_bytes(building / file, content)
-            build_index(run, building / "index.duckdb", progress)
+            build_index(run, building / "index.duckdb", progress, partial=_partial_index(run, workspace))
             for kind, table in tables.items():
                 learn(building, kind, table)
             if blocks:
@@ -134,6 +137,13 @@ def _register(
             write_run(replace(run, source=run.source.absolute()), building)
             read_run(building)  # what could not be read again must not be put in force
     return read_run(home, workspace.cache)
+
+
+def _partial_index(run: Run, workspace: Workspace) -> Path | None:
+    """Where a large index is kept until it is whole, so that `add` goes on with it after an interruption."""
+    if run.num_instances < RESUMABLE_INSTANCES:
+        return None
+    return workspace.cache / "indexes" / f"{index_key(run)}.duckdb"
 
 
 @contextmanager

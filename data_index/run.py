@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -297,6 +297,18 @@ class Run:
     def kept_steps(self) -> list[tuple[int, int, int]]:
         """Stretches (first, last, attempt) that tile the steps; where segments overlap, the later attempt counts."""
         return [(first, last, segment.attempt) for first, last, segment in self._kept()]
+
+    def kept_segments(self) -> list[Segment]:
+        """The same stretches as segments: of each step the attempt that counts, in step order."""
+        return [
+            replace(
+                segment,
+                first_step=first,
+                num_steps=last - first + 1,
+                first_position=segment.positions_of_step(first).start,
+            )
+            for first, last, segment in self._kept()
+        ]
 
     def _kept(self) -> Iterator[tuple[int, int, Segment]]:
         """Stretches (first, last) with the segment that counts; the time does not grow with the square of them."""

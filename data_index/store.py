@@ -20,38 +20,16 @@ import numpy as np
 from data_index.batch import IndexedPlan, StepPlan
 from data_index.errors import CorruptFile, FailedQuery, RefusedQuery, UnknownDocument, UnknownInstance
 from data_index.files import require_file
-from data_index.kinds import KINDS
 from data_index.run import Run
 from data_index.tokens import BlockHashes, TokenReader
+from data_index.view_catalog import TABLES, identifier, names_for, needs_indexes, statement_of, text_literal
 from data_index.workspace import Workspace
 
 QUERY_SECONDS = 60.0
 QUERY_MEMORY = "2GB"
-
-_INDEX_VIEWS = {
-    "segments": "first_step BIGINT, num_steps BIGINT, attempt BIGINT, epoch BIGINT, first_position BIGINT, "
-    "instances_per_batch BIGINT, loss_denominator BIGINT, outcome VARCHAR",
-    "files": "file VARCHAR, path VARCHAR, dtype VARCHAR, num_bytes BIGINT, first_instance BIGINT, "
-    "num_instances BIGINT, first_token BIGINT",
-    "pieces": "instance BIGINT, first_token BIGINT, file VARCHAR, start BIGINT, stop BIGINT",
-    "batches": "step BIGINT, attempt INTEGER, epoch INTEGER, position BIGINT, instance BIGINT, file VARCHAR, "
-    '"offset" BIGINT, num_tokens INTEGER',
-    "instances": "instance BIGINT, epoch INTEGER, step BIGINT, attempt INTEGER, position BIGINT, file VARCHAR, "
-    '"offset" BIGINT',
-}
-_RUN_COLUMNS = {
-    "run": "VARCHAR",
-    "layout": "VARCHAR",
-    "source": "VARCHAR",
-    "first_step": "BIGINT",
-    "last_step": "BIGINT",
-    "sequence_length": "BIGINT",
-    "num_instances": "BIGINT",
-    "trust": "VARCHAR",
-    "parent": "VARCHAR",
-    "parent_step": "BIGINT",
-}
-_CHECKPOINT_COLUMNS = {"run": "VARCHAR", **KINDS["checkpoints"]}
+ROWS_TOGETHER = 2**22
+# Tokens of a file that are looked at together where documents are sought.
+BLOCK_TOKENS = 2**20
 
 
 def connect(workspace: Workspace | None = None, names: Sequence[str] | None = None) -> duckdb.DuckDBPyConnection:
@@ -62,57 +40,46 @@ def connect(workspace: Workspace | None = None, names: Sequence[str] | None = No
     Raises:
         UnknownRun, CorruptFile
     """
-    workspace = workspace or Workspace()
+    return _connect(workspace or Workspace(), names, None)
+
+
+def _connect(workspace: Workspace, names: Sequence[str] | None, question: str | None) -> duckdb.DuckDBPyConnection:
+    """A connection with the views that a question names; with all of them for None."""
     names = workspace.run_names() + workspace.fork_ids() if names is None else list(names)
     connection = duckdb.connect(":memory:")
     connection.execute("SET enable_progress_bar = false")
     # A file of another kind must not make DuckDB fetch an extension for it.
     connection.execute("SET autoinstall_known_extensions = false")
     connection.execute("SET autoload_known_extensions = false")
-    runs = {name: workspace.run(name) for name in names}
-    for name in names:
-        _attach(connection, name, workspace.home(name) / "index.duckdb")
-    _create_table(connection, "runs", _RUN_COLUMNS, [_run_row(run) for run in runs.values()])
-    checkpoints = [row for run in runs.values() for row in checkpoint_rows(workspace, run)]
-    _create_table(connection, "checkpoints", _CHECKPOINT_COLUMNS, checkpoints)
-    connection.execute("CREATE VIEW forks AS SELECT * FROM runs WHERE parent IS NOT NULL")
-    for view, columns in _INDEX_VIEWS.items():
-        parts = [f"SELECT {_text(name)} AS run, * FROM {_name(name)}.{view}" for name in names]
-        _create_view(connection, view, columns, parts)
-    for kind, names_and_types in KINDS.items():
-        if kind == "checkpoints":  # made above: most runs' lie in their folders
-            continue
-        columns = ", ".join(f'"{column}" {name}' for column, name in names_and_types.items())
-        files = {name: workspace.learned_files(workspace.home(name), kind) for name in names}
-        parts = [
-            f"SELECT {_text(name)} AS run, * FROM read_parquet([{', '.join(_text(str(path)) for path in paths)}])"
-            for name, paths in files.items()
-            if paths
-        ]
-        _create_view(connection, kind, columns, parts)
-    connection.execute((resources.files("data_index") / "sql" / "views.sql").read_text())
+    views = names_for(question)
+    runs = {name: workspace.run(name) for name in names} if views else {}
+    if needs_indexes(views) or question is None:
+        for name in names:
+            _attach(connection, name, workspace.home(name) / "index.duckdb")
+    for view in views:
+        if view == "runs":
+            _create_table(connection, view, [_run_row(run) for run in runs.values()])
+        elif view == "checkpoints":
+            _create_table(connection, view, [row for run in runs.values() for row in checkpoint_rows(workspace, run)])
+        else:
+            connection.execute(statement_of(view, workspace, runs))
     return connection
 
 
 def _attach(connection: Any, name: str, path: Path) -> None:
     require_file(path)
     try:
-        connection.execute(f"ATTACH {_text(str(path))} AS {_name(name)} (READ_ONLY, TYPE duckdb)")
+        connection.execute(f"ATTACH {text_literal(str(path))} AS {identifier(name)} (READ_ONLY, TYPE duckdb)")
     except duckdb.Error as error:
         raise CorruptFile(f"{path} cannot be opened as an index ({error}); register {name} again") from error
 
 
-def _create_view(connection: Any, view: str, columns: str, parts: list[str]) -> None:
-    typed = [column.strip().rsplit(" ", 1) for column in columns.split(",")]
-    empty = "SELECT NULL::VARCHAR AS run, " + ", ".join(f"NULL::{kind} AS {name}" for name, kind in typed)
-    body = " UNION ALL BY NAME ".join(parts) if parts else f"{empty} WHERE false"
-    connection.execute(f"CREATE VIEW {view} AS {body}")
-
-
-def _create_table(connection: Any, name: str, columns: dict[str, str], rows: list[tuple[Any, ...]]) -> None:
+def _create_table(connection: Any, name: str, rows: list[tuple[Any, ...]]) -> None:
+    columns = TABLES[name]
     connection.execute(f"CREATE TABLE {name} ({', '.join(f'{c} {kind}' for c, kind in columns.items())})")
-    if rows:
-        connection.executemany(f"INSERT INTO {name} VALUES ({', '.join('?' * len(columns))})", rows)
+    if rows:  # as one statement: each takes a millisecond
+        values = ", ".join([f"({', '.join('?' * len(columns))})"] * len(rows))
+        connection.execute(f"INSERT INTO {name} VALUES {values}", [value for row in rows for value in row])
 
 
 def _run_row(run: Run) -> tuple[Any, ...]:
@@ -141,14 +108,6 @@ def checkpoint_rows(workspace: Workspace, run: Run) -> list[tuple[Any, ...]]:
     ]
 
 
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
-def _name(value: str) -> str:
-    return '"' + value.replace('"', '""') + '"'
-
-
 # --- user SQL --------------------------------------------------------------------------------------------------------
 
 
@@ -160,13 +119,13 @@ def run_query(workspace: Workspace, query: str, seconds: float = QUERY_SECONDS) 
         FailedQuery: DuckDB could not answer, or not in time.
     """
     require_one_select(query)
-    return query_locked(locked_connection(workspace), query, seconds)
+    return query_locked(locked_connection(workspace, question=query), query, seconds)
 
 
 def query_rows(workspace: Workspace, query: str, seconds: float = QUERY_SECONDS) -> tuple[list[str], list[Any]]:
     """Like `run_query`, as column names and tuples: a terminal needs no Arrow, whose import alone takes a while."""
     require_one_select(query)
-    connection = locked_connection(workspace)
+    connection = locked_connection(workspace, question=query)
     with _limits(connection, seconds):
         answer = connection.execute(query)
         names = [column[0] for column in answer.description or ()]
@@ -209,13 +168,19 @@ def require_one_select(query: str) -> None:
             )
 
 
-def locked_connection(workspace: Workspace, names: Sequence[str] | None = None) -> duckdb.DuckDBPyConnection:
-    """A connection that reads inside the workspace only, and cannot be talked out of it."""
-    connection = connect(workspace, names)
-    connection.execute(f"SET allowed_directories = [{_text(str(workspace.folder))}]")
+def locked_connection(
+    workspace: Workspace, names: Sequence[str] | None = None, *, question: str | None = None
+) -> duckdb.DuckDBPyConnection:
+    """A connection that reads inside the workspace only, and cannot be talked out of it.
+
+    Args:
+        question: what will be asked, so that only what it needs is made.
+    """
+    connection = _connect(workspace, names, question)
+    connection.execute(f"SET allowed_directories = [{text_literal(str(workspace.folder))}]")
     connection.execute("SET temp_directory = ''")
     connection.execute("SET enable_external_access = false")
-    connection.execute(f"SET memory_limit = {_text(QUERY_MEMORY)}")
+    connection.execute(f"SET memory_limit = {text_literal(QUERY_MEMORY)}")
     connection.execute("SET lock_configuration = true")
     return connection
 
@@ -316,26 +281,13 @@ def batch_rows(workspace: Workspace, run: Run, first: int, last: int, instance: 
 
     `masked` counts the tokens that edits hide from the loss; what the trainer hides is known once the tokens are read.
     """
-    return (
-        connect(workspace, [run.name])
-        .sql(
-            f"""
-            WITH b AS (SELECT * FROM batches WHERE step > $first AND step <= $last AND {_kept(run)}
-                       AND ($instance IS NULL OR instance = $instance)),
-            pieces AS (SELECT s.instance, list(s.document_id ORDER BY s.start) AS document_ids
-                       FROM spans s WHERE s.instance IN (SELECT instance FROM b) GROUP BY s.instance),
-            hidden AS (SELECT step, attempt, position, sum(stop - start)::BIGINT AS masked FROM masks GROUP BY ALL)
-            SELECT b.step, b.attempt, b.position, b.instance, b.file, b."offset", b.num_tokens,
-                   coalesce(p.document_ids, []) AS document_ids,
-                   coalesce(h.masked, 0) AS masked, b.epoch
-            FROM b LEFT JOIN pieces p USING (instance)
-            LEFT JOIN hidden h ON h.step = b.step AND h.attempt = b.attempt AND h.position = b.position
-            ORDER BY b.step, b.attempt, b.position
-            """,
-            params={"first": first, "last": last, "instance": instance},
-        )
-        .to_arrow_table()
-    )
+    query = _statement("batch_rows").replace("{kept}", _kept(run)).replace("{block_tokens}", str(BLOCK_TOKENS))
+    connection = _connect(workspace, [run.name], query)
+    return connection.sql(query, params={"first": first, "last": last, "instance": instance}).to_arrow_table()
+
+
+def _statement(name: str) -> str:
+    return (resources.files("data_index") / "sql" / f"{name}.sql").read_text()
 
 
 GROUPS = {
@@ -390,15 +342,29 @@ def readings_of_instances(workspace: Workspace, run: Run, instances: Sequence[in
     wrong = [i for i in instances if not 0 <= i < run.num_instances]
     if wrong:
         raise UnknownInstance(f"{run.name} has instances 0..{run.num_instances - 1}, not {wrong[0]}")
-    return (
-        connect(workspace, [run.name])
-        .sql(
-            'SELECT step, attempt, position, instance, file, "offset", epoch FROM instances '
-            "WHERE step IS NOT NULL AND list_contains($instances::BIGINT[], instance) ORDER BY step, attempt, position",
-            params={"instances": list(instances)},
-        )
-        .to_arrow_table()
-    )
+    connection = connect(workspace, [run.name])
+    connection.execute(f"USE {identifier(run.name)}")  # where the macro finds the run's tables
+    return connection.sql(
+        'SELECT step, attempt, position, instance, file, "offset", epoch FROM steps_of_instances($instances::BIGINT[])',
+        params={"instances": list(instances)},
+    ).to_arrow_table()
+
+
+def positions_in_order_of_instances(
+    workspace: Workspace, run: Run, epoch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All instances that an epoch's order holds, with their positions: stretches of both, instances rising."""
+    connection = connect(workspace, [run.name])
+    first = 0
+    places = connection.sql(f"SELECT position FROM {identifier(run.name)}.inverse_{epoch}")
+    for batch in places.to_arrow_reader(ROWS_TOGETHER):
+        positions, instances = batch.column(0), np.arange(first, first + batch.num_rows)
+        there = slice(None) if positions.null_count == 0 else positions.is_valid().to_numpy(zero_copy_only=False)
+        yield instances[there], positions.drop_null().to_numpy()
+        first += batch.num_rows
+    more = connection.sql(f"SELECT instance, position FROM {identifier(run.name)}.inverse_more_{epoch} ORDER BY ALL")
+    for batch in more.to_arrow_reader(ROWS_TOGETHER):
+        yield batch.column(0).to_numpy(), batch.column(1).to_numpy()
 
 
 def instances_of_document(workspace: Workspace, run: Run, document_id: int) -> list[int]:

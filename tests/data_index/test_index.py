@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from data_index.errors import OrderMismatch, UnknownInstance
-from data_index.index import build_index, stretches_read_through
+from data_index.index import build_index
 from data_index.run import Order, OrderTrust, Run, Segment, TokenFile
 from data_index.store import connect, readings_of_instances
 from data_index.workspace import Workspace
@@ -225,27 +225,24 @@ def stretch(first: int, num: int, position: int, rows: int, attempt: int = 1) ->
         [stretch(1, 3, 0, 7)],
         [stretch(1, 3, 5, 7), stretch(4, 2, 40, 20)],
         [stretch(4, 2, 40, 20, attempt=2), stretch(1, 3, 5, 7)],
+        [stretch(1, 3, 0, 7), stretch(3, 2, 14, 7, attempt=2)],
     ],
-    ids=["all of it", "the start of it", "with a gap", "restarted further on"],
+    ids=["all of it", "the start of it", "with a gap", "restarted further on", "read twice"],
 )
 def test_data_in_training_order_are_indexed_without_an_array_of_them(
     segments: list[Segment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = in_training_order(*segments)
-    assert stretches_read_through(run, 1) is not None
-    build_index(run, tmp_path / "short.duckdb")
-    monkeypatch.setattr("data_index.index.stretches_read_through", lambda run, epoch: None)
-    build_index(run, tmp_path / "long.duckdb")
+    monkeypatch.setattr("data_index.index.epoch_order", lambda run, epoch: pytest.fail("an array was made"))
+    build_index(in_training_order(*segments), tmp_path / "index.duckdb")
+    known = sorted(
+        (s.first_step + row // s.instances_per_batch, s.attempt, s.first_position + row)
+        for s in segments
+        for row in range(s.num_steps * s.instances_per_batch)
+    )
 
-    for table in ("order_1", "inverse_1", "batches", "instances"):
-        answers = []
-        for name in ("short", "long"):
-            with duckdb.connect(str(tmp_path / f"{name}.duckdb"), read_only=True) as connection:
-                answers.append((connection.sql(f"FROM {table}").columns, connection.sql(f"FROM {table}").fetchall()))
-        assert answers[0][0] == answers[1][0]
-        assert sorted(answers[0][1], key=str) == sorted(answers[1][1], key=str)
-
-
-@pytest.mark.parametrize("segments", [[stretch(1, 3, 0, 7), stretch(3, 2, 14, 7, attempt=2)], [stretch(1, 11, 0, 10)]])
-def test_what_was_read_twice_or_reaches_too_far_takes_the_long_way(segments: list[Segment]) -> None:
-    assert stretches_read_through(in_training_order(*segments), 1) is None
+    with duckdb.connect(str(tmp_path / "index.duckdb"), read_only=True) as connection:
+        for view in ("batches", "instances"):
+            found = connection.sql(f"SELECT step, attempt, position, instance FROM {view} WHERE step > 0 ORDER BY ALL")
+            assert found.fetchall() == [(*reading, reading[2]) for reading in known]
+        never = connection.sql("SELECT instance FROM instances WHERE step IS NULL ORDER BY 1").fetchall()
+    assert never == [(i,) for i in range(100) if i not in {position for _, _, position in known}]

@@ -1,0 +1,127 @@
+"""The views and macros of the joined connection, as statements by name. `store` executes those that a question needs.
+
+Every run's index has its own views; here they are joined under one name each, with a column `run`. A view without rows
+is an empty table with its columns. To make all views of thirty runs takes longer than most questions do, so that a
+question gets those whose names stand in it, and those that these stand on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+
+from data_index.kinds import KINDS
+from data_index.run import Run
+from data_index.workspace import Workspace
+
+# Views that each run's index.duckdb holds.
+INDEX_VIEWS: Mapping[str, str] = {
+    "segments": "first_step BIGINT, num_steps BIGINT, attempt BIGINT, epoch BIGINT, first_position BIGINT, "
+    "instances_per_batch BIGINT, loss_denominator BIGINT, outcome VARCHAR",
+    "files": "file VARCHAR, path VARCHAR, dtype VARCHAR, num_bytes BIGINT, first_instance BIGINT, "
+    "num_instances BIGINT, first_token BIGINT",
+    "pieces": "instance BIGINT, first_token BIGINT, file VARCHAR, start BIGINT, stop BIGINT",
+    "batches": "step BIGINT, attempt INTEGER, epoch INTEGER, position BIGINT, instance BIGINT, file VARCHAR, "
+    '"offset" BIGINT, num_tokens INTEGER',
+    "instances": "instance BIGINT, epoch INTEGER, step BIGINT, attempt INTEGER, position BIGINT, file VARCHAR, "
+    '"offset" BIGINT',
+}
+# Tables that are filled from the runs' records.
+TABLES: Mapping[str, Mapping[str, str]] = {
+    "runs": {
+        "run": "VARCHAR",
+        "layout": "VARCHAR",
+        "source": "VARCHAR",
+        "first_step": "BIGINT",
+        "last_step": "BIGINT",
+        "sequence_length": "BIGINT",
+        "num_instances": "BIGINT",
+        "trust": "VARCHAR",
+        "parent": "VARCHAR",
+        "parent_step": "BIGINT",
+    },
+    "checkpoints": {"run": "VARCHAR", **KINDS["checkpoints"]},
+}
+_CREATED = re.compile(r"^CREATE (?:VIEW|MACRO) (\w+)", re.MULTILINE)
+# Who asks what there is, is shown all of it.
+_CATALOG_WORDS = re.compile(r"\b(duckdb_|information_schema|sqlite_|pg_|show\b|describe\b|summarize\b)", re.IGNORECASE)
+
+
+def text_literal(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def identifier(value: str) -> str:
+    return '"' + value.replace('"', '""') + '"'
+
+
+@cache
+def derived_statements() -> Mapping[str, str]:
+    """Views and macros that stand on others, by name, in the order in which they can be made."""
+    text = (resources.files("data_index") / "sql" / "views.sql").read_text()
+    found: dict[str, str] = {}
+    for statement in re.split(r";\s*\n", text):
+        if match := _CREATED.search(statement):
+            name = match[1]
+            found[name] = f"{found[name]};\n{statement}" if name in found else statement
+    return found
+
+
+@cache
+def needs(name: str) -> frozenset[str]:
+    """The views, tables and macros that one stands on, itself included."""
+    statement = derived_statements().get(name, "")
+    direct = _named_in(statement) - {name} if statement else frozenset()
+    return frozenset({name}).union(*(needs(other) for other in direct))
+
+
+def _all_names() -> list[str]:
+    return [*TABLES, *INDEX_VIEWS, *(kind for kind in KINDS if kind not in TABLES), *derived_statements()]
+
+
+def _named_in(text: str) -> frozenset[str]:
+    words = set(re.findall(r"\w+", text.lower()))
+    return frozenset(name for name in _all_names() if name in words)
+
+
+def names_for(question: str | None) -> list[str]:
+    """What a question needs, in the order in which it can be made; all there is for None."""
+    if question is None or _CATALOG_WORDS.search(question):
+        return _all_names()
+    wanted: frozenset[str] = frozenset().union(*(needs(name) for name in _named_in(question)))
+    return [name for name in _all_names() if name in wanted]
+
+
+def statement_of(name: str, workspace: Workspace, runs: Mapping[str, Run]) -> str:
+    """The statement that makes a view over some runs.
+
+    Raises:
+        MissingFile, CorruptFile: a file that is named to be in force is not there.
+    """
+    if name in derived_statements():
+        return derived_statements()[name]
+    if name in INDEX_VIEWS:
+        parts = [f"SELECT {text_literal(run)} AS run, * FROM {identifier(run)}.{name}" for run in runs]
+        columns: Iterable[Sequence[str]] = (c.strip().rsplit(" ", 1) for c in INDEX_VIEWS[name].split(","))
+        return _view(name, columns, parts)
+    files = {run: workspace.learned_files(workspace.home(run), name) for run in runs}
+    parts = [
+        f"SELECT {text_literal(run)} AS run, * FROM "
+        f"read_parquet([{', '.join(text_literal(str(path)) for path in paths)}])"
+        for run, paths in files.items()
+        if paths
+    ]
+    return _view(name, ((f'"{column}"', kind) for column, kind in KINDS[name].items()), parts)
+
+
+def _view(name: str, columns: Iterable[Sequence[str]], parts: Sequence[str]) -> str:
+    empty = ", ".join(f"NULL::{kind} AS {column}" for column, kind in columns)
+    body = " UNION ALL BY NAME ".join(parts) or f"SELECT NULL::VARCHAR AS run, {empty} WHERE false"
+    return f"CREATE VIEW {name} AS {body}"
+
+
+def needs_indexes(names: Iterable[str]) -> bool:
+    """Do these stand on the runs' index files?"""
+    return not INDEX_VIEWS.keys().isdisjoint(names)
