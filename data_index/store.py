@@ -22,7 +22,15 @@ from data_index.errors import CorruptFile, FailedQuery, RefusedQuery, UnknownDoc
 from data_index.files import require_file
 from data_index.run import Run
 from data_index.tokens import BlockHashes, TokenReader
-from data_index.view_catalog import TABLES, identifier, names_for, needs_indexes, statement_of, text_literal
+from data_index.view_catalog import (
+    DESCRIPTIONS,
+    TABLES,
+    identifier,
+    names_for,
+    needs_indexes,
+    statement_of,
+    text_literal,
+)
 from data_index.workspace import Workspace
 
 QUERY_SECONDS = 60.0
@@ -208,13 +216,22 @@ def _limits(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[N
 
 
 def view_columns(workspace: Workspace) -> list[str]:
-    """Each view with its columns, then the macros, as lines to read."""
+    """Each view with its columns."""
     rows = connect(workspace).execute(
         "SELECT table_name, string_agg(column_name || ' ' || data_type, ', ' ORDER BY column_index) "
         "FROM duckdb_columns() WHERE schema_name = 'main' AND database_name = 'memory' GROUP BY 1 ORDER BY 1"
     )
-    lines = [f"{view}({columns})" for view, columns in rows.fetchall()]
-    return [*lines, "macros: batch(run, step), steps_of_instance(run, instance); for example: from batch('demo', 137)"]
+    return [f"{view}({columns})" for view, columns in rows.fetchall()]
+
+
+def schema_text(workspace: Workspace) -> list[str]:
+    """Each view with its columns, then each macro, with what it holds and a question to try; lines to read."""
+    views = {line.partition("(")[0]: line for line in view_columns(workspace)}
+    found: list[str] = []
+    for name, (description, example) in DESCRIPTIONS.items():
+        found += [views[name], f"    {description}"] if name in views else [description]
+        found += [f'    forensics sql "{example}"', ""]
+    return found[:-1]
 
 
 # --- the verbs' questions --------------------------------------------------------------------------------------------

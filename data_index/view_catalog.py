@@ -44,6 +44,42 @@ TABLES: Mapping[str, Mapping[str, str]] = {
     },
     "checkpoints": {"run": "VARCHAR", **KINDS["checkpoints"]},
 }
+# What a user is told of each view and macro by `forensics sql --schema`, with a question to try on the sample run.
+DESCRIPTIONS: Mapping[str, tuple[str, str]] = {
+    "runs": ("runs and forks, how far each goes, and why its order is to be believed", "from runs"),
+    "forks": ("those of them that descend from another", "from forks"),
+    "segments": ("stretches of steps with one order, batch size and epoch", "from segments where run = 'demo'"),
+    "checkpoints": ("where each checkpoint is, and the states it holds", "from checkpoints where step > 100"),
+    "files": ("token files, and the instances that begin in each", "from files where run = 'demo'"),
+    "pieces": ("pieces of instances that are not cut from one place", "from pieces limit 5"),
+    "batches": (
+        "one row for each row of each step, in batch order; offset in tokens from the file's start",
+        "select step, count(*) from batches where run = 'demo' group by step order by step",
+    ),
+    "instances": (
+        "one row for each time an instance was read; step is null where an epoch never read it",
+        "from instances where run = 'demo' and instance = 12",
+    ),
+    "documents": ("source texts: tokens start to end (exclusive) of a file", "from documents where document_id = 881"),
+    "spans": ("pieces of documents inside instances, ends exclusive", "from spans where document_id = 881"),
+    "tags": ("tags of documents", "select tag, count(*) from tags group by tag"),
+    "masks": ("tokens of a row that are hidden from the loss, and why", "from masks where run = 'demo'"),
+    "metrics": (
+        "everything logged, at full resolution; name is canonical, original_name the trainer's",
+        "select step, value from metrics where run = 'demo' and name = 'loss' order by step",
+    ),
+    "consumed": ("the trainer's own record of what it read", "from consumed where step = 137"),
+    "parameter_hashes": ("hashes of all parameters after a step, as the trainer logged them", "from parameter_hashes"),
+    "block_hashes": ("hashes of blocks of 4 MiB of token files", "from block_hashes limit 5"),
+    "file_hashes": ("hashes of whole files", "from file_hashes limit 5"),
+    "audit": ("what forensics audit found", "from audit where result <> 'ok'"),
+    "evaluations": ("published evaluations by task", "from evaluations where task = 'lambada'"),
+    "batch": ("batch(run, step): the rows of a step", "from batch('demo', 137)"),
+    "steps_of_instance": (
+        "steps_of_instance(run, instance): every step that read an instance",
+        "from steps_of_instance('demo', 12)",
+    ),
+}
 _CREATED = re.compile(r"^CREATE (?:VIEW|MACRO) (\w+)", re.MULTILINE)
 # Who asks what there is, is shown all of it.
 _CATALOG_WORDS = re.compile(r"\b(duckdb_|information_schema|sqlite_|pg_|show\b|describe\b|summarize\b)", re.IGNORECASE)
@@ -60,7 +96,7 @@ def identifier(value: str) -> str:
 @cache
 def derived_statements() -> Mapping[str, str]:
     """Views and macros that stand on others, by name, in the order in which they can be made."""
-    text = (resources.files("data_index") / "sql" / "views.sql").read_text()
+    text = re.sub(r"--.*", "", (resources.files("data_index") / "sql" / "views.sql").read_text())
     found: dict[str, str] = {}
     for statement in re.split(r";\s*\n", text):
         if match := _CREATED.search(statement):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_index.batch import Batch, read_batch, read_batches
@@ -10,6 +10,7 @@ from data_index.errors import ForensicsError, InvalidRange, UnknownDocument, Unk
 from data_index.run import Run, parse_steps
 from data_index.store import (
     GROUPS,
+    QUERY_SECONDS,
     batch_groups,
     batch_rows,
     instances_of_document,
@@ -17,6 +18,7 @@ from data_index.store import (
     plan_of,
     reader_of,
     readings_of_instances,
+    run_query,
 )
 from data_index.text import find_text, find_token
 from data_index.witness import remember_first_seen
@@ -105,7 +107,7 @@ def where(
     *,
     text: str | None = None,
     document: int | None = None,
-    instance: int | None = None,
+    instance: int | Sequence[int] | None = None,
     token: int | None = None,
     max_fetch: int | None = None,
     workspace: Workspace | None = None,
@@ -113,6 +115,7 @@ def where(
     """Every reading of an instance, of the instances that hold a document, a text or a token; an Arrow table.
 
     Args:
+        instance: one, or many at once.
         max_fetch: bytes of tokens that may be fetched from servers; default: 1 GiB.
     Raises:
         InvalidRange: not exactly one of them is given.
@@ -130,7 +133,7 @@ def where(
     if document is not None:
         instances = instances_of_document(workspace, record, document)
     elif instance is not None:
-        instances = [instance]
+        instances = [instance] if isinstance(instance, int) else list(instance)
     elif text is not None:
         instances = list(find_text(record, reader_of(workspace, record), text))
     else:
@@ -139,6 +142,15 @@ def where(
             raise UnknownDocument(f"{token} cannot be a token id of {run}")
         instances = list(find_token(record, reader_of(workspace, record), token))
     return readings_of_instances(workspace, record, instances)
+
+
+def sql(query: str, *, seconds: float = QUERY_SECONDS, workspace: Workspace | None = None) -> Any:
+    """Answer one read-only SELECT over the views (`forensics sql --schema`) as an Arrow table.
+
+    Raises:
+        RefusedQuery, FailedQuery
+    """
+    return run_query(workspace or Workspace(), query, seconds)
 
 
 def at(run: str, step: int, *, workspace: Workspace | None = None) -> dict[str, Any]:

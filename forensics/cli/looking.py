@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from data_index.exports import require_known_suffix
 from forensics.cli.options import (
     FormatOption,
     MaxFetchOption,
+    OutputOption,
     PlanOption,
     RunArgument,
     WorkspaceOption,
@@ -150,7 +152,7 @@ def batch(
     instance: Annotated[int | None, typer.Option(help="Only this instance.")] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Add the token ids (and, in a table, the text).")] = False,
     by: Annotated[str | None, typer.Option(help="Count by document, tag, file or source instead.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write Parquet instead of printing.")] = None,
+    output: OutputOption = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check token files against hashes.")] = True,
     max_fetch: MaxFetchOption = None,
     plan: PlanOption = False,
@@ -165,6 +167,8 @@ def batch(
 
     there = open_workspace(workspace)
     record = there.run(run)
+    if output is not None:
+        require_known_suffix(output)
     if plan:
         _print_batch_plan(there, record, steps, tokens, format)
         return
@@ -173,14 +177,18 @@ def batch(
     )
     say(f"order of {run}: {record.trust}")
     if output is not None:
-        from data_index.files import write_parquet
-
-        write_parquet(output, table)
-        say(f"wrote {table.num_rows} rows to {output}")
+        _write(output, table)
     elif tokens and format is Format.table:
         _print_text(record, table.to_pylist())
     else:
         emit_arrow(table, format)
+
+
+def _write(output: Path, table: Any) -> None:
+    from data_index.exports import write_table
+
+    write_table(output, table)
+    say(f"wrote {table.num_rows:,} rows to {output}")
 
 
 def _print_batch_plan(workspace: Any, run: Any, steps: str, tokens: bool, format: Format) -> None:
@@ -229,7 +237,8 @@ def where(
 
 def sql(
     query: Annotated[str | None, typer.Argument(help="One SELECT over the views.")] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the views and their columns.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the views and macros, each with an example.")] = False,
+    output: OutputOption = None,
     seconds: Annotated[float, typer.Option(help="Give up after this long.")] = 60.0,
     workspace: WorkspaceOption = None,
     format: FormatOption = Format.table,
@@ -238,14 +247,16 @@ def sql(
 
     Example: forensics sql "select step, count(*) from batches where run = 'demo' group by step order by step"
     """
-    from data_index.store import query_rows, view_columns
+    from data_index.store import query_rows, run_query, schema_text
 
     there = open_workspace(workspace)
     if schema:
-        for line in view_columns(there):
-            print(line)
+        print("\n".join(schema_text(there)))
     elif query is None:
         raise typer.BadParameter("give a query, or --schema")
+    elif output is not None:
+        require_known_suffix(output)
+        _write(output, run_query(there, query, seconds))
     else:
         columns, rows = query_rows(there, query, seconds)
         emit_rows([dict(zip(columns, row, strict=True)) for row in rows], format, columns)

@@ -31,6 +31,9 @@ MaxFetchOption = Annotated[
     int | None, typer.Option("--max-fetch", help="Bytes that may be fetched from servers [default: 1 GiB].")
 ]
 PlanOption = Annotated[bool, typer.Option("--plan", help="Print what it would cost, and stop.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Write .parquet, .csv or .jsonl instead of printing.")
+]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run or a fork.")]
 
 

@@ -14,7 +14,17 @@ from data_index.batch import read_batch
 from data_index.errors import CorruptFile, FailedQuery, RefusedQuery, UnknownDocument
 from data_index.registration import add
 from data_index.run_file import read_run, write_run
-from data_index.store import connect, instances_of_document, plan_of, query_rows, reader_of, run_query, view_columns
+from data_index.store import (
+    connect,
+    instances_of_document,
+    plan_of,
+    query_rows,
+    reader_of,
+    run_query,
+    schema_text,
+    view_columns,
+)
+from data_index.view_catalog import DESCRIPTIONS, names_for
 from data_index.workspace import Workspace
 from forensics.lookup import batch
 
@@ -216,3 +226,47 @@ def test_masks_and_denominators_reach_the_plan(tiny_copy: Path, workspace: Works
 def test_an_unknown_document_says_how_many_there_are(tiny_shared: Workspace, raw: Any) -> None:
     with pytest.raises(UnknownDocument, match=f"tiny has no document 9999; it has {len(raw.documents)} documents"):
         instances_of_document(tiny_shared, tiny_shared.run("tiny"), 9999)
+
+
+# --- what a question needs -------------------------------------------------------------------------------------------
+
+
+def test_every_view_and_macro_is_described_with_a_question_that_has_an_answer(tiny_shared: Workspace) -> None:
+    macros = (
+        "SELECT DISTINCT function_name FROM duckdb_functions() "
+        "WHERE function_type = 'table_macro' AND NOT internal AND database_name = 'memory'"
+    )
+    there = {line.partition("(")[0] for line in view_columns(tiny_shared)}
+    there |= {name for (name,) in connect(tiny_shared).execute(macros).fetchall()}
+
+    assert set(DESCRIPTIONS) == there
+    text = "\n".join(schema_text(tiny_shared))
+    for name, (description, example) in DESCRIPTIONS.items():
+        assert description in text and f'forensics sql "{example}"' in text
+        assert name in example
+        run_query(tiny_shared, example.replace("'demo'", "'tiny'"))
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_a_question_gets_all_that_the_views_it_names_stand_on(name: str, tiny_shared: Workspace) -> None:
+    """And it is answered as on a connection that has every view."""
+    question = DESCRIPTIONS[name][1].replace("'demo'", "'tiny'")
+    few, all_ = names_for(question), names_for(None)
+
+    assert name in few and len(few) < len(all_) / 2
+    assert sorted(map(str, run_query(tiny_shared, question).to_pylist())) == sorted(
+        map(str, connect(tiny_shared).sql(question).to_arrow_table().to_pylist())
+    )
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["FROM duckdb_views()", "SHOW TABLES", "FROM information_schema.tables", "SELECT * FROM pg_catalog.pg_views"],
+)
+def test_who_asks_what_there_is_is_shown_all_of_it(question: str) -> None:
+    assert names_for(question) == names_for(None)
+
+
+def test_names_in_capitals_and_quotes_are_names(tiny_shared: Workspace) -> None:
+    assert run_query(tiny_shared, 'SELECT count(*) AS n FROM "BATCHES"').to_pylist() == [{"n": 160}]
+    assert run_query(tiny_shared, "SELECT 'batches' AS n").to_pylist() == [{"n": "batches"}]
