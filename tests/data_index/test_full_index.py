@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 
 from data_index import index
-from data_index.index import BLOCK_INSTANCES, build_index
+from data_index.index import BLOCK_INSTANCES, build_index, index_key
 from data_index.orders import epoch_order
 from data_index.readings import EpochOrder, layers, places_of_instances, steps_of_positions, stop_position
+from data_index.registration import add
 from data_index.run import Order, OrderTrust, Run, Segment, TokenFile
 from data_index.run_file import write_run
 from data_index.shares import file_shares
 from data_index.store import connect, readings_of_instances
 from data_index.workspace import Workspace
+from tests.benchmarks.index_build import BATCH, manifest
+from tests.benchmarks.index_build import LENGTH as LENGTH_OF_ROWS
 
 LENGTH = 4
 FILE_SIZES = (3000, 0, 1, 5999, 900)
@@ -289,6 +292,82 @@ def test_a_build_that_is_wrong_leaves_nothing_to_go_on_with(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="need 10,000 positions of epoch 1; its order has 9,904"):
         build_index(run, tmp_path / "index.duckdb", partial=tmp_path / "partial")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_adding_a_large_run_goes_on_with_its_index(
+    tiny_copy: Path, tiny_shared: Workspace, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_index.registration.RESUMABLE_INSTANCES", 0)
+
+    def say(message: str) -> None:
+        if message.startswith("epoch 1: wrote the places"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        add(tiny_copy, workspace=workspace, progress=say)
+    assert workspace.run_names() == []
+    (partial,) = (workspace.cache / "indexes").iterdir()
+    heard: list[str] = []
+    add(tiny_copy, workspace=workspace, progress=heard.append)
+
+    assert not partial.exists()
+    assert not any(message.startswith(("epoch 1: computing", "epoch 1: wrote")) for message in heard)
+    paths = [there.home("tiny") / "index.duckdb" for there in (workspace, tiny_shared)]
+    ours, theirs = (contents(path) for path in paths)
+    assert {name: rows for name, rows in ours.items() if name != "files"} == {
+        name: rows for name, rows in theirs.items() if name != "files"
+    }
+
+
+def test_an_index_is_named_by_all_that_it_is_built_from() -> None:
+    """A build must never go on with that of other data, another order or other segments."""
+    run = eventful_run()
+    others = [
+        replace(run, sequence_length=5),
+        replace(run, segments=run.segments[:-1]),
+        replace(run, order=replace(run.order, parameters={**run.order.parameters, "seed": 8})),
+        replace(run, files=(replace(run.files[0], num_bytes=1), *run.files[1:])),
+        replace(run, files=(replace(run.files[0], name="other"), *run.files[1:])),
+    ]
+
+    assert index_key(run) == index_key(replace(run, name="another", trust=OrderTrust(level="unknown", witness="")))
+    assert len({index_key(other) for other in [run, *others]}) == 6
+
+
+# --- a million instances ---------------------------------------------------------------------------------------------
+
+
+def test_a_million_instances_answer_as_the_order_says(workspace: Workspace) -> None:
+    """What the benchmark asks at the size of a real run (tests/benchmarks/index_build.py), held against the order."""
+    run = manifest(1_000_000)
+    registered(run, workspace)
+    order = epoch_order(run, 1)
+    random = np.random.default_rng(1)
+    wanted = random.integers(0, run.num_instances, 10_000)
+    place_of = np.full(run.num_instances, -1)
+    place_of[order] = np.arange(len(order))
+    read = place_of[wanted]
+    read = np.unique(read[(read >= 0) & (read < run.last_step * BATCH)])
+
+    found = readings_of_instances(workspace, run, wanted.tolist())
+    assert found.column("position").to_pylist() == read.tolist()
+    assert found.column("step").to_pylist() == (read // BATCH + 1).tolist()
+    assert found.column("instance").to_pylist() == order[read].tolist()
+    with connect(workspace) as connection:
+        for step in (1, run.last_step, *random.integers(1, run.last_step, 3).tolist()):
+            rows = connection.execute(f"SELECT instance, file, \"offset\" FROM batch('synthetic', {step})").fetchall()
+            instances = order[(step - 1) * BATCH : step * BATCH].tolist()
+            assert [row[0] for row in rows] == instances
+            starts = {file.name: file.first_instance for file in run.files}
+            assert [starts[file] + offset // LENGTH_OF_ROWS for _, file, offset in rows] == instances
+        for instance in random.integers(0, run.num_instances, 5).tolist():
+            rows = connection.execute(f"SELECT position FROM steps_of_instance('synthetic', {instance})").fetchall()
+            assert rows == [(place_of[instance] if 0 <= place_of[instance] < run.last_step * BATCH else None,)]
+    shares = file_shares(workspace, run, 100)
+    starts = np.array([file.first_instance for file in run.files])
+    number = np.searchsorted(starts, order[: run.last_step * BATCH], side="right") - 1
+    known = np.bincount(np.arange(len(number)) // (100 * BATCH) * len(starts) + number)
+    assert shares.column("instances").to_pylist() == known[known > 0].tolist()
 
 
 # --- the arithmetic --------------------------------------------------------------------------------------------------
