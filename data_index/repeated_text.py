@@ -1,8 +1,9 @@
 """Which texts are nearly the same? MinHash signatures, what they put side by side, and groups of what is alike.
 
-A text is its token ids. Its shingles are the runs of 5 tokens in it (all of it, where it has fewer); how alike two texts
-are is the share of common shingles among all that either has (Jaccard). Tokens, not words: nothing needs decoding, and
-what the model read is compared. Signatures only propose pairs; every pair that is kept was compared shingle by shingle.
+A text is its token ids. Its shingles are the runs of 5 tokens in it (all of it, where it has fewer); how alike two
+texts are is the share of common shingles among all that either has (Jaccard). Tokens, not words: nothing needs
+decoding, and what the model read is compared. Signatures only propose pairs; every pair that is kept was compared
+shingle by shingle.
 """
 
 from __future__ import annotations

@@ -532,7 +532,8 @@ def repeated_readings(
     names += ", r.instance, r.first AS first_token" if of == "documents" else ""
     rows = connection.sql(
         f"""
-        SELECT g.number AS "group", CASE WHEN r.repeated THEN 1.0 ELSE r.similarity END AS similarity, {names},
+        SELECT g.number AS "group", CASE WHEN r.repeated THEN 1.0 ELSE r.similarity END AS similarity,
+               left(r.sha256, 12) AS text, {names},
                r.stop - r.first AS num_tokens, t.told AS {told}
         FROM repeated r JOIN groups g ON g."group" = r."group" JOIN texts t ON t.id = r.id
         WHERE (g.near OR r.repeated) AND ($limit IS NULL OR g.number <= $limit)

@@ -1,4 +1,4 @@
-"""The tokens of whole texts, documents or instances, one after another; what lies on servers is fetched some at a time."""
+"""The tokens of whole texts (documents or instances), one after another."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TextTokens(Protocol):
         """Where a text lies."""
 
     def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
-        """Tokens of texts, without padding and end tokens.
+        """Tokens of texts, without padding and end tokens; what lies on servers is fetched some texts at a time.
 
         Raises:
             MissingFile, CorruptFile

@@ -26,7 +26,8 @@ class Repeats:
     Attributes:
         rows: an Arrow table, group after group, those with most tokens read again first. One row for each reading that
             shares tokens with another, by step; where texts are only nearly the same, for every reading of them.
-            `similarity` is 1 for what was read again exactly, else that to the most alike text it was compared with.
+            `similarity` is 1 for what was read again exactly, else that to the most alike text it was compared with;
+            `text` is how the sha256 of the text begins.
         num_texts: that were read, of any length asked for; `num_distinct`: different ones.
         num_groups: of all, also where `rows` was limited; `num_near`: those in which not all texts are the same.
         num_tokens: that were read of the texts; `num_again`: of them, those in a place of a text read before.

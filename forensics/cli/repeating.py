@@ -20,7 +20,8 @@ def repeats(
     ] = None,
     of: Annotated[str, typer.Option("--of", help="Compare documents, or instances (rows).")] = "documents",
     near: Annotated[
-        float | None, typer.Option("--near", help="Also texts that share this part of their runs of 5 tokens (0.1 .. 1).")
+        float | None,
+        typer.Option("--near", help="Also texts with this share of their 5-token runs in common."),
     ] = None,
     min_tokens: Annotated[int, typer.Option("--min-tokens", help="Pass over texts with fewer tokens.")] = 1,
     limit: Annotated[int, typer.Option("--limit", help="Print this many groups; 0: all.", min=0)] = 20,
