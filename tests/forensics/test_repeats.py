@@ -6,7 +6,6 @@ import json
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +170,8 @@ def test_repeated_documents_are_those_whose_tokens_were_read_twice(planted: Work
     assert found.num_distinct == found.num_texts - 2
 
 
-@pytest.mark.parametrize(("steps", "any_again"), [("0:40", True), ("85:200", True), ("0:3", False)])
-def test_the_pieces_of_a_run_of_many_epochs_are_counted_once(
-    steps: str, any_again: bool, workspace: Workspace
-) -> None:
+@pytest.mark.parametrize(("steps", "any_again"), [("0:40", True), ("85:200", True), ("0:1", False)])
+def test_the_pieces_of_a_run_of_many_epochs_are_counted_once(steps: str, any_again: bool, workspace: Workspace) -> None:
     """Each epoch lays the documents out anew: rows cut a text at other places, and neighbours overlap by a label."""
     settings = {
         "data_path": "toy_text_document",
@@ -271,7 +268,7 @@ def test_near_texts_are_those_alike_enough(tmp_path: Path, workspace: Workspace)
         groups[row["group"]].append((row["document_id"], row["similarity"]))
     assert sorted(tuple(d for d, _ in members) for members in groups.values()) == sorted(alike)
     assert all(similarity == alike[one, other] for (one, similarity), (other, _) in groups.values())
-    assert len(alike) == 4 and (found.num_groups, found.num_near) == (4, 3)
+    assert len(alike) == 5 and (found.num_groups, found.num_near) == (5, 4)
 
 
 def test_a_copy_of_a_near_text_is_in_its_group(tmp_path: Path, workspace: Workspace) -> None:
@@ -306,7 +303,7 @@ def test_the_same_question_has_the_same_answer_and_reads_nothing_again(
 
     again = repeats("planted", near=0.3, workspace=planted)
 
-    assert again.rows.equals(first.rows) and replace(again, rows=None) == replace(first, rows=None)
+    assert again.rows.equals(first.rows) and str(again) == str(first)
     assert (home / "current.json").read_bytes() == before
     assert plan_repeats("planted", workspace=planted)["to_hash"] == 0
 
@@ -460,7 +457,7 @@ def test_short_texts_are_passed_over(tmp_path: Path, workspace: Workspace) -> No
 
 def test_groups_with_most_tokens_read_again_come_first(tmp_path: Path, workspace: Workspace) -> None:
     short, long = [5, 6, END], [*range(20, 40), END]
-    add(write_planted(tmp_path / "p", [("<u2", [short, short, short, long, long])]), workspace=workspace)
+    add(write_planted(tmp_path / "p", [("<u2", [short, short, short, long, long])], per_batch=1), workspace=workspace)
     found = repeats("planted", workspace=workspace)
     groups = [(row["group"], row["document_id"]) for row in found.rows.to_pylist()]
 
