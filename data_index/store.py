@@ -441,17 +441,25 @@ def logged_metrics(workspace: Workspace, run: Run, first: int, last: int) -> dic
 TEXTS = {"documents": ("document_id", "source"), "instances": ("instance", "file")}
 
 
-def _connect_readings(workspace: Workspace, run: Run, of: str, first: int, last: int) -> duckdb.DuckDBPyConnection:
-    """A connection with views of what steps first+1 .. last read of documents or of instances (sql/read_*.sql)."""
+def text_readings(workspace: Workspace, run: Run, of: str, first: int, last: int) -> Any:
+    """Every reading of a piece of a text by steps first+1 .. last, as an Arrow table.
+
+    Columns: id (of the document or instance), step, attempt, position, instance, and first, stop: tokens of the text.
+    """
+    taken = f"step > {first} AND step <= {last} AND {_kept(run)}"
+    statement = _statement(f"read_{of}").format(taken=taken, length=run.tokens_per_instance)
+    return connect(workspace, [run.name]).sql(statement).to_arrow_table()
+
+
+def _statement(name: str) -> str:
+    return (resources.files("data_index") / "sql" / f"{name}.sql").read_text()
+
+
+def _connect_texts(workspace: Workspace, run: Run, of: str, readings: Any) -> duckdb.DuckDBPyConnection:
+    """A connection with texts, hashes and readings, of documents or of instances."""
     connection = connect(workspace, [run.name])
-    statement = (resources.files("data_index") / "sql" / f"read_{of}.sql").read_text()
-    connection.execute(
-        statement.format(
-            taken=f"step > {first} AND step <= {last} AND {_kept(run)}",
-            length=run.tokens_per_instance,
-            documents=_text(documents_in_force(workspace, run)),
-        )
-    )
+    connection.execute(_statement(f"texts_{of}").format(documents=_text(documents_in_force(workspace, run))))
+    connection.register("readings", readings)
     return connection
 
 
@@ -460,13 +468,13 @@ def documents_in_force(workspace: Workspace, run: Run) -> str:
     return " ".join(path.name for path in workspace.learned_files(workspace.home(run.name), "documents"))
 
 
-def texts_to_hash(workspace: Workspace, run: Run, of: str, first: int, last: int) -> dict[str, np.ndarray]:
-    """The texts that steps first+1 .. last read and that have no hash: columns id, and of documents file, start, stop.
+def texts_to_hash(workspace: Workspace, run: Run, of: str, readings: Any) -> dict[str, np.ndarray]:
+    """The texts that were read and have no hash: columns id, and of documents file, start, stop.
 
     Raises:
         CorruptFile: two documents have one id.
     """
-    connection = _connect_readings(workspace, run, of, first, last)
+    connection = _connect_texts(workspace, run, of, readings)
     if of == "documents":
         twice = connection.execute(
             "SELECT document_id FROM documents GROUP BY document_id HAVING count(*) > 1 ORDER BY ALL LIMIT 1"
@@ -489,9 +497,9 @@ def has_stale_hashes(workspace: Workspace, run: Run) -> bool:
 
 
 def distinct_texts(
-    workspace: Workspace, run: Run, of: str, first: int, last: int, *, min_tokens: int, method: str, signed: bool
+    workspace: Workspace, run: Run, of: str, readings: Any, *, min_tokens: int, method: str, signed: bool
 ) -> Any:
-    """One of each of the texts that steps first+1 .. last read, ordered by id, as an Arrow table.
+    """One of each of the texts that were read, ordered by id, as an Arrow table.
 
     Columns: those of `texts_to_hash`, sha256, signature.
 
@@ -499,7 +507,7 @@ def distinct_texts(
         signed: only texts that have a signature of this method; else only those that have none.
     """
     return (
-        _connect_readings(workspace, run, of, first, last)
+        _connect_texts(workspace, run, of, readings)
         .sql(
             """
             WITH chosen AS (SELECT sha256, min(id) AS id FROM hashes SEMI JOIN readings USING (id)
@@ -515,18 +523,18 @@ def distinct_texts(
 
 
 def repeated_readings(
-    workspace: Workspace, run: Run, of: str, first: int, last: int, *, min_tokens: int, near: Any, limit: int | None
+    workspace: Workspace, run: Run, of: str, readings: Any, *, min_tokens: int, near: Any, limit: int | None
 ) -> tuple[Any, dict[str, int]]:
     """Rows of `repeats`, group after group, as an Arrow table; and counts over all groups.
 
     Args:
+        readings: as `text_readings` answers.
         near: Arrow table of sha256, group, similarity: texts that are nearly the same as others, their groups named.
         limit: of groups; None: all.
     """
-    connection = _connect_readings(workspace, run, of, first, last)
+    connection = _connect_texts(workspace, run, of, readings)
     connection.register("near", near)
-    statement = (resources.files("data_index") / "sql" / "repeats.sql").read_text()
-    connection.execute(statement.format(min_tokens=min_tokens))
+    connection.execute(_statement("repeats").format(min_tokens=min_tokens))
     column, told = TEXTS[of]
     names = f"r.id AS {column}, r.step, r.attempt, r.position"
     names += ", r.instance, r.first AS first_token" if of == "documents" else ""

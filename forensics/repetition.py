@@ -11,7 +11,7 @@ import numpy as np
 from data_index.errors import InvalidRange, UnknownDocument
 from data_index.repeated_text import Shingles, bands_for, buckets, group_alike, shingles_of
 from data_index.run import Run, parse_steps
-from data_index.store import TEXTS, documents_in_force, reader_of, repeated_readings, texts_to_hash
+from data_index.store import TEXTS, documents_in_force, reader_of, repeated_readings, text_readings, texts_to_hash
 from data_index.text_tokens import num_file_tokens, text_tokens
 from data_index.workspace import Workspace
 from forensics.text_hashes import Progress, TextsRead, bytes_to_fetch, hash_texts, sign_texts, signed_texts, tokens_of
@@ -94,7 +94,7 @@ def repeats(
     told = progress or _silent
     hash_texts(read, told)
     alike = _near_texts(read, near, told)
-    rows, counts = repeated_readings(*read.place, min_tokens=min_tokens, near=alike, limit=limit)
+    rows, counts = repeated_readings(*read.stored, min_tokens=min_tokens, near=alike, limit=limit)
     return Repeats(run=run, of=of, rows=rows, **counts)
 
 
@@ -106,17 +106,19 @@ def plan_repeats(
     Raises:
         as `repeats`
     """
+    workspace = workspace or Workspace()
+    first, last = _steps(workspace.run(run), steps)
     read = _texts_read(run, steps, of, 1, None, workspace)
     reader = reader_of(read.workspace, read.run)
-    tokens = text_tokens(reader, texts_to_hash(*read.place))
+    tokens = text_tokens(reader, texts_to_hash(*read.stored))
     used: dict[int, int] = {}
     for number in range(len(tokens.lengths)):
         for file, start, stop in tokens.pieces(number):
             used[file] = used.get(file, 0) + stop - start
     return {
         "run": run,
-        "from": read.first,
-        "to": read.last,
+        "from": first,
+        "to": last,
         "to_hash": len(tokens.lengths),
         "tokens": sum(used.values()),
         "read": sum(_bytes_of(read.run, number, count) for number, count in used.items()),
@@ -137,16 +139,22 @@ def _texts_read(
         raise InvalidRange(f"--min-tokens takes 1 or more, not {min_tokens}: texts without a token are all the same")
     workspace = workspace or Workspace()
     record = workspace.run(run)
-    record.segment_of_step(record.last_step)  # says why nothing is known
-    first, last = parse_steps(str(steps), record) if steps is not None else (record.first_step - 1, record.last_step)
+    first, last = _steps(record, steps)
     if of == "documents" and not documents_in_force(workspace, record):
         raise UnknownDocument(
             f"where documents of {run} begin and end is not known: forensics documents {run} finds out; or compare "
             f"its rows: forensics repeats {run} --of instances"
         )
+    readings = text_readings(workspace, record, of, first, last)
     return TextsRead(
-        workspace=workspace, run=record, of=of, first=first, last=last, min_tokens=min_tokens, max_fetch=max_fetch
+        workspace=workspace, run=record, of=of, readings=readings, min_tokens=min_tokens, max_fetch=max_fetch
     )
+
+
+def _steps(run: Run, steps: str | int | None) -> tuple[int, int]:
+    """Checkpoints (a, b): steps a+1 .. b."""
+    run.segment_of_step(run.last_step)  # says why nothing is known
+    return parse_steps(str(steps), run) if steps is not None else (run.first_step - 1, run.last_step)
 
 
 def _bytes_of(run: Run, file: int, num_tokens: int) -> int:

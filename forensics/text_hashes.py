@@ -40,12 +40,13 @@ Progress = Callable[[str, int, int, float], None]
 Columns = Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TextsRead:
-    """The texts that steps first+1 .. last of a run read.
+    """The texts that some steps of a run read.
 
     Attributes:
         of: `documents` or `instances`.
+        readings: an Arrow table, as `store.text_readings` answers.
         min_tokens: texts with fewer are passed over.
         max_fetch: bytes of tokens that may be fetched from servers; None: 1 GiB.
     """
@@ -53,8 +54,7 @@ class TextsRead:
     workspace: Workspace
     run: Run
     of: str
-    first: int
-    last: int
+    readings: Any
     min_tokens: int
     max_fetch: int | None = None
 
@@ -63,9 +63,9 @@ class TextsRead:
         return self.workspace.home(self.run.name)
 
     @property
-    def place(self) -> tuple[Workspace, Run, str, int, int]:
+    def stored(self) -> tuple[Workspace, Run, str, Any]:
         """As the store asks for it."""
-        return self.workspace, self.run, self.of, self.first, self.last
+        return self.workspace, self.run, self.of, self.readings
 
 
 def hash_texts(read: TextsRead, progress: Progress) -> None:
@@ -74,10 +74,10 @@ def hash_texts(read: TextsRead, progress: Progress) -> None:
     Raises:
         MissingFile, CorruptFile, TooMuchToFetch, Busy
     """
-    if not len(texts_to_hash(*read.place)["id"]):
+    if not len(texts_to_hash(*read.stored)["id"]):
         return
     with _writing(read):
-        texts, column = texts_to_hash(*read.place), TEXTS[read.of][0]
+        texts, column = texts_to_hash(*read.stored), TEXTS[read.of][0]
         named, kind, stale = {}, f"{column.removesuffix('_id')}_hashes", False
         if read.of == "documents":
             named = {"documents": documents_in_force(read.workspace, read.run)}
@@ -115,7 +115,7 @@ def signed_texts(read: TextsRead) -> tuple[Columns, np.ndarray]:
     Raises:
         CorruptFile
     """
-    table = distinct_texts(*read.place, min_tokens=read.min_tokens, method=METHOD, signed=True)
+    table = distinct_texts(*read.stored, min_tokens=read.min_tokens, method=METHOD, signed=True)
     values = table.column("signature").combine_chunks().flatten().to_numpy(zero_copy_only=False)
     if values.shape != (table.num_rows * NUM_PERMUTATIONS,) or values.dtype != np.int32:
         raise CorruptFile(f"minhashes of {read.run.name} are no signatures of {NUM_PERMUTATIONS} numbers")
@@ -123,7 +123,7 @@ def signed_texts(read: TextsRead) -> tuple[Columns, np.ndarray]:
 
 
 def _distinct(read: TextsRead, *, signed: bool) -> Columns:
-    return _columns(distinct_texts(*read.place, min_tokens=read.min_tokens, method=METHOD, signed=signed))
+    return _columns(distinct_texts(*read.stored, min_tokens=read.min_tokens, method=METHOD, signed=signed))
 
 
 def _columns(table: Any) -> Columns:

@@ -1,4 +1,4 @@
--- Texts that steps of one run read more than once. Stands on the views hashes and readings, of documents or of instances,
+-- Texts that steps of one run read more than once. Stands on hashes and readings, of documents or of instances,
 -- and on near(sha256, "group", similarity): texts that are nearly the same as others.
 
 -- Every reading of a text that is long enough, with the group of its text. Texts with one hash are one text, wherever they
