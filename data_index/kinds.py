@@ -80,6 +80,15 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "num_fewshot": "BIGINT",
         "source": "VARCHAR",
     },
+    # What `repeats` hashed. `documents` names the documents table whose ids these are.
+    "document_hashes": {
+        "document_id": "BIGINT",
+        "num_tokens": "BIGINT",
+        "sha256": "VARCHAR",
+        "documents": "VARCHAR",
+    },
+    "instance_hashes": {"instance": "BIGINT", "num_tokens": "BIGINT", "sha256": "VARCHAR"},
+    "minhashes": {"sha256": "VARCHAR", "method": "VARCHAR", "signature": "INTEGER[]"},
 }
 
 

@@ -19,6 +19,7 @@ _PUBLIC = {
     "batches": "forensics.lookup",
     "where": "forensics.lookup",
     "sql": "forensics.lookup",
+    "repeats": "forensics.repetition",
     "replay": "forensics.reproduction",
     "fork": "forensics.forking",
     "compare": "forensics.divergence",

@@ -43,6 +43,9 @@ VIEWS = {
     "masks": "run step attempt position instance start stop reason",
     "metrics": "run step attempt name value original_name",
     "consumed": "run step attempt instances input_ids_sha256",
+    "document_hashes": "run document_id num_tokens sha256 documents",
+    "instance_hashes": "run instance num_tokens sha256",
+    "minhashes": "run sha256 method signature",
 }
 
 # Statements that would write, reach outside, or change the connection. {new} is a path inside the workspace that does

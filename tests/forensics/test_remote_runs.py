@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from data_index.dcp import read_dcp_metadata
-from data_index.errors import ChangedFile, CorruptFile, MissingFile, NewerWorkspace, Unreachable, UnsafeFile
+from data_index.errors import (
+    ChangedFile,
+    CorruptFile,
+    MissingFile,
+    NewerWorkspace,
+    TooMuchToFetch,
+    Unreachable,
+    UnsafeFile,
+)
 from data_index.orders import epoch_order
 from data_index.published.data import with_olmo
 from data_index.published.record import Published, read_published
@@ -20,7 +28,8 @@ from data_index.registry import Fact, ReleasedRun
 from data_index.remote import connection, http
 from data_index.remote.path import RemotePath
 from data_index.workspace import Workspace
-from forensics import batch, replay
+from forensics import batch, repeats, replay
+from forensics.repetition import plan_repeats
 from replay.weights import read_optimizer, read_tensor, read_weights
 from tests.conftest import FIXTURES
 from tests.forensics.test_cli import answer, forensics
@@ -324,3 +333,22 @@ def test_what_is_missing_of_a_released_olmo_run_is_said(
     published = with_olmo(bare, release, workspace.cache, lambda message: None)
 
     assert published.layout is None and re.search(said, published.missing)
+
+
+def test_far_rows_are_compared_like_near_ones_and_fetched_once(
+    far: Workspace, server: RangeServer, core_shared: Workspace
+) -> None:
+    """Of the files only what the steps read; what that is in bytes is said before, and held against the limit."""
+    cost = plan_repeats("far", "30:40", of="instances", workspace=far)
+    with pytest.raises(TooMuchToFetch, match=f"would fetch {cost['download']:,} bytes"):
+        repeats("far", "30:40", of="instances", max_fetch=cost["download"] - 1, workspace=far)
+    before = server.body_bytes
+    found = repeats("far", "30:40", of="instances", near=0.5, max_fetch=cost["download"], workspace=far)
+    fetched = server.body_bytes - before
+    again = repeats("far", "30:40", of="instances", near=0.5, max_fetch=0, workspace=far)
+
+    near = repeats("olmo", "30:40", of="instances", near=0.5, workspace=core_shared)
+    assert cost["to_hash"] * 256 == cost["download"] <= fetched <= 1.5 * cost["download"]
+    assert server.body_bytes - before == fetched and again.rows.equals(found.rows)
+    assert found.rows.drop_columns("file").equals(near.rows.drop_columns("file"))
+    assert str(found).removeprefix("far") == str(near).removeprefix("olmo")
