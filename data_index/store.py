@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from data_index.workspace import Workspace
 QUERY_SECONDS = 60.0
 QUERY_MEMORY = "2GB"
 ROWS_TOGETHER = 2**22
+MAX_OPEN_CONNECTIONS = 2
 # Tokens of a file that are looked at together where documents are sought.
 BLOCK_TOKENS = 2**20
 
@@ -48,46 +51,116 @@ def connect(workspace: Workspace | None = None, names: Sequence[str] | None = No
     Raises:
         UnknownRun, CorruptFile
     """
-    return _connect(workspace or Workspace(), names, None)
+    return _opened(_statements(workspace or Workspace(), names, None), locked_to=None)
 
 
-def _connect(workspace: Workspace, names: Sequence[str] | None, question: str | None) -> duckdb.DuckDBPyConnection:
-    """A connection with the views that a question names; with all of them for None."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Statement:
+    """One of those that make a connection.
+
+    Attributes:
+        run: whose index it attaches; None: it makes a table or a view.
+        identity: what changes when that index does.
+    """
+
+    sql: str
+    parameters: tuple[Any, ...] = ()
+    run: str | None = None
+    identity: tuple[int, ...] = ()
+
+
+def _connect(workspace: Workspace, names: Sequence[str] | None, question: str) -> duckdb.DuckDBPyConnection:
+    """A connection with the views that a question names; made once for the files that are now in force."""
+    return _cached(_statements(workspace, names, question), locked_to=None)
+
+
+def _statements(workspace: Workspace, names: Sequence[str] | None, question: str | None) -> list[_Statement]:
+    """What makes a connection with the views that a question names, or with all: indexes attached, tables, views."""
     names = workspace.run_names() + workspace.fork_ids() if names is None else list(names)
+    views = names_for(question)
+    runs = {name: workspace.run(name) for name in names} if views else {}
+    found: list[_Statement] = []
+    if needs_indexes(views) or question is None:
+        found += [_attach(name, workspace.home(name) / "index.duckdb") for name in names]
+    for view in views:
+        if view == "runs":
+            found += _table(view, [_run_row(run) for run in runs.values()])
+        elif view == "checkpoints":
+            found += _table(view, [row for run in runs.values() for row in checkpoint_rows(workspace, run)])
+        else:
+            found.append(_Statement(sql=statement_of(view, workspace, runs)))
+    return found
+
+
+def _attach(name: str, path: Path) -> _Statement:
+    require_file(path)
+    found = path.stat()
+    return _Statement(
+        sql=f"ATTACH {text_literal(str(path))} AS {identifier(name)} (READ_ONLY, TYPE duckdb)",
+        run=name,
+        identity=(found.st_ino, found.st_size, found.st_mtime_ns),
+    )
+
+
+def _table(name: str, rows: list[tuple[Any, ...]]) -> list[_Statement]:
+    columns = TABLES[name]
+    create = _Statement(sql=f"CREATE TABLE {name} ({', '.join(f'{c} {kind}' for c, kind in columns.items())})")
+    if not rows:
+        return [create]
+    # As one statement: each takes a millisecond.
+    values = ", ".join([f"({', '.join('?' * len(columns))})"] * len(rows))
+    fill = _Statement(sql=f"INSERT INTO {name} VALUES {values}", parameters=tuple(v for row in rows for v in row))
+    return [create, fill]
+
+
+def _opened(statements: Sequence[_Statement], locked_to: Path | None) -> duckdb.DuckDBPyConnection:
+    """
+    Args:
+        locked_to: the only folder that can be read from then on.
+    Raises:
+        CorruptFile: an index cannot be opened.
+    """
     connection = duckdb.connect(":memory:")
     connection.execute("SET enable_progress_bar = false")
     # A file of another kind must not make DuckDB fetch an extension for it.
     connection.execute("SET autoinstall_known_extensions = false")
     connection.execute("SET autoload_known_extensions = false")
-    views = names_for(question)
-    runs = {name: workspace.run(name) for name in names} if views else {}
-    if needs_indexes(views) or question is None:
-        for name in names:
-            _attach(connection, name, workspace.home(name) / "index.duckdb")
-    for view in views:
-        if view == "runs":
-            _create_table(connection, view, [_run_row(run) for run in runs.values()])
-        elif view == "checkpoints":
-            _create_table(connection, view, [row for run in runs.values() for row in checkpoint_rows(workspace, run)])
-        else:
-            connection.execute(statement_of(view, workspace, runs))
+    for statement in statements:
+        try:
+            connection.execute(statement.sql, statement.parameters or None)
+        except duckdb.Error as error:
+            if statement.run is None:
+                raise
+            path = statement.sql.split("'")[1]
+            raise CorruptFile(
+                f"{path} cannot be opened as an index ({error}); register {statement.run} again"
+            ) from error
+    if locked_to is not None:
+        connection.execute(f"SET allowed_directories = [{text_literal(str(locked_to))}]")
+        connection.execute("SET temp_directory = ''")
+        connection.execute("SET enable_external_access = false")
+        connection.execute(f"SET memory_limit = {text_literal(QUERY_MEMORY)}")
+        connection.execute("SET lock_configuration = true")
     return connection
 
 
-def _attach(connection: Any, name: str, path: Path) -> None:
-    require_file(path)
-    try:
-        connection.execute(f"ATTACH {text_literal(str(path))} AS {identifier(name)} (READ_ONLY, TYPE duckdb)")
-    except duckdb.Error as error:
-        raise CorruptFile(f"{path} cannot be opened as an index ({error}); register {name} again") from error
+_open_connections: OrderedDict[str, duckdb.DuckDBPyConnection] = OrderedDict()
+_opening = threading.Lock()
 
 
-def _create_table(connection: Any, name: str, rows: list[tuple[Any, ...]]) -> None:
-    columns = TABLES[name]
-    connection.execute(f"CREATE TABLE {name} ({', '.join(f'{c} {kind}' for c, kind in columns.items())})")
-    if rows:  # as one statement: each takes a millisecond
-        values = ", ".join([f"({', '.join('?' * len(columns))})"] * len(rows))
-        connection.execute(f"INSERT INTO {name} VALUES {values}", [value for row in rows for value in row])
+def _cached(statements: Sequence[_Statement], *, locked_to: Path | None) -> duckdb.DuckDBPyConnection:
+    """A cursor of a connection that the same statements made: files in force have names of their own.
+
+    What a question makes on its cursor (temporary tables, names that it registers) is gone with it.
+    """
+    key = repr((statements, locked_to, QUERY_MEMORY))
+    with _opening:
+        if key not in _open_connections:
+            _open_connections[key] = _opened(statements, locked_to)
+            while len(_open_connections) > MAX_OPEN_CONNECTIONS:
+                _open_connections.popitem(last=False)
+        _open_connections.move_to_end(key)
+        return _open_connections[key].cursor()
 
 
 def _run_row(run: Run) -> tuple[Any, ...]:
@@ -184,13 +257,7 @@ def locked_connection(
     Args:
         question: what will be asked, so that only what it needs is made.
     """
-    connection = _connect(workspace, names, question)
-    connection.execute(f"SET allowed_directories = [{text_literal(str(workspace.folder))}]")
-    connection.execute("SET temp_directory = ''")
-    connection.execute("SET enable_external_access = false")
-    connection.execute(f"SET memory_limit = {text_literal(QUERY_MEMORY)}")
-    connection.execute("SET lock_configuration = true")
-    return connection
+    return _cached(_statements(workspace, names, question), locked_to=workspace.folder)
 
 
 def query_locked(connection: duckdb.DuckDBPyConnection, query: str, seconds: float) -> Any:

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-ROOM_BYTES = 2 * 2**30
+ROOM_BYTES = 3 * 2**30
 SECONDS = 30.0  # for one twin: a guard against hanging, far above what any takes
 FORBIDDEN = (
     "os.system",
