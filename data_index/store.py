@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from data_index.errors import CorruptFile, FailedQuery, RefusedQuery, UnknownDoc
 from data_index.files import require_file
 from data_index.kinds import KINDS
 from data_index.run import Run
+from data_index.skips import stretches_passed_over
 from data_index.tokens import BlockHashes, TokenReader
 from data_index.workspace import Workspace
 
@@ -51,6 +53,18 @@ _RUN_COLUMNS = {
     "parent": "VARCHAR",
     "parent_step": "BIGINT",
 }
+_PASSED_OVER_COLUMNS = {
+    "run": "VARCHAR",
+    "first_step": "BIGINT",
+    "last_step": "BIGINT",
+    "attempt": "BIGINT",
+    "kind": "VARCHAR",
+    "epoch": "BIGINT",
+    "first_position": "BIGINT",
+    "num_instances": "BIGINT",
+}
+# The view `masks` holds what the trainer hid as well; a plan is made from edits alone.
+_VIEWS_OF_KINDS = {"masks": "edit_masks"}
 _CHECKPOINT_COLUMNS = {"run": "VARCHAR", **KINDS["checkpoints"]}
 
 
@@ -75,6 +89,8 @@ def connect(workspace: Workspace | None = None, names: Sequence[str] | None = No
     _create_table(connection, "runs", _RUN_COLUMNS, [_run_row(run) for run in runs.values()])
     checkpoints = [row for run in runs.values() for row in checkpoint_rows(workspace, run)]
     _create_table(connection, "checkpoints", _CHECKPOINT_COLUMNS, checkpoints)
+    passed_over = [(run.name, *astuple(stretch)) for run in runs.values() for stretch in stretches_passed_over(run)]
+    _create_table(connection, "passed_over", _PASSED_OVER_COLUMNS, passed_over)
     connection.execute("CREATE VIEW forks AS SELECT * FROM runs WHERE parent IS NOT NULL")
     for view, columns in _INDEX_VIEWS.items():
         parts = [f"SELECT {_text(name)} AS run, * FROM {_name(name)}.{view}" for name in names]
@@ -89,7 +105,7 @@ def connect(workspace: Workspace | None = None, names: Sequence[str] | None = No
             for name, paths in files.items()
             if paths
         ]
-        _create_view(connection, kind, columns, parts)
+        _create_view(connection, _VIEWS_OF_KINDS.get(kind, kind), columns, parts)
     connection.execute((resources.files("data_index") / "sql" / "views.sql").read_text())
     return connection
 
@@ -249,7 +265,11 @@ def view_columns(workspace: Workspace) -> list[str]:
         "FROM duckdb_columns() WHERE schema_name = 'main' AND database_name = 'memory' GROUP BY 1 ORDER BY 1"
     )
     lines = [f"{view}({columns})" for view, columns in rows.fetchall()]
-    return [*lines, "macros: batch(run, step), steps_of_instance(run, instance); for example: from batch('demo', 137)"]
+    return [
+        *lines,
+        "macros: batch(run, step), steps_of_instance(run, instance), exposures(run, step); for example: "
+        "from batch('demo', 137)",
+    ]
 
 
 # --- the verbs' questions --------------------------------------------------------------------------------------------
@@ -272,7 +292,8 @@ def plan_of(workspace: Workspace, run: Run, first: int, last: int) -> IndexedPla
         [first, last],
     ).fetchnumpy()
     masks = connection.execute(
-        f"SELECT step, position, start, stop FROM masks WHERE step > ? AND step <= ? AND {_kept(run)} ORDER BY ALL",
+        f"SELECT step, position, start, stop FROM edit_masks WHERE step > ? AND step <= ? AND {_kept(run)} "
+        "ORDER BY ALL",
         [first, last],
     ).fetchall()
     hidden: dict[int, list[tuple[int, int, int]]] = {}
@@ -324,7 +345,7 @@ def batch_rows(workspace: Workspace, run: Run, first: int, last: int, instance: 
                        AND ($instance IS NULL OR instance = $instance)),
             pieces AS (SELECT s.instance, list(s.document_id ORDER BY s.start) AS document_ids
                        FROM spans s WHERE s.instance IN (SELECT instance FROM b) GROUP BY s.instance),
-            hidden AS (SELECT step, attempt, position, sum(stop - start)::BIGINT AS masked FROM masks GROUP BY ALL)
+            hidden AS (SELECT step, attempt, position, sum(stop - start)::BIGINT AS masked FROM edit_masks GROUP BY ALL)
             SELECT b.step, b.attempt, b.position, b.instance, b.file, b."offset", b.num_tokens,
                    coalesce(p.document_ids, []) AS document_ids,
                    coalesce(h.masked, 0) AS masked, b.epoch
@@ -433,3 +454,12 @@ def logged_metrics(workspace: Workspace, run: Run, first: int, last: int) -> dic
     for step, name, value in found.fetchall():
         metrics.setdefault(step, {})[name] = value
     return metrics
+
+
+def logged_skips(workspace: Workspace, run: Run) -> frozenset[int]:
+    """Steps whose last attempt the trainer logged as skipped: it computed the update and did not apply it."""
+    found = connect(workspace, [run.name]).execute(
+        "SELECT step FROM metrics WHERE name = 'skipped' "
+        "QUALIFY row_number() OVER (PARTITION BY step ORDER BY attempt DESC) = 1 AND value > 0"
+    )
+    return frozenset(step for (step,) in found.fetchall())
