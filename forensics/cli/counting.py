@@ -75,7 +75,7 @@ class CountProgress:
         self.told = now
         rate = here / max(now - self.began, 1e-9)
         left = (total - done) / max(rate, 1e-9)
-        text = f"{self.run}: counted {done / 1e6:,.1f} of {total / 1e6:,.1f}M tokens, {rate / 1e6:,.0f}M/s"
+        text = f"{self.run}: counted {done:,} of {total:,} tokens, {rate / 1e6:,.1f}M a second"
         text += f", {left:,.0f} s left" if done < total else ""
         if self.moving:
             print(f"\r\033[K{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
