@@ -390,7 +390,9 @@ def test_real_runs_are_counted_as_the_trainers_record_says(name: str, core_share
 
 def test_a_fork_is_counted_from_where_it_begins(tiny: Workspace) -> None:
     """Its edits are hidden, its counts are its own, and counting changes neither it nor its parent."""
-    made = fork("tiny", from_step=5, num_steps=4, edits=["mask instance:3,9", "drop instance:12"], workspace=tiny)
+    read = plan_of(tiny, tiny.run("tiny"), 5, 9)
+    edits = [f"mask instance:{read[6].instances[1]},{read[9].instances[0]}", f"drop instance:{read[7].instances[3]}"]
+    made = fork("tiny", from_step=5, num_steps=4, edits=edits, workspace=tiny)
     run = tiny.run(made.id)
     plan = plan_of(tiny, run, 5, 9)
     exposures(made.id, every=1, workspace=tiny)
@@ -531,16 +533,16 @@ def test_a_plan_says_what_it_would_take(tiny: Workspace) -> None:
     assert tables_of(tiny, "tiny") == {} and not (tiny.home("tiny") / "exposures").exists()
 
 
-def test_what_cannot_be_counted_is_said(tiny: Workspace, tiny_copy: Path) -> None:
+def test_what_cannot_be_counted_is_said(tiny: Workspace) -> None:
     with pytest.raises(InvalidRange, match="--every 0"):
         exposures("tiny", every=0, workspace=tiny)
     with exclusive_lock(tiny.home("tiny") / "exposures.lock", "counting"), pytest.raises(Busy, match="counting"):
         exposures("tiny", workspace=tiny)
-    unknown = replace(read_run(tiny_copy), segments=(), name="unknown", facts={"last_step": "20"})
-    write_run(unknown, tiny_copy)
-    add(tiny_copy, workspace=tiny)
-    with pytest.raises(UnknownOrder):
-        exposures("unknown", workspace=tiny)
+    home = tiny.home("tiny")
+    trust = OrderTrust(level="unknown", witness="nothing", missing="the data")
+    write_run(replace(read_run(home), segments=(), trust=trust, facts={"last_step": "20"}), home)
+    with pytest.raises(UnknownOrder, match="what the steps of tiny read is not known here"):
+        exposures("tiny", workspace=tiny)
 
 
 # --- in SQL ----------------------------------------------------------------------------------------------------------
