@@ -79,13 +79,20 @@ class CountingWork:
             self._counts(before).unlink(missing_ok=True)
 
     def finish(self, *, in_force: bool) -> None:
-        """All is counted; the rows become what is known of the run, where they are about all of it."""
+        """All is counted; the rows become what is known of the run, where they are about all of it.
+
+        Call it only while holding the lock.
+        """
         if in_force:
             put_in_force(self.home, self.files)
         if not self.done:
             self.done = True
             self._write()
-        self._counts(self.step).unlink(missing_ok=True)
+        kept = {self.folder / "state.json"}.union(*self.files.values())
+        for kind in KINDS:
+            for path in (self.home / kind / self.key).glob("*"):
+                if path not in kept:  # counts, and what a dead writer left
+                    path.unlink()
 
     def _write(self) -> None:
         files = {kind: [path.relative_to(self.home).as_posix() for path in paths] for kind, paths in self.files.items()}

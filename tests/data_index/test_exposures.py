@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ import pytest
 from data_index.batch import StepPlan, read_batch
 from data_index.errors import Busy, CorruptFile, InvalidRange, StepOutOfRange, UnknownOrder
 from data_index.exposures import COLUMNS, COUNTS, Exposures
-from data_index.files import exclusive_lock, sha256_of_file
+from data_index.files import exclusive_lock, read_json, sha256_of_file
 from data_index.pieces import Pieces, write_pieces
 from data_index.registration import add
 from data_index.run import Masking, Order, OrderTrust, Run, Segment, TokenFile
@@ -461,41 +462,53 @@ class Died(BaseException):
     """As if the process had been killed."""
 
 
+@dataclass
+class Renames:
+    """Stands for os.replace, and dies at a call."""
+
+    dies_at: int = 0
+    count: int = 0
+    rename: Callable[..., None] = os.replace
+
+    def __call__(self, source: Any, target: Any) -> None:
+        self.count += 1
+        if self.count == self.dies_at:
+            raise Died
+        self.rename(source, target)
+
+
 def test_a_count_that_died_at_any_rename_goes_on_exactly(
     tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing of it is in force before all is counted, and the same rows are in the end."""
+    """Nothing of it is in force before all is counted; the same rows are in the end, and no step is counted again."""
     case = CASES_BY_HAND[-2]
     folder = case.write(tmp_path / "run")
-    rename, expected, number = os.replace, case.by_hand(folder), 0
-    while True:
-        number += 1
-        here = Workspace(tmp_path / f"workspace-{number}")
-        add(folder, workspace=here)
-        renames = 0
+    add(folder, workspace=workspace)
 
-        def dying(source: Any, target: Any, until: int = number) -> None:
-            nonlocal renames
-            renames += 1
-            if renames == until:
-                raise Died
-            rename(source, target)
+    def copied(name: str) -> Workspace:
+        return Workspace(shutil.copytree(workspace.folder, tmp_path / name))
 
-        monkeypatch.setattr(os, "replace", dying)
-        try:
-            exposures("run", every=1, commit_seconds=0, workspace=here)
-        except Died:
-            monkeypatch.setattr(os, "replace", rename)
-        else:
-            break
+    monkeypatch.setattr(os, "replace", undisturbed := Renames())
+    exposures("run", commit_seconds=0, workspace=copied("undisturbed"))
+    expected = {step: counts for step, counts in case.by_hand(folder).items() if step in (9, 15)}
+    # All renames of the first commits and of the last one, some between.
+    last = undisturbed.count
+    for dies_at in (*range(1, 9), *range(9, last - 8, 9), *range(last - 8, last + 1)):
+        here, told = copied(f"killed-{dies_at}"), []
+        monkeypatch.setattr(os, "replace", Renames(dies_at))
+        with pytest.raises(Died):
+            exposures("run", commit_seconds=0, workspace=here)
         assert tables_of(here, "run") in ({}, expected)
-        told: list[tuple[int, int, int]] = []
-        exposures("run", every=1, workspace=here, progress=lambda *numbers, told=told: told.append(numbers))
+        monkeypatch.setattr(os, "replace", Renames.rename)
+        exposures("run", workspace=here, progress=lambda *numbers, told=told: told.append(numbers))
+
         assert tables_of(here, "run") == expected
         assert connect(here).execute("SELECT count(*) - count(DISTINCT hidden) FROM hidden").fetchall() == [(0,)]
-        assert number < 12 or len(told) < 15
-    assert number > 40
-    assert not list(here.home("run").rglob("counts-*.npy"))
+        # A commit is five renames or more, so that many were made before: their steps are not counted again.
+        assert len(told) <= 15 - dies_at // 9
+        named = json.dumps(read_json(here.home("run") / "current.json"))
+        for kind in ("exposures", "hidden"):
+            assert all(f.name in named for f in (here.home("run") / kind).rglob("*.*") if f.name != "state.json")
 
 
 def test_the_same_question_reads_nothing_again(tiny: Workspace) -> None:

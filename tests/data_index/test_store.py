@@ -31,6 +31,11 @@ VIEWS = {
     "tags": "run document_id tag",
     "spans": "run instance document_id start stop",
     "masks": "run step attempt position instance start stop reason",
+    "edit_masks": "run step attempt position instance start stop reason",
+    "hidden": "run step attempt position instance start stop reason",
+    "skips": "run first_step last_step attempt kind epoch first_position num_instances",
+    "exposures": "run step token_id as_input as_target masked_target filtered_input filtered_target not_applied "
+    "first_step last_step",
     "metrics": "run step attempt name value original_name",
     "consumed": "run step attempt instances input_ids_sha256",
 }
