@@ -93,7 +93,7 @@ def tables_of(workspace: Workspace, run: str) -> Counts:
 
 # --- a run in which everything happens -------------------------------------------------------------------------------
 
-LENGTH, PAD, HIDDEN = 12, 3, 5
+LENGTH, PAD, HIDDEN = 12, 5, 5  # as where the end of text pads too: it must not be taken for a hidden target
 SEGMENT = Segment(first_step=1, num_steps=4, epoch=1, first_position=0, instances_per_batch=4)
 SEGMENTS = (
     SEGMENT,
