@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,21 +11,19 @@ from typing import Any
 import numpy as np
 
 from data_index.batch import StepPlan
-from data_index.errors import InvalidRange
-from data_index.exposures import COLUMNS, COUNTS, Exposures
-from data_index.files import canonical_json, exclusive_lock, sha256_of_file
+from data_index.exposures import COUNTS, Exposures
+from data_index.files import exclusive_lock
 from data_index.kinds import arrow_schema
-from data_index.run import Run, parse_steps
+from data_index.run import Run
 from data_index.step_rows import Rows, hidden_stretches, rows_of_step
-from data_index.store import logged_skips, plan_of, reader_of
+from data_index.store import plan_of, reader_of
 from data_index.witness import remember_first_seen
-from data_index.workspace import Workspace, read_current
+from data_index.workspace import Workspace
+from forensics.counting_plan import ROWS_IN_MEMORY, Count, bytes_to_fetch, count_of, key_of
 from forensics.counting_work import CountingWork
-from forensics.fetching import bytes_of_all_tokens, bytes_of_steps, require_allowed
+from forensics.fetching import require_allowed
 
-VERSION = 1  # of what is counted
 COMMIT_SECONDS = 60.0
-ROWS_IN_MEMORY = 2**20
 PLANNED_ROWS = 2**18  # of the plan that is held at a time
 
 # Called after each step with the tokens gone through so far, those of this process among them, and all of them.
@@ -58,48 +55,6 @@ class TokenExposures:
         wanted = [(name, "=", value) for name, value in (("step", step), ("token_id", token)) if value is not None]
         tables = [pyarrow.parquet.read_table(path, filters=wanted or None, partitioning=None) for path in self.files]
         return pyarrow.concat_tables([arrow_schema("exposures").empty_table(), *tables])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Count:
-    """What is to be counted.
-
-    Attributes:
-        recorded: steps at which the counts are kept, rising; the last one is among them.
-        whole: all steps of the run, so that what is found becomes known of it.
-        not_applied: steps of which the trainer logged that it did not apply the update.
-    """
-
-    run: Run
-    first: int
-    last: int
-    recorded: tuple[int, ...]
-    whole: bool
-    not_applied: frozenset[int] = frozenset()
-
-    @property
-    def num_tokens(self) -> int:
-        return self.tokens_until(self.last)
-
-    def tokens_until(self, step: int) -> int:
-        return self.run.tokens_after(step) - self.run.tokens_after(self.first)
-
-
-def count_of(workspace: Workspace, run: Run, steps: str = "all", every: int | None = None) -> Count:
-    """
-    Raises:
-        UnknownOrder, StepOutOfRange, InvalidRange
-    """
-    if every is not None and every < 1:
-        raise InvalidRange(f"--every {every}: counts are kept every 1, 2, 3 … steps")
-    if steps == "all":
-        run.segment_of_step(run.last_step)  # says why nothing is known
-    first, last = parse_steps(f"{run.first_step - 1}:{run.last_step}" if steps == "all" else steps, run)
-    at = {c.step for c in workspace.checkpoints(run) if first < c.step < last} | {last}
-    at |= set(range(every * (first // every + 1), last, every)) if every else set()
-    whole = (first, last) == (run.first_step - 1, run.last_step)
-    skips = frozenset(step for step in logged_skips(workspace, run) if first < step <= last)
-    return Count(run=run, first=first, last=last, recorded=tuple(sorted(at)), whole=whole, not_applied=skips)
 
 
 def exposures(
@@ -134,7 +89,7 @@ def exposures(
     record = workspace.run(run)
     count, home = count_of(workspace, record, steps, every), workspace.home(run)
     with exclusive_lock(home / "exposures.lock", f"counting the tokens of {run}"):
-        work = CountingWork(home, _key(home, count), count.first)
+        work = CountingWork(home, key_of(home, count), count.first)
         if not work.done:
             wanted = bytes_to_fetch(workspace, count)
             require_allowed(wanted, max_fetch, f"the tokens of steps {count.first + 1}..{count.last} of {run}")
@@ -142,56 +97,6 @@ def exposures(
         work.finish(in_force=count.whole)
     files = tuple(work.files["exposures"])
     return TokenExposures(run=run, first=count.first, last=count.last, summary=work.summary, files=files)
-
-
-def bytes_to_fetch(workspace: Workspace, count: Count) -> int:
-    if count.whole:
-        return bytes_of_all_tokens(count.run)
-    return bytes_of_steps(workspace, count.run, count.first, count.last)
-
-
-def plan_exposures(
-    run: str, steps: str = "all", *, every: int | None = None, workspace: Workspace | None = None
-) -> dict[str, Any]:
-    """What it would take: tokens and bytes to read, bytes to fetch, rows that are kept at most, bytes in memory.
-
-    Raises:
-        UnknownRun, UnknownOrder, StepOutOfRange, InvalidRange
-    """
-    workspace = workspace or Workspace()
-    record = workspace.run(run)
-    count = count_of(workspace, record, steps, every)
-    work = CountingWork(workspace.home(run), _key(workspace.home(run), count), count.first)
-    step = count.last if work.done else work.step
-    tokens = count.num_tokens - count.tokens_until(step)
-    ids = record.vocabulary_size or 2**16
-    per_instance = sum(file.num_bytes for file in record.files) / max(record.num_instances, 1)
-    return {
-        "run": run,
-        "from": count.first,
-        "to": count.last,
-        "counted_to": step,
-        "records": len(count.recorded),
-        "tokens": tokens,
-        "read": round(tokens / record.tokens_per_instance * per_instance),
-        "download": bytes_to_fetch(workspace, count) if tokens else 0,
-        "rows_at_most": len(count.recorded) * ids,
-        "memory": 8 * (2 * len(COLUMNS) * ids + 4 * ROWS_IN_MEMORY + 2 * len(COLUMNS) * max(ids, ROWS_IN_MEMORY)),
-        "seconds_at_100M_tokens_a_second": round(tokens / 1e8, 1),
-    }
-
-
-def _key(home: Path, count: Count) -> str:
-    """Names all that the counts depend on."""
-    parts = {
-        "version": VERSION,
-        "run": sha256_of_file(home / "run.toml"),
-        "edits": read_current(home).get("masks", []),
-        "steps": [count.first, count.last],
-        "recorded": count.recorded,
-        "not_applied": sorted(count.not_applied),
-    }
-    return hashlib.sha256(canonical_json(parts)).hexdigest()[:12]
 
 
 def _go_through(

@@ -31,8 +31,8 @@ def exposures(
 
     Example: forensics exposures demo --token 17
     """
+    from forensics.counting_plan import plan_exposures
     from forensics.token_counts import exposures as count
-    from forensics.token_counts import plan_exposures
 
     there = open_workspace(workspace)
     if plan:

@@ -27,8 +27,8 @@ from data_index.step_rows import rows_of_step
 from data_index.store import connect, plan_of, reader_of
 from data_index.workspace import Workspace
 from forensics import exposures, fork
+from forensics.counting_plan import plan_exposures
 from forensics.lookup import batch
-from forensics.token_counts import plan_exposures
 from tests.data_index.conftest import RawRun
 from tests.data_index.test_every_order import CASES, Maker, raw_tokens
 
