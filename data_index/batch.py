@@ -120,15 +120,10 @@ def batch_of(
         token_ids, trained: shape [rows, length]; ids, and which of them padding and label masks leave in the loss.
         num_tokens: shape [rows]; tokens of each row before its padding.
     """
-    filtered = np.zeros(len(token_ids), dtype=bool)
     if masking.hidden_token_id is not None:
         trained = trained & (token_ids != masking.hidden_token_id)
-    if masking.repetition is not None:
-        longest, shortest, most = masking.repetition
-        lengths = None if masking.filter_sees_padding else num_tokens
-        filtered = hidden_by_repetition(
-            token_ids, max_period=longest, min_period=shortest, max_count=most, lengths=lengths
-        )
+    filtered = filtered_rows(token_ids, num_tokens, masking)
+    if filtered.any():
         trained = trained & ~filtered[:, None]
     counts = trained.copy()
     for row, start, stop in plan.masks:
@@ -144,6 +139,20 @@ def batch_of(
         loss_denominator=plan.loss_denominator,
         outcome=plan.outcome,
     )
+
+
+def filtered_rows(token_ids: np.ndarray, num_tokens: np.ndarray | None, masking: Masking) -> np.ndarray:
+    """Which rows the trainer's instance filter hides, bool of shape [rows].
+
+    Args:
+        token_ids: shape [rows, length], of any integer dtype, padding included.
+        num_tokens: shape [rows]; tokens of each row before its padding; None: there is none.
+    """
+    if masking.repetition is None:
+        return np.zeros(len(token_ids), dtype=bool)
+    longest, shortest, most = masking.repetition
+    lengths = None if masking.filter_sees_padding else num_tokens
+    return hidden_by_repetition(token_ids, max_period=longest, min_period=shortest, max_count=most, lengths=lengths)
 
 
 def denominator_of_rows(batch: Batch, rule: Denominator) -> np.ndarray:

@@ -47,6 +47,20 @@ class Pieces:
         columns = (self.file[rows], self.start[rows], self.stop[rows])
         return list(zip(*(column.tolist() for column in columns), strict=True))
 
+    def of_instances(self, instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, pieces): the pieces of instances one after another, and which of `instances` each belongs to."""
+        first = self.first[instances]
+        counts = self.first[instances + 1] - first
+        rows = np.repeat(np.arange(len(instances)), counts)
+        return rows, np.arange(len(rows)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+
+    def lengths_of(self, instances: np.ndarray) -> np.ndarray:
+        """Tokens of some instances, padding not counted; int64 of shape [len(instances)]."""
+        rows, pieces = self.of_instances(instances)
+        lengths = np.zeros(len(instances), dtype=np.int64)
+        np.add.at(lengths, rows, self.stop[pieces] - self.start[pieces])
+        return lengths
+
     def lengths(self) -> np.ndarray:
         """Tokens of each instance, padding not counted; int64 of shape [instances]."""
         ends = np.append(0, np.cumsum(self.stop - self.start))

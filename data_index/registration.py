@@ -186,8 +186,7 @@ def _write_arrays(imported: Imported, building: Path) -> Run:
             path = building / "lines" / f"{number:05d}.npy"
             write_npy(path, imported.lines[file.name])
             file = replace(file, lines=path)
-        # Instances cut from files come after those in pieces.
-        files.append(
-            replace(file, first_instance=file.first_instance + (run.pieces.num_instances if run.pieces else 0))
-        )
+        # Instances cut from files come after those in pieces; a native run says so itself.
+        before = imported.pieces.num_instances if imported.pieces is not None else 0
+        files.append(replace(file, first_instance=file.first_instance + before))
     return replace(run, files=tuple(files))

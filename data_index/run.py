@@ -290,15 +290,16 @@ class Run:
     def tokens_after(self, step: int) -> int:
         """Tokens consumed when checkpoint `step` was taken, masked ones included, counted from the run's start."""
         rows = sum(
-            max(min(step, last) - first + 1, 0) * segment.instances_per_batch for first, last, segment in self._kept()
+            max(min(step, last) - first + 1, 0) * segment.instances_per_batch
+            for first, last, segment in self.kept_segments()
         )
         return int(self.facts.get("tokens_before", "0")) + rows * self.tokens_per_instance
 
     def kept_steps(self) -> list[tuple[int, int, int]]:
         """Stretches (first, last, attempt) that tile the steps; where segments overlap, the later attempt counts."""
-        return [(first, last, segment.attempt) for first, last, segment in self._kept()]
+        return [(first, last, segment.attempt) for first, last, segment in self.kept_segments()]
 
-    def kept_segments(self) -> list[Segment]:
+    def kept_stretches(self) -> list[Segment]:
         """The same stretches as segments: of each step the attempt that counts, in step order."""
         return [
             replace(
@@ -307,10 +308,10 @@ class Run:
                 num_steps=last - first + 1,
                 first_position=segment.positions_of_step(first).start,
             )
-            for first, last, segment in self._kept()
+            for first, last, segment in self.kept_segments()
         ]
 
-    def _kept(self) -> Iterator[tuple[int, int, Segment]]:
+    def kept_segments(self) -> Iterator[tuple[int, int, Segment]]:
         """Stretches (first, last) with the segment that counts; the time does not grow with the square of them."""
         borders = sorted({s.first_step for s in self.segments} | {s.last_step + 1 for s in self.segments})
         coming = sorted(range(len(self.segments)), key=lambda n: self.segments[n].first_step, reverse=True)

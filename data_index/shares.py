@@ -29,7 +29,7 @@ def file_shares(workspace: Workspace, run: Run, every: int) -> Any:
     import pyarrow
 
     counts = np.zeros((len(run.files), (run.last_step - run.first_step) // every + 1), dtype=np.int64)
-    kept = run.kept_segments()
+    kept = run.kept_stretches()
     for epoch in run.epochs:
         for layer in layers([segment for segment in kept if segment.epoch == epoch]):
             for instances, positions in positions_in_order_of_instances(workspace, run, epoch):

@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from data_index.batch import IndexedPlan, StepPlan
 from data_index.errors import CorruptFile, FailedQuery, RefusedQuery, UnknownDocument, UnknownInstance
 from data_index.files import require_file
 from data_index.run import Run
+from data_index.skips import stretches_passed_over
 from data_index.tokens import BlockHashes, TokenReader
 from data_index.view_catalog import (
     DESCRIPTIONS,
@@ -87,6 +88,10 @@ def _statements(workspace: Workspace, names: Sequence[str] | None, question: str
             found += _table(view, [_run_row(run) for run in runs.values()])
         elif view == "checkpoints":
             found += _table(view, [row for run in runs.values() for row in checkpoint_rows(workspace, run)])
+        elif view == "passed_over":
+            found += _table(
+                view, [(r.name, *astuple(part)) for r in runs.values() for part in stretches_passed_over(r)]
+            )
         else:
             found.append(_Statement(sql=statement_of(view, workspace, runs)))
     return found
@@ -321,7 +326,8 @@ def plan_of(workspace: Workspace, run: Run, first: int, last: int) -> IndexedPla
         [first, last],
     ).fetchnumpy()
     masks = connection.execute(
-        f"SELECT step, position, start, stop FROM masks WHERE step > ? AND step <= ? AND {_kept(run)} ORDER BY ALL",
+        f"SELECT step, position, start, stop FROM edit_masks WHERE step > ? AND step <= ? AND {_kept(run)} "
+        "ORDER BY ALL",
         [first, last],
     ).fetchall()
     hidden: dict[int, list[tuple[int, int, int]]] = {}
@@ -603,3 +609,12 @@ def repeated_readings(
     )
     counts = dict(zip([c[0] for c in answer.description or ()], answer.fetchone() or (), strict=True))
     return rows, counts
+
+
+def logged_skips(workspace: Workspace, run: Run) -> frozenset[int]:
+    """Steps whose last attempt the trainer logged as skipped: it computed the update and did not apply it."""
+    found = connect(workspace, [run.name]).execute(
+        "SELECT step FROM metrics WHERE name = 'skipped' "
+        "QUALIFY row_number() OVER (PARTITION BY step ORDER BY attempt DESC) = 1 AND value > 0"
+    )
+    return frozenset(step for (step,) in found.fetchall())

@@ -150,6 +150,9 @@ class TokenReader:
         """Tokens of each instance before its padding, int64 of shape [len(instances)]."""
         if self.run.pieces is None:
             return np.full(len(instances), self._length)
+        assert self.pieces is not None
+        if len(instances) and 0 <= np.min(instances) <= np.max(instances) < self.pieces.num_instances:
+            return self.pieces.lengths_of(np.asarray(instances))
         return np.array([sum(stop - start for _, start, stop in self.pieces_of(int(i))) for i in instances])
 
     def read(self, file: TokenFile, start: int, stop: int) -> np.ndarray:
@@ -163,6 +166,41 @@ class TokenReader:
         raw = self._map(file)
         self._check_bytes(file, first, last)
         return raw[first:last].view(dtype)
+
+    def mapped(self, number: int) -> np.ndarray | None:
+        """All tokens of a file by its number, in its own dtype; None where that is no array on disk.
+
+        Nothing is read yet: `check` what you take of it.
+
+        Raises:
+            MissingFile, CorruptFile
+        """
+        file = self.run.files[number]
+        if file.dtype == LINES or not isinstance(file.path, Path):
+            return None
+        dtype = np.dtype(file.dtype).newbyteorder("<")
+        raw = np.asarray(self._map(file))
+        return raw[: len(raw) // dtype.itemsize * dtype.itemsize].view(dtype)
+
+    def check(self, number: int, starts: np.ndarray, stops: np.ndarray) -> None:
+        """Check the blocks of stretches of tokens of a file on disk against their hashes.
+
+        Raises:
+            CorruptFile
+        """
+        if self._hashes is not None and len(starts):
+            file = self.run.files[number]
+            item = np.dtype(file.dtype).itemsize
+            ends = np.stack([starts * item, stops * item - 1], axis=1) // BLOCK_BYTES
+            for first, last in np.unique(ends, axis=0).tolist():
+                for block in range(first, last + 1):
+                    self._check(file, block)
+
+    def cut_from(self, instances: np.ndarray) -> np.ndarray:
+        """Numbers of the files that instances are cut from, shape [len(instances)]; -1 for those made of pieces."""
+        numbers = np.append(-1, self._cut)[np.searchsorted(self._starts, instances, side="right")]
+        in_pieces = self.pieces.num_instances if self.pieces is not None else 0
+        return np.where(instances < in_pieces, -1, numbers)
 
     def _plausible(self, file: TokenFile, start: int, tokens: np.ndarray) -> np.ndarray:
         """Of a file on a server no hash of a stretch is known; what can be told is that these are no token ids.

@@ -43,6 +43,20 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "parent_step": "BIGINT",
     },
     "checkpoints": {"run": "VARCHAR", **KINDS["checkpoints"]},
+    "passed_over": {
+        "run": "VARCHAR",
+        "first_step": "BIGINT",
+        "last_step": "BIGINT",
+        "attempt": "BIGINT",
+        "kind": "VARCHAR",
+        "epoch": "BIGINT",
+        "first_position": "BIGINT",
+        "num_instances": "BIGINT",
+    },
+}
+# The view `masks` holds what the trainer hid as well; a plan is made from edits alone.
+KIND_OF_VIEW: Mapping[str, str] = {
+    {"masks": "edit_masks"}.get(kind, kind): kind for kind in KINDS if kind != "checkpoints"
 }
 # What a user is told of each view and macro by `forensics sql --schema`, with a question to try on the sample run.
 DESCRIPTIONS: Mapping[str, tuple[str, str]] = {
@@ -64,6 +78,17 @@ DESCRIPTIONS: Mapping[str, tuple[str, str]] = {
     "spans": ("pieces of documents inside instances, ends exclusive", "from spans where document_id = 881"),
     "tags": ("tags of documents", "select tag, count(*) from tags group by tag"),
     "masks": ("tokens of a row that are hidden from the loss, and why", "from masks where run = 'demo'"),
+    "edit_masks": ("those of them that edits hide", "from edit_masks"),
+    "hidden": ("those that the trainer hides, found by forensics exposures", "from hidden limit 5"),
+    "skips": (
+        "steps that changed no weight, and data that no step read",
+        "select kind, count(*) from skips group by kind",
+    ),
+    "passed_over": ("those of them that follow from the segments", "from passed_over"),
+    "exposures": (
+        "how often each token id was consumed up to each checkpoint (forensics exposures counts)",
+        "select step, sum(as_target) from exposures where run = 'demo' group by step order by step",
+    ),
     "metrics": (
         "everything logged, at full resolution; name is canonical, original_name the trainer's",
         "select step, value from metrics where run = 'demo' and name = 'loss' order by step",
@@ -77,13 +102,17 @@ DESCRIPTIONS: Mapping[str, tuple[str, str]] = {
     "minhashes": ("MinHash signatures of texts, by the hash of the text", "from minhashes limit 5"),
     "audit": ("what forensics audit found", "from audit where result <> 'ok'"),
     "evaluations": ("published evaluations by task", "from evaluations where task = 'lambada'"),
-    "batch": ("batch(run, step): the rows of a step", "from batch('demo', 137)"),
-    "steps_of_instance": (
+    "batch()": ("batch(run, step): the rows of a step", "from batch('demo', 137)"),
+    "exposures()": (
+        "exposures(run, step): counts of each token id up to the last record not after a step",
+        "from exposures('demo', 137) order by as_target desc limit 10",
+    ),
+    "steps_of_instance()": (
         "steps_of_instance(run, instance): every step that read an instance",
         "from steps_of_instance('demo', 12)",
     ),
 }
-_CREATED = re.compile(r"^CREATE (?:VIEW|MACRO) (\w+)", re.MULTILINE)
+_CREATED = re.compile(r"^CREATE (VIEW|MACRO) (\w+)", re.MULTILINE)
 # Who asks what there is, is shown all of it.
 _CATALOG_WORDS = re.compile(r"\b(duckdb_|information_schema|sqlite_|pg_|show\b|describe\b|summarize\b)", re.IGNORECASE)
 
@@ -98,13 +127,15 @@ def identifier(value: str) -> str:
 
 @cache
 def derived_statements() -> Mapping[str, str]:
-    """Views and macros that stand on others, by name, in the order in which they can be made."""
+    """Views and macros that stand on others, by name, in the order in which they can be made.
+
+    A macro's name has parentheses: a view may be called the same.
+    """
     text = re.sub(r"--.*", "", (resources.files("data_index") / "sql" / "views.sql").read_text())
     found: dict[str, str] = {}
     for statement in re.split(r";\s*\n", text):
         if match := _CREATED.search(statement):
-            name = match[1]
-            found[name] = f"{found[name]};\n{statement}" if name in found else statement
+            found[match[2] + ("()" if match[1] == "MACRO" else "")] = statement
     return found
 
 
@@ -117,12 +148,12 @@ def needs(name: str) -> frozenset[str]:
 
 
 def _all_names() -> list[str]:
-    return [*TABLES, *INDEX_VIEWS, *(kind for kind in KINDS if kind not in TABLES), *derived_statements()]
+    return [*TABLES, *INDEX_VIEWS, *KIND_OF_VIEW, *derived_statements()]
 
 
 def _named_in(text: str) -> frozenset[str]:
     words = set(re.findall(r"\w+", text.lower()))
-    return frozenset(name for name in _all_names() if name in words)
+    return frozenset(name for name in _all_names() if name.removesuffix("()") in words)
 
 
 def names_for(question: str | None) -> list[str]:
@@ -145,14 +176,15 @@ def statement_of(name: str, workspace: Workspace, runs: Mapping[str, Run]) -> st
         parts = [f"SELECT {text_literal(run)} AS run, * FROM {identifier(run)}.{name}" for run in runs]
         columns: Iterable[Sequence[str]] = (c.strip().rsplit(" ", 1) for c in INDEX_VIEWS[name].split(","))
         return _view(name, columns, parts)
-    files = {run: workspace.learned_files(workspace.home(run), name) for run in runs}
+    kind = KIND_OF_VIEW[name]
+    files = {run: workspace.learned_files(workspace.home(run), kind) for run in runs}
     parts = [
         f"SELECT {text_literal(run)} AS run, * FROM "
         f"read_parquet([{', '.join(text_literal(str(path)) for path in paths)}])"
         for run, paths in files.items()
         if paths
     ]
-    return _view(name, ((f'"{column}"', kind) for column, kind in KINDS[name].items()), parts)
+    return _view(name, ((f'"{column}"', type_) for column, type_ in KINDS[kind].items()), parts)
 
 
 def _view(name: str, columns: Iterable[Sequence[str]], parts: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,3 +194,10 @@ def learn(home: Path, kind: str, table: Any, *, replace_kind: bool = True) -> No
     relative = path.relative_to(home).as_posix()
     kept = [] if replace_kind else [name for name in current.get(kind, []) if name != relative]
     write_json(home / "current.json", current | {kind: [*kept, relative]})
+
+
+def put_in_force(home: Path, files: Mapping[str, Sequence[Path]]) -> None:
+    """Let files that were written beside a run be its tables of some kinds, all at once."""
+    named = {kind: [path.relative_to(home).as_posix() for path in paths] for kind, paths in files.items()}
+    if (current := read_current(home)) | named != current:
+        write_json(home / "current.json", current | named)

@@ -24,6 +24,7 @@ _PUBLIC = {
     "fork": "forensics.forking",
     "compare": "forensics.divergence",
     "demo": "forensics.walkthrough",
+    "exposures": "forensics.token_counts",
 }
 __all__ = sorted(_PUBLIC)
 

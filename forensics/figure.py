@@ -33,7 +33,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One pair of axes. `marks` are labelled vertical lines."""
+    """One pair of axes. `marks` are labelled vertical lines; `x_label`, `log_x`: where the figure's x is not shared."""
 
     title: str
     y_label: str
@@ -41,6 +41,8 @@ class Panel:
     log_y: bool = False
     zero_line: bool = False
     marks: Sequence[tuple[float, str]] = ()
+    x_label: str = ""
+    log_x: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,7 @@ class Figure:
     """Panels above each other over one x axis.
 
     Attributes:
+        shared_x: False: each panel measures something else along x; `x_label` is the last one's.
         x_names: names of x = 0, 1, 2 …, where x counts and does not measure. `x_always`: those that must be readable.
     """
 
@@ -57,6 +60,7 @@ class Figure:
     note: str = ""
     x_names: Sequence[str] = ()
     x_always: Sequence[int] = ()
+    shared_x: bool = True
 
 
 def write_png(figure: Figure, path: Path) -> None:
@@ -71,7 +75,7 @@ def write_png(figure: Figure, path: Path) -> None:
         len(figure.panels),
         1,
         figsize=(width, 1.2 + sum(heights)),
-        sharex=True,
+        sharex=figure.shared_x,
         squeeze=False,
         layout="constrained",
         height_ratios=heights,
@@ -134,6 +138,10 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
         axis.annotate(label, (x, 1), xycoords=("data", "axes fraction"), fontsize=8, va="bottom", ha="center")
     if panel.log_y:
         axis.set_yscale("log")
+    if panel.log_x:
+        axis.set_xscale("log")
+    if panel.x_label:
+        axis.set_xlabel(panel.x_label, fontsize=9)
     axis.set_title(panel.title, loc="left", fontsize=10, pad=14 if panel.marks else 6)
     axis.set_ylabel(panel.y_label, fontsize=9)
     axis.tick_params(which="both", labelsize=8)
@@ -156,7 +164,7 @@ def write_html(figure: Figure, path: Path) -> None:
     canvas: Canvas = make_subplots(
         rows=len(titles),
         cols=1,
-        shared_xaxes=True,
+        shared_xaxes=figure.shared_x,
         subplot_titles=titles,
         vertical_spacing=space,
         row_heights=heights,
@@ -173,6 +181,7 @@ def write_html(figure: Figure, path: Path) -> None:
             trace.showlegend = len(panel.series) > 1
             canvas.add_trace(trace, row=row, col=1)
         canvas.update_yaxes(title_text=panel.y_label, type="log" if panel.log_y else "linear", row=row, col=1)
+        canvas.update_xaxes(title_text=panel.x_label, type="log" if panel.log_x else None, row=row, col=1)
         if panel.zero_line:
             canvas.add_hline(y=0, line_width=1, line_color="#888888", row=row, col=1)
         for x, label in panel.marks:

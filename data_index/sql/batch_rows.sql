@@ -21,7 +21,7 @@ held AS (
 documents_of AS (
     SELECT instance, list(document_id ORDER BY start) AS document_ids FROM held GROUP BY instance),
 hidden AS (
-    SELECT step, attempt, position, sum(stop - start)::BIGINT AS masked FROM masks GROUP BY ALL)
+    SELECT step, attempt, position, sum(stop - start)::BIGINT AS masked FROM edit_masks GROUP BY ALL)
 SELECT b.step, b.attempt, b.position, b.instance, b.file, b."offset", b.num_tokens,
        coalesce(d.document_ids, []) AS document_ids, coalesce(h.masked, 0) AS masked, b.epoch
 FROM b LEFT JOIN documents_of d USING (instance)

@@ -1,5 +1,5 @@
 -- Views and macros of the joined connection that stand on other views. The base views (runs, segments, files,
--- checkpoints, batches, instances, pieces, documents, masks, metrics, consumed, forks) are made per run in store.py; a
+-- checkpoints, batches, instances, pieces, documents, metrics, consumed …) are made per run in store.py; a
 -- view with no rows yet is an empty table with its columns. Each statement begins a line with CREATE and ends one with a
 -- semicolon (data_index/view_catalog.py takes them apart).
 
@@ -31,3 +31,25 @@ CREATE VIEW tags AS SELECT run, document_id, unnest(tags) AS tag FROM documents;
 CREATE MACRO batch(r, s) AS TABLE SELECT * FROM batches WHERE run = r AND step = s ORDER BY attempt, position;
 
 CREATE MACRO steps_of_instance(r, i) AS TABLE SELECT * FROM instances WHERE run = r AND instance = i ORDER BY step;
+
+-- What left the loss: by an edit of the plan (its own reasons), and by the trainer, once `exposures` has gone through the
+-- run: instance_filter, label_mask, hidden_token, padding.
+CREATE VIEW masks AS FROM edit_masks UNION ALL BY NAME FROM hidden;
+
+-- Steps and data that changed no weight. `skipped`: the trainer consumed the batches and computed nothing. `withheld`: it
+-- computed gradients and threw them away. `unread`: positions that were passed over before the step. `logged`: the
+-- trainer's log says that it skipped the update.
+CREATE VIEW skips AS
+FROM passed_over
+UNION ALL BY NAME
+SELECT m.run, m.step AS first_step, m.step AS last_step, m.attempt::BIGINT AS attempt, 'logged' AS kind, s.epoch,
+       s.first_position + (m.step - s.first_step) * s.instances_per_batch AS first_position,
+       s.instances_per_batch AS num_instances
+FROM metrics m LEFT JOIN segments s
+  ON s.run = m.run AND s.attempt = m.attempt AND m.step BETWEEN s.first_step AND s.first_step + s.num_steps - 1
+WHERE m.name = 'skipped' AND m.value > 0;
+
+-- Counts up to the last recorded step that is not after step s.
+CREATE MACRO exposures(r, s) AS TABLE
+SELECT * FROM exposures
+WHERE run = r AND step = (SELECT max(step) FROM exposures WHERE run = r AND step <= s) ORDER BY token_id;

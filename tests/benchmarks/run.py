@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def main(names: list[str]) -> None:
-    from tests.benchmarks import continuity, index_build, orders, remote, repeats, replay_overhead, startup
+    from tests.benchmarks import continuity, exposures, index_build, orders, remote, repeats, replay_overhead, startup
 
     benchmarks: dict[str, Callable[[], None]] = {
         "startup": startup.main,
@@ -26,6 +26,7 @@ def main(names: list[str]) -> None:
         "remote": remote.main,
         "continuity": continuity.main,
         "repeats": repeats.main,
+        "exposures": exposures.main,
     }
     import duckdb
     import numpy

@@ -41,6 +41,11 @@ VIEWS = {
     "tags": "run document_id tag",
     "spans": "run instance document_id start stop",
     "masks": "run step attempt position instance start stop reason",
+    "edit_masks": "run step attempt position instance start stop reason",
+    "hidden": "run step attempt position instance start stop reason",
+    "skips": "run first_step last_step attempt kind epoch first_position num_instances",
+    "exposures": "run step token_id as_input as_target masked_target filtered_input filtered_target not_applied "
+    "first_step last_step",
     "metrics": "run step attempt name value original_name",
     "consumed": "run step attempt instances input_ids_sha256",
     "document_hashes": "run document_id num_tokens sha256 documents",
@@ -242,11 +247,11 @@ def test_every_view_and_macro_is_described_with_a_question_that_has_an_answer(ti
     there = {line.partition("(")[0] for line in view_columns(tiny_shared)}
     there |= {name for (name,) in connect(tiny_shared).execute(macros).fetchall()}
 
-    assert set(DESCRIPTIONS) == there
+    assert {name.removesuffix("()") for name in DESCRIPTIONS} == there
     text = "\n".join(schema_text(tiny_shared))
     for name, (description, example) in DESCRIPTIONS.items():
         assert description in text and f'forensics sql "{example}"' in text
-        assert name in example
+        assert name.removesuffix("()") in example
         run_query(tiny_shared, example.replace("'demo'", "'tiny'"))
 
 

@@ -103,6 +103,22 @@ def test_fork_and_compare_have_the_documented_keys(tiny: Workspace) -> None:
     assert [path.suffix for path in sorted((tiny.folder / "findings").glob("compare-*"))] == [".html", ".png"]
 
 
+def test_exposures_have_the_documented_keys_and_a_picture(tiny: Workspace, tmp_path: Path) -> None:
+    counts = ["as_input", "as_target", "masked_target", "filtered_input", "filtered_target", "not_applied"]
+    cost = answer(tiny, "exposures", "tiny", "--plan")
+    assert (cost["tokens"], cost["download"]) == (20 * 8 * 64, 0)
+
+    rows = answer(tiny, "exposures", "tiny", "-o", str(tmp_path / "counts.png"))
+    assert [row["step"] for row in rows] == [5, 10, 15, 20]
+    assert set(rows[0]) == {"step", "seen_ids", "new_ids", *counts}
+    assert rows[-1]["as_input"] == 20 * 8 * 64
+    (row,) = answer(tiny, "exposures", "tiny", "--steps", "0:1", "--token", "10")
+    assert set(row) == {"step", "token_id", *counts, "first_step", "last_step"}
+    assert (row["step"], row["token_id"], row["first_step"]) == (1, 10, 1)
+    assert answer(tiny, "exposures", "tiny", "--steps", "0:1", "--token", "999", "-o", str(tmp_path / "c.html")) == []
+    assert (tmp_path / "counts.png").read_bytes()[:4] == b"\x89PNG" and "by rank" in (tmp_path / "c.html").read_text()
+
+
 def test_at_shows_everything_under_the_key(tiny_shared: Workspace) -> None:
     found = answer(tiny_shared, "at", "tiny", "8")
 
@@ -219,6 +235,7 @@ def test_the_truth_file_is_never_needed(
         ["sql", "from runs"],
         ["audit", "tiny", "--deep"],
         ["forks", "tiny"],
+        ["exposures", "tiny"],
         ["replay", "tiny", "0:20"],
         ["compare", fork["id"]],
         ["prune", fork["id"], "--keep-every", "5"],
