@@ -331,8 +331,9 @@ def test_every_order_and_layout_is_counted(
     last = added.not_there.start - 1 if added.not_there else run.last_step
     rows = connect(workspace).execute(
         "SELECT b.step, b.position, list(struct_pack(file := p.file, start := p.start, stop := p.stop) ORDER BY "
-        "p.first_token) FROM batches b LEFT JOIN placed p USING (instance) WHERE b.step <= ? GROUP BY ALL "
-        "ORDER BY b.step, b.position",
+        "p.first_token) FROM batches b LEFT JOIN (SELECT instance, file, first_token, start, stop FROM pieces UNION "
+        'SELECT instance, file, 0, "offset", "offset" + num_tokens FROM batches ANTI JOIN pieces USING (instance)) p '
+        "USING (instance) WHERE b.step <= ? GROUP BY ALL ORDER BY b.step, b.position",
         [last],
     )
     count = ByHand(run.extra_label, run.sequence_length, run.masking, run.pad_token_id or 0)
