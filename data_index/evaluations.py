@@ -57,19 +57,14 @@ class Evaluations:
         return sorted({row.step for row in self.rows})
 
 
-def read_evaluations(place: Path) -> Evaluations:
-    """All result files of a folder and its folders, or one file.
+def read_evaluations(*places: Path) -> Evaluations:
+    """All result files of folders and their folders, and files.
 
     Raises:
         MissingFile: no such folder, or no JSON file in it.
         CorruptFile: no file in it holds evaluations.
     """
-    if place.is_dir():
-        paths = sorted(path for path in place.rglob("*.json") if path.is_file())
-    else:
-        paths = [place] if place.is_file() else []
-    if not paths:
-        raise MissingFile(f"{place} holds no .json file of evaluations")
+    paths = [path for place in places for path in _result_files(place)]
     rows: list[Evaluation] = []
     problems: list[tuple[str, str]] = []
     said: dict[tuple[int, int, str, str], Evaluation] = {}
@@ -92,8 +87,22 @@ def read_evaluations(place: Path) -> Evaluations:
                 )
             )
     if not rows:
-        raise CorruptFile(f"{place}: no file holds evaluations of a step; the first says: {problems[0][1]}")
+        raise CorruptFile(f"{places[0]}: no file holds evaluations of a step; the first says: {problems[0][1]}")
     return Evaluations(rows=tuple(rows), problems=tuple(problems))
+
+
+def _result_files(place: Path) -> list[Path]:
+    """
+    Raises:
+        MissingFile
+    """
+    if place.is_dir():
+        paths = sorted(path for path in place.rglob("*.json") if path.is_file())
+    else:
+        paths = [place] if place.is_file() else []
+    if not paths:
+        raise MissingFile(f"{place} holds no .json file of evaluations")
+    return paths
 
 
 def read_result_file(path: Path) -> list[Evaluation]:

@@ -20,7 +20,7 @@ import numpy as np
 from data_index.batch import IndexedPlan, StepPlan
 from data_index.errors import CorruptFile, FailedQuery, RefusedQuery, UnknownDocument, UnknownInstance
 from data_index.files import require_file
-from data_index.kinds import KINDS
+from data_index.kinds import ADDED_COLUMNS, KINDS
 from data_index.run import Run
 from data_index.tokens import BlockHashes, TokenReader
 from data_index.workspace import Workspace
@@ -85,7 +85,8 @@ def connect(workspace: Workspace | None = None, names: Sequence[str] | None = No
         columns = ", ".join(f'"{column}" {name}' for column, name in names_and_types.items())
         files = {name: workspace.learned_files(workspace.home(name), kind) for name in names}
         parts = [
-            f"SELECT {_text(name)} AS run, * FROM read_parquet([{', '.join(_text(str(path)) for path in paths)}])"
+            f"SELECT {_text(name)} AS run, * FROM read_parquet([{', '.join(_text(str(path)) for path in paths)}]"
+            f"{', union_by_name = true' if kind in ADDED_COLUMNS else ''})"
             for name, paths in files.items()
             if paths
         ]
@@ -105,7 +106,8 @@ def _attach(connection: Any, name: str, path: Path) -> None:
 def _create_view(connection: Any, view: str, columns: str, parts: list[str]) -> None:
     typed = [column.strip().rsplit(" ", 1) for column in columns.split(",")]
     empty = "SELECT NULL::VARCHAR AS run, " + ", ".join(f"NULL::{kind} AS {name}" for name, kind in typed)
-    body = " UNION ALL BY NAME ".join(parts) if parts else f"{empty} WHERE false"
+    # The empty part comes first: files from before a column was added lack it.
+    body = " UNION ALL BY NAME ".join([f"{empty} WHERE false", *parts])
     connection.execute(f"CREATE VIEW {view} AS {body}")
 
 
@@ -417,19 +419,78 @@ def instances_of_document(workspace: Workspace, run: Run, document_id: int) -> l
     return [instance for (instance,) in found]
 
 
+# What a trainer recorded itself comes last, and so counts where an imported log says something else; of one log, the last
+# attempt does.
+_PRIORITY = "(source IS NULL), attempt, source"
+
+
 def metrics_of_step(workspace: Workspace, run: Run, step: int) -> dict[str, float]:
     found = connect(workspace, [run.name]).execute(
-        "SELECT name, value FROM metrics WHERE step = ? ORDER BY attempt", [step]
+        f"SELECT name, value FROM metrics WHERE step = ? ORDER BY {_PRIORITY}", [step]
     )
     return {name: value for name, value in found.fetchall()}
 
 
-def logged_metrics(workspace: Workspace, run: Run, first: int, last: int) -> dict[int, dict[str, float]]:
-    """Metrics of steps first+1 .. last: step -> name -> value, of the attempt that was kept (the last)."""
+def logged_metrics(
+    workspace: Workspace, run: Run, first: int, last: int, names: Sequence[str] | None = None
+) -> dict[int, dict[str, float]]:
+    """Metrics of steps first+1 .. last: step -> name -> value, of the attempt that was kept (the last).
+
+    Args:
+        names: only these; default: all that were logged.
+    """
     found = connect(workspace, [run.name]).execute(
-        "SELECT step, name, value FROM metrics WHERE step > ? AND step <= ? ORDER BY step, attempt", [first, last]
+        "SELECT step, name, value FROM metrics WHERE step > $first AND step <= $last "
+        f"AND ($names IS NULL OR list_contains($names::VARCHAR[], name)) ORDER BY step, {_PRIORITY}",
+        {"first": first, "last": last, "names": None if names is None else list(names)},
     )
     metrics: dict[int, dict[str, float]] = {}
     for step, name, value in found.fetchall():
         metrics.setdefault(step, {})[name] = value
     return metrics
+
+
+# --- tables of one kind, compared ------------------------------------------------------------------------------------
+
+# Two rows are of one point where these agree; a point is the same where all columns but the source do.
+_KEYS = {"metrics": ("step", "attempt", "name"), "evaluations": ("step", "task", "metric", "num_fewshot")}
+
+
+def rows_only_in(kind: str, one: Any, other: Any) -> int:
+    """Rows of a table that another one does not have, wherever they come from.
+
+    Args:
+        one, other: Parquet files, or Arrow tables.
+    """
+    columns = ", ".join(f'"{column}"' for column in KINDS[kind] if column != "source")
+    connection = _compared(one, other)
+    found = connection.execute(
+        f"SELECT count(*) FROM (SELECT {columns} FROM one EXCEPT SELECT {columns} FROM other)"
+    ).fetchone()
+    return int(found[0]) if found else 0
+
+
+def rows_that_differ(kind: str, one: Any, other: Any) -> tuple[int, tuple[Any, ...]]:
+    """How many rows are of a point of which another table says something else, and the first of them.
+
+    Returns:
+        The count, and (its keys, the value of the one, of the other).
+    """
+    keys = ", ".join(f'"{column}"' for column in _KEYS[kind])
+    connection = _compared(one, other)
+    found = connection.execute(
+        f"SELECT count(*) OVER (), {keys}, one.value, other.value FROM one JOIN other USING ({keys}) "
+        "WHERE one.value IS DISTINCT FROM other.value ORDER BY ALL LIMIT 1"
+    ).fetchone()
+    return (int(found[0]), tuple(found[1:])) if found else (0, ())
+
+
+def _compared(one: Any, other: Any) -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect(":memory:")
+    connection.execute("SET enable_progress_bar = false")
+    for name, table in (("one", one), ("other", other)):
+        if isinstance(table, Path):
+            connection.execute(f"CREATE VIEW {name} AS FROM read_parquet([{_text(str(table))}])")
+        else:
+            connection.register(name, table)
+    return connection

@@ -22,6 +22,7 @@ _PUBLIC = {
     "fork": "forensics.forking",
     "compare": "forensics.divergence",
     "demo": "forensics.walkthrough",
+    "import_metrics": "forensics.imported_metrics",
 }
 __all__ = sorted(_PUBLIC)
 
