@@ -1,8 +1,7 @@
 """The names of metrics that every trainer logs and calls differently: one name here, the original one beside it.
 
-A name is given where it is certain what a number means; everything else keeps the name that its log gave it. Losses over
-held-out text, means over a whole run, losses with the z-loss in them and times in other units are no `loss` and no
-`seconds_per_step`.
+A name is given where it is certain what a number means; everything else keeps the name that its log gave it. Losses
+over held-out text, means over a whole run, and times in other units are no `loss` and no `seconds_per_step`.
 
 Source: allenai/OLMo olmo/train.py @ 59a53e3; allenai/OLMo-core src/olmo_core/train @ fa6c501; EleutherAI/gpt-neox
 megatron/logging.py v1.0; NVIDIA/Megatron-LM megatron/training/training.py; bigscience-workshop/Megatron-DeepSpeed

@@ -419,8 +419,8 @@ def instances_of_document(workspace: Workspace, run: Run, document_id: int) -> l
     return [instance for (instance,) in found]
 
 
-# What a trainer recorded itself comes last, and so counts where an imported log says something else; of one log, the last
-# attempt does.
+# What a trainer recorded itself comes last, and so counts where an imported log says something else; of one log, the
+# last attempt does.
 _PRIORITY = "(source IS NULL), attempt, source"
 
 

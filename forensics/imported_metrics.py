@@ -1,9 +1,9 @@
 """`import`: what a training loop logged, and what was evaluated of its checkpoints, put beside a run.
 
 Files that are named together are one log, in their order: where it goes back to an earlier step (a restart), the steps
-taken again are attempts 2, 3, …, whatever the files are. Files that tell of the same training in two ways are imported one
-after another: each import numbers its attempts on its own, and every row names its source. What the trainer recorded itself
-(`add`) has no source, and counts wherever a question needs one value.
+taken again are attempts 2, 3, …, whichever file they are in. Files that tell of the same training in two ways are
+imported one after another: each import numbers its attempts on its own, and every row names its source. What the
+trainer recorded itself (`add`) has no source, and counts wherever a question needs one value.
 
 An import that holds everything of an earlier one takes its place: a log that grew is imported again.
 """
@@ -97,9 +97,9 @@ def import_metrics(
     written = []
     if not plan:
         with exclusive_lock(home.with_name(f".{home.name}.lock"), f"importing into {run}"):
-            written = [
-                kind for kind, table, _ in found if _put_in_force(workspace, home, kind, table, replace, messages)
-            ]
+            for kind, table, _ in found:
+                if _put_in_force(workspace, home, kind, table, replace, messages):
+                    written.append(kind)
     return ImportedMetrics(
         run=run,
         rows=tuple({"kind": kind, **row} for kind, _, rows in found for row in rows),
@@ -160,8 +160,8 @@ def _compare_with_run(table: Any, run: Run, messages: list[str]) -> None:
         raise InvalidRange(f"with this offset the first step would be {steps.min()}; steps count from 1")
     if steps.min() == 0:
         messages.append(
-            "step 0 is there, which is before the first step: right for what was measured at the start; if the log counts "
-            "its steps from 0, import it with --step-offset 1"
+            "step 0 is there, which is before the first step: right for what was measured at the start; if the log "
+            "counts its steps from 0, import it with --step-offset 1"
         )
     if run.segments and steps.max() > run.last_step:
         messages.append(
@@ -210,7 +210,7 @@ def _evaluation_rows(evaluations: Sequence[Evaluation]) -> Iterator[Row]:
 
 
 def _put_in_force(workspace: Workspace, home: Path, kind: str, table: Any, replace: bool, messages: list[str]) -> bool:
-    """Write a table unless an earlier import holds all of it; what it holds all of goes; returns whether it was written."""
+    """Write a table, in place of what it holds all of; returns False where an earlier import holds all of it."""
     from data_index.store import rows_only_in, rows_that_differ
 
     there = workspace.learned_files(home, kind)

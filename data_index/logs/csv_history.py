@@ -1,7 +1,7 @@
 """CSV and TSV: a row a step, as loggers write them and as W&B exports a chart or a table.
 
-A chart of W&B names its columns `<run> - <metric>`, with `…__MIN` and `…__MAX` beside. Where they are all of one run, the
-run's name is not part of the metric's.
+A chart of W&B names its columns `<run> - <metric>`, with `…__MIN` and `…__MAX` beside. Where they are all of one run,
+the run's name is not part of the metric's.
 
 Source: https://docs.wandb.ai, "Export chart data"; TensorBoard's "Download CSV" has the columns Wall time, Step, Value
 """
@@ -79,14 +79,13 @@ def _batches(path: Path, num_columns: int, delimiter: str, wrong: list[Any]) -> 
         return "skip"
 
     columns = [str(number) for number in range(num_columns)]
+    texts = dict.fromkeys(columns, pyarrow.string())
     with open_existing(path) as file:
         yield from pyarrow.csv.open_csv(
             file,
             pyarrow.csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, skip_rows=1, column_names=columns),
             pyarrow.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=skip),
-            pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pyarrow.string()), strings_can_be_null=False
-            ),
+            pyarrow.csv.ConvertOptions(column_types=texts, strings_can_be_null=False),
         )
 
 
@@ -108,9 +107,7 @@ def _tell_end(path: Path, wrong: list[Any], notes: Notes) -> None:
     if wrong:
         notes.messages.append(f"{path}: the last line was cut off and is left out; what is before it is whole")
     elif last:
-        notes.messages.append(
-            f"{path}: the last line has no end; if the file was cut off there, so was its last number"
-        )
+        notes.messages.append(f"{path}: the last line has no end; if the file was cut off there, so was its last value")
 
 
 def _place(path: Path, row: int) -> str:

@@ -1,10 +1,10 @@
 """The text that Megatron-LM, Megatron-DeepSpeed and GPT-NeoX print: `iteration 31219/ 115311 | lm loss: 6.9E+00 | …`.
 
-Lines of other kinds, of other ranks, times before them and colours are passed over. What is printed every N iterations is,
-for losses and counts of skipped iterations, of all N: a loss then is their mean, and no `loss` of a step.
+Lines of other kinds, of other ranks, times before them and colours are passed over. What is printed every N iterations
+is, for losses and counts of skipped iterations, of all N: a loss then is their mean, and no `loss` of a step.
 
-Source: NVIDIA/Megatron-LM megatron/training/training.py training_log and evaluate_and_print_results; EleutherAI/gpt-neox
-megatron/training.py v1.0; bigscience-workshop/Megatron-DeepSpeed megatron/training.py
+Source: NVIDIA/Megatron-LM megatron/training/training.py training_log and evaluate_and_print_results;
+EleutherAI/gpt-neox megatron/training.py v1.0; bigscience-workshop/Megatron-DeepSpeed megatron/training.py
 """
 
 from __future__ import annotations

@@ -55,14 +55,13 @@ def _classes() -> dict[str, Any]:
     for message, fields in _FIELDS.items():
         described = file.message_type.add(name=message)
         for name, (number, kind) in fields.items():
-            label = kinds.LABEL_REPEATED if kind.startswith("*") else kinds.LABEL_OPTIONAL
+            field = described.field.add(name=name, number=number)
+            field.label = kinds.LABEL_REPEATED if kind.startswith("*") else kinds.LABEL_OPTIONAL
             kind = kind.removeprefix("*")
             if kind in _FIELDS:
-                described.field.add(name=name, number=number, label=label, type_name=f".logs.{kind}", type=11)
+                field.type, field.type_name = kinds.TYPE_MESSAGE, f".logs.{kind}"
             else:
-                described.field.add(
-                    name=name, number=number, label=label, type=kinds.Type.Value(f"TYPE_{kind.upper()}")
-                )
+                field.type = kinds.Type.Value(f"TYPE_{kind.upper()}")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"logs.{name}")) for name in _FIELDS}

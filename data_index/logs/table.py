@@ -1,4 +1,4 @@
-"""Points of logs as a table of the kind `metrics`: canonical names beside the original ones, steps taken again as attempts."""
+"""Points of logs as a table of the kind `metrics`: canonical names beside original ones, repeated steps as attempts."""
 
 from __future__ import annotations
 

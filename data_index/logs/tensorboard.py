@@ -28,19 +28,7 @@ _CHECKSUM = struct.Struct("<I")
 MAX_EVENT_BYTES = 16 * 2**20
 _SCALARS = b"scalars"
 # Source: tensorflow/core/framework/types.proto
-_DTYPES = {
-    1: "<f4",
-    2: "<f8",
-    3: "<i4",
-    4: "<u1",
-    5: "<i2",
-    6: "<i1",
-    9: "<i8",
-    10: "?",
-    17: "<u2",
-    19: "<f2",
-    22: "<u4",
-}
+_DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "<u1", 5: "<i2", 6: "<i1", 9: "<i8", 10: "?", 19: "<f2", 22: "<u4"}
 _HALF, _BFLOAT16 = 19, 14
 _LISTS = ("float_val", "double_val", "int_val", "int64_val", "bool_val")
 
