@@ -4,7 +4,7 @@
     *_agg.json             {"checkpoints": […], "results": {task: {metric: […], metric_stderr: […]}}}
 
 The step of a result file is in its name, or in the revision that its config names; where both are there, they must
-agree. Since 0.4 lm-eval writes a metric's filter behind it (`acc,none`).
+agree. Since 0.4 lm-eval writes a metric's filter behind it (`acc,none`); a filter that is one stays part of the name.
 
 Source: EleutherAI/pythia evals/ @ a19eecb; bigscience evaluation/results/ @ 9e64ede
 """
@@ -75,7 +75,7 @@ def read_evaluations(*places: Path) -> Evaluations:
             problems.append((path.name, str(error)))
             continue
         first = [said.setdefault((row.step, row.num_fewshot, row.task, row.metric), row) for row in found]
-        other = [(row, earlier) for row, earlier in zip(found, first, strict=True) if row.value != earlier.value]
+        other = [(row, earlier) for row, earlier in zip(found, first, strict=True) if not _same(row, earlier)]
         rows += [row for row, earlier in zip(found, first, strict=True) if row is earlier]
         if other:
             row, earlier = other[0]
@@ -157,11 +157,13 @@ def _step_of(path: Path, config: Any) -> int:
 def _numbers(results: Mapping[str, Any]) -> Iterator[tuple[str, str, float, float | None]]:
     """(task, metric, value, standard error) of all numbers that are no standard errors themselves."""
     for task, metrics in results.items():
-        plain = {_without_filter(name): value for name, value in metrics.items() if _is_number(value)}
-        for metric, value in plain.items():
+        plain = {name: float(value) for name, value in metrics.items() if _is_number(value)}
+        for name, value in plain.items():
+            metric, comma, filter = name.partition(",")
             if not metric.endswith(_STDERR):
-                stderr = plain.get(metric + _STDERR)
-                yield task, metric, float(value), float(stderr) if stderr is not None else None
+                stderr = plain.get(f"{metric}{_STDERR}{comma}{filter}", math.nan)
+                called = metric if filter in ("", "none") else name
+                yield task, called, value, stderr if math.isfinite(stderr) else None
 
 
 def _trajectories(
@@ -176,9 +178,9 @@ def _trajectories(
             yield from ((step, *row) for row in _numbers(one))
 
 
-def _without_filter(name: str) -> str:
-    return name.partition(",")[0]
+def _same(one: Evaluation, other: Evaluation) -> bool:
+    return one.value == other.value or math.isnan(one.value) and math.isnan(other.value)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)

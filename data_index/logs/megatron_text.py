@@ -75,12 +75,10 @@ def _points(path: Path, interval: _Interval, notes: Notes) -> Iterator[tuple[int
 
 def _printed(line: bytes) -> Iterator[tuple[str, str, bytes]]:
     """(what the names begin with, the iteration, its fields): processes may print into one line."""
-    for pattern, prefix in ((ITERATION, None), (_EVALUATION, True)):
-        found = list(pattern.finditer(line))
-        ends = [match.start() for match in found[1:]] + [len(line)]
-        for match, end in zip(found, ends, strict=True):
-            before = f"{match[1].decode()} " if prefix else ""
-            yield before, match[2 if prefix else 1].decode(), line[match.end() : end]
+    found = sorted([*ITERATION.finditer(line), *_EVALUATION.finditer(line)], key=lambda match: match.start())
+    for match, after in zip(found, [*found[1:], None], strict=False):
+        *before, step = (group.decode() for group in match.groups())
+        yield "".join(f"{word} " for word in before), step, line[match.end() : after.start() if after else None]
 
 
 def _values(fields: bytes, before: str, notes: Notes) -> Iterator[tuple[str, float]]:

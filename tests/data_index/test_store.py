@@ -31,7 +31,7 @@ VIEWS = {
     "tags": "run document_id tag",
     "spans": "run instance document_id start stop",
     "masks": "run step attempt position instance start stop reason",
-    "metrics": "run step attempt name value original_name",
+    "metrics": "run step attempt name value original_name source",
     "consumed": "run step attempt instances input_ids_sha256",
 }
 
