@@ -133,6 +133,15 @@ def read_result_file(path: Path) -> list[Evaluation]:
     ]
 
 
+def read_tokens(path: Path) -> list[tuple[int, float]]:
+    """(step, tokens trained on) of each checkpoint, where a file of whole trajectories states them."""
+    content = read_json_object(path)
+    steps, tokens = content.get("checkpoints"), content.get("tokens")
+    if not isinstance(steps, list) or not isinstance(tokens, list) or len(steps) != len(tokens):
+        return []
+    return [(step, float(count)) for step, count in zip(steps, tokens, strict=True) if _is_number(count)]
+
+
 def _step_of(path: Path, config: Any) -> int:
     named = _STEP.findall(path.stem)
     arguments = config.get("model_args") if isinstance(config, Mapping) else None
@@ -183,4 +192,6 @@ def _same(one: Evaluation, other: Evaluation) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value.bit_length() < 1024  # what a float holds
+    return isinstance(value, float)

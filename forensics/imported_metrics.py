@@ -13,15 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from data_index.errors import CorruptFile, InvalidRange
-from data_index.evaluations import Evaluation, read_evaluations
+from data_index.errors import CorruptFile, ForensicsError, InvalidRange
+from data_index.evaluations import Evaluation, read_evaluations, read_tokens
 from data_index.files import exclusive_lock
 from data_index.kinds import KINDS, table_of_rows
 from data_index.logs import LM_EVAL, read_log, recognise, require_format
 from data_index.run import Run
 from data_index.workspace import Workspace, learn
+
+if TYPE_CHECKING:
+    from data_index.logs.points import Points
 
 Progress = Callable[[str], None]
 Row = Mapping[str, Any]
@@ -88,12 +91,12 @@ def import_metrics(
     evaluated = [place for place, of in formats.items() if of == LM_EVAL]
     found: list[tuple[str, Any, list[Row]]] = []
     messages: list[str] = []
-    if logs:
-        table, rows = _read_logs(logs, step_field, step_offset, only or {}, messages, progress)
-        _compare_with_run(table, record, messages)
-        found.append(("metrics", table, rows))
+    points = _read_logs(logs, step_field, step_offset, only or {}, messages, progress)
     if evaluated:
         found.append(("evaluations", *_read_evaluations(evaluated, messages)))
+        points.series.extend(stated for place in evaluated for stated in _stated_tokens(place))
+    if points.series:
+        found.insert(0, ("metrics", *_as_table(points, record, messages)))
     written = []
     if not plan:
         with exclusive_lock(home.with_name(f".{home.name}.lock"), f"importing into {run}"):
@@ -111,6 +114,14 @@ def import_metrics(
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Logs:
+    """Points of logs by source, in the order of the logs, and names that must not become canonical ones."""
+
+    series: list[tuple[str, Sequence[Points]]]
+    unclear: set[str]
+
+
 def _read_logs(
     logs: Mapping[Path, str],
     step_field: str | None,
@@ -118,24 +129,36 @@ def _read_logs(
     only: Mapping[str, str],
     messages: list[str],
     progress: Progress,
-) -> tuple[Any, list[Row]]:
+) -> _Logs:
+    """
+    Raises:
+        MissingFile, UnsafeFile
+        CorruptFile: a log cannot be read, or holds nothing that is wanted.
+    """
     from data_index.logs.points import Notes, Wanted
-    from data_index.logs.table import metrics_table, summary_rows
 
     names = [place.name for place in logs]
-    unclear: set[str] = set()
-    read = []
+    found = _Logs([], set())
     for place, format in logs.items():
         progress(f"reading {place} ({format})")
         notes = Notes()
-        points = list(read_log(place, format, Wanted(step_field=step_field, only=only), notes))
+        points = [
+            part.moved(step_offset) for part in read_log(place, format, Wanted(step_field=step_field, only=only), notes)
+        ]
         if not points:
             raise CorruptFile(f"{place} holds no point: no number beside a step{' that is wanted' if only else ''}")
-        read.append((place.name if names.count(place.name) == 1 else str(place), points))
-        unclear |= notes.unclear
+        found.series.append((place.name if names.count(place.name) == 1 else str(place), points))
+        found.unclear.update(notes.unclear)
         messages += notes.messages
         messages += _told(place, notes.step_field, notes.left_out)
-    table = metrics_table(read, step_offset=step_offset, unclear=unclear)
+    return found
+
+
+def _as_table(logs: _Logs, run: Run, messages: list[str]) -> tuple[Any, list[Row]]:
+    from data_index.logs.table import metrics_table, summary_rows
+
+    table = metrics_table(logs.series, unclear=logs.unclear)
+    _compare_with_run(table, run, messages)
     return table, list(summary_rows(table))
 
 
@@ -184,6 +207,19 @@ def _read_evaluations(places: Sequence[Path], messages: list[str]) -> tuple[Any,
         messages.append(problem)
     rows = [{name: getattr(row, name) for name in KINDS["evaluations"]} for row in found.rows]
     return table_of_rows("evaluations", rows, places[0]), list(_evaluation_rows(found.rows))
+
+
+def _stated_tokens(place: Path) -> Iterator[tuple[str, Sequence[Points]]]:
+    """How many tokens the checkpoints of whole trajectories had been trained on, as their files state."""
+    from data_index.logs.points import gathered
+
+    for path in sorted(place.rglob("*.json")) if place.is_dir() else [place]:
+        try:
+            stated = read_tokens(path)
+        except ForensicsError:
+            continue  # the file was said to be wrong when its evaluations were read
+        if stated:
+            yield path.name, list(gathered((step, [("tokens", count)]) for step, count in stated))
 
 
 def _evaluation_rows(evaluations: Sequence[Evaluation]) -> Iterator[Row]:

@@ -11,11 +11,10 @@ from data_index.logs.points import Points
 from data_index.metric_names import canonical_names
 
 
-def metrics_table(logs: Sequence[tuple[str, Sequence[Points]]], *, step_offset: int, unclear: Iterable[str]) -> Any:
+def metrics_table(logs: Sequence[tuple[str, Sequence[Points]]], *, unclear: Iterable[str]) -> Any:
     """
     Args:
         logs: (source, its points) in the order of time; together they are one log.
-        step_offset: what is added to every step.
         unclear: names that must not become canonical ones.
     Returns:
         An Arrow table, by name and then in the order of the logs; names and sources are dictionaries.
@@ -29,7 +28,7 @@ def metrics_table(logs: Sequence[tuple[str, Sequence[Points]]], *, step_offset: 
             by_name.setdefault(part.name, []).append((number, part))
     names = canonical_names(by_name, unclear)
     batches = [
-        _batch(name, names[name], parts, sources, step_offset)
+        _batch(name, names[name], parts, sources)
         for name, parts in sorted(by_name.items(), key=lambda item: (names[item[0]], item[0]))
     ]
     schema = _schema()
@@ -53,12 +52,10 @@ def _schema() -> Any:
     )
 
 
-def _batch(
-    original: str, name: str, parts: Sequence[tuple[int, Points]], sources: Sequence[str], step_offset: int
-) -> Any:
+def _batch(original: str, name: str, parts: Sequence[tuple[int, Points]], sources: Sequence[str]) -> Any:
     import pyarrow
 
-    steps = np.concatenate([part.steps for _, part in parts]) + step_offset
+    steps = np.concatenate([part.steps for _, part in parts])
     lengths = [len(part.steps) for _, part in parts]
     same = np.zeros(len(steps), dtype=np.int32)
     of_source = np.repeat(np.array([number for number, _ in parts], dtype=np.int32), lengths)

@@ -75,7 +75,7 @@ def test_a_restart_in_another_file_goes_on_counting_attempts() -> None:
     def part(steps: list[int]) -> Points:
         return Points(name="lm loss", steps=np.array(steps), values=np.array(steps) / 10)
 
-    table = metrics_table([("a.log", [part([1, 2, 3])]), ("b.log", [part([2, 3, 4])])], step_offset=0, unclear=())
+    table = metrics_table([("a.log", [part([1, 2, 3])]), ("b.log", [part([2, 3, 4])])], unclear=())
 
     assert table.select(["step", "attempt", "source"]).to_pylist() == [
         {"step": step, "attempt": attempt, "source": source}
