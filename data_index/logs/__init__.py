@@ -42,7 +42,7 @@ def read_log(path: Path, format: str, wanted: Wanted, notes: Notes) -> Iterator[
         MissingFile, UnsafeFile, CorruptFile
     """
     reader = importlib.import_module(f"data_index.logs.{_READERS[format]}")
-    return reader.read(path, wanted, notes)  # type: ignore[no-any-return]
+    return reader.read(path, wanted, notes)
 
 
 def recognise(path: Path, step_field: str | None = None) -> str:

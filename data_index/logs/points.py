@@ -151,7 +151,7 @@ def flattened(record: Mapping[str, Any], prefix: str = "", depth: int = 0) -> It
     if depth > MAX_NESTING:
         raise UnsafeFile(f"tables nested more than {MAX_NESTING} deep, as no log has")
     for name, value in record.items():
-        if isinstance(value, Mapping) and "_type" not in value:
+        if isinstance(value, dict) and "_type" not in value:
             yield from flattened(value, f"{prefix}{name}/", depth + 1)
         else:
             yield prefix + name, value
@@ -164,22 +164,22 @@ def gathered(records: Iterable[tuple[int, Iterable[tuple[str, float]]]]) -> Iter
         UnsafeFile: more names than any log has.
     """
     names: set[str] = set()
-    steps: dict[str, array[int]] = {}
-    values: dict[str, array[float]] = {}
+    series: dict[str, tuple[array[int], array[float]]] = {}
     count = 0
     for step, pairs in records:
         for name, value in pairs:
-            if name not in steps:
-                steps[name], values[name] = array("q"), array("d")
+            found = series.get(name)
+            if found is None:
+                found = series[name] = array("q"), array("d")
                 names.add(name)
                 require_few_names(len(names))
-            steps[name].append(step)
-            values[name].append(value)
+            found[0].append(step)
+            found[1].append(value)
             count += 1
         if count >= _POINTS_AT_ONCE:
-            yield from _as_points(steps, values)
-            steps, values, count = {}, {}, 0
-    yield from _as_points(steps, values)
+            yield from _as_points(series)
+            series, count = {}, 0
+    yield from _as_points(series)
 
 
 def require_few_names(count: int) -> None:
@@ -191,10 +191,6 @@ def require_few_names(count: int) -> None:
         raise UnsafeFile(f"more than {MAX_NAMES:,} different names of metrics, as no log has")
 
 
-def _as_points(steps: Mapping[str, array[int]], values: Mapping[str, array[float]]) -> Iterator[Points]:
-    for name in steps:
-        yield Points(
-            name=name,
-            steps=np.array(steps[name], dtype=np.int64),
-            values=np.array(values[name], dtype=np.float64),
-        )
+def _as_points(series: Mapping[str, tuple[array[int], array[float]]]) -> Iterator[Points]:
+    for name, (steps, values) in series.items():
+        yield Points(name=name, steps=np.array(steps, dtype=np.int64), values=np.array(values, dtype=np.float64))

@@ -30,7 +30,7 @@ def _numbers(
 ) -> Iterator[tuple[int, Iterable[tuple[str, float]]]]:
     for where, record in records:
         fields = _fields(record, where)
-        if any(_text(fields.get(name)) != text for name, text in wanted.only.items()):
+        if wanted.only and any(_text(fields.get(name)) != text for name, text in wanted.only.items()):
             continue
         if notes.step_field is None:
             notes.step_field = step_field_of(list(fields), wanted, where)
@@ -42,7 +42,7 @@ def _fields(record: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Flat fields; floats that stand beside in hexadecimal (`hex`: name -> float.hex) win over their decimal form."""
     exact = record.get("hex")
     try:
-        if not isinstance(exact, Mapping):
+        if not isinstance(exact, dict):
             return dict(flattened(record))
         fields = dict(flattened({name: value for name, value in record.items() if name != "hex"}))
         return fields | {name: float.fromhex(text) for name, text in exact.items()}
@@ -56,7 +56,7 @@ def _values(fields: dict[str, Any], notes: Notes) -> Iterator[tuple[str, float]]
     named = next((name for name in NAME_FIELDS if VALUE_FIELD in fields and isinstance(fields.get(name), str)), None)
     called = fields.pop(named) if named else VALUE_FIELD
     for name, value in fields.items():
-        number = as_number_or_nan(value)
+        number = value if type(value) is float else as_number_or_nan(value)
         if number is not None:
             yield (called if name == VALUE_FIELD else name), number
         elif value is not None and value != "":

@@ -102,7 +102,8 @@ def _value(item: Any, where: str) -> Any:
 
 def _records(path: Path, notes: Notes) -> Iterator[tuple[int, bytes]]:
     """Whole records with the byte they begin at."""
-    begun, pieces, size = 0, [], 0
+    pieces: list[bytes] = []
+    begun = size = 0
     for place, kind, content in _pieces(path, notes):
         expected = (_FULL, _FIRST) if not pieces else (_MIDDLE, _LAST)
         if kind not in expected:
