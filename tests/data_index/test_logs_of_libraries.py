@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from data_index.logs.tensorboard import crc32c, event_files, masked
 
 TENSORBOARD = """
 import sys
+import zlib
 import numpy as np
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -57,6 +59,7 @@ write(folder + "/eval", "", [8])
 """
 WANDB = """
 import sys
+import zlib
 import wandb
 
 settings = wandb.Settings(console="off", disable_git=True, disable_code=True, x_disable_stats=True)
@@ -209,3 +212,39 @@ def test_what_wandb_exports_reads_like_its_run(offline_run: Path, tmp_path: Path
 
     assert points_of(path)["train/loss"] == found["train/loss"]
     assert all(math.isnan(value) for _, value in points_of(path)["nan"])
+
+
+def framed(contents: list[bytes]) -> bytes:
+    """Records in LevelDB's log, as doc/log_format.md of google/leveldb says."""
+    out = bytearray(b":W&B\xe1\xbe\x00")
+    for content in contents:
+        rest, first = content, True
+        while rest or first:
+            left = 32768 - len(out) % 32768
+            if left < 7:
+                out += bytes(left)
+                continue
+            piece, rest = rest[: left - 7], rest[left - 7 :]
+            kind = (1 if first else 4) if not rest else (2 if first else 3)
+            out += struct.pack("<IHB", zlib.crc32(bytes([kind]) + piece), len(piece), kind) + piece
+            first = False
+    return bytes(out)
+
+
+def test_records_are_whole_wherever_a_block_ends_in_them(tmp_path: Path) -> None:
+    """Every place at which the next record may begin near a block's end, and a record of several blocks."""
+    from data_index.logs.messages import Record
+
+    def history(step: int, padding: int) -> bytes:
+        record = Record()
+        for name, text in (("_step", str(step)), ("x", str(step / 7)), ("text", json.dumps("y" * padding))):
+            record.history.item.add(key=name.encode(), value_json=text.encode())
+        return bytes(record.SerializeToString())
+
+    base = len(framed([history(1, 32000)]))
+    for missing in range(0, 24):
+        padding = 32000 + 32768 - base - missing
+        path = tmp_path / "run-a.wandb"
+        path.write_bytes(framed([history(1, padding), history(2, 100_000), history(3, 5)]))
+
+        assert points_of(path)["x"] == [(1, 1 / 7), (2, 2 / 7), (3, 3 / 7)]
