@@ -142,9 +142,11 @@ def _read_logs(
     for place, format in logs.items():
         progress(f"reading {place} ({format})")
         notes = Notes()
-        points = [
-            part.moved(step_offset) for part in read_log(place, format, Wanted(step_field=step_field, only=only), notes)
-        ]
+        wanted = Wanted(step_field=step_field, only=only)
+        try:
+            points = [part.moved(step_offset) for part in read_log(place, format, wanted, notes)]
+        except ForensicsError as error:
+            raise error if str(place) in str(error) else type(error)(f"{place}: {error}") from error
         if not points:
             raise CorruptFile(f"{place} holds no point: no number beside a step{' that is wanted' if only else ''}")
         found.series.append((place.name if names.count(place.name) == 1 else str(place), points))

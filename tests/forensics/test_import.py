@@ -277,6 +277,10 @@ def test_what_cannot_be_read_leaves_nothing(run: Workspace, tmp_path: Path) -> N
         import_metrics("olmo", good, bad, workspace=run)
     with pytest.raises(CorruptFile, match="holds no point"):
         import_metrics("olmo", log(tmp_path, "text.jsonl", {"step": 1, "x": "a"}), workspace=run)
+    table = tmp_path / "table.csv"
+    table.write_text("step,x\n1,2\n")
+    with pytest.raises(CorruptFile, match="table.csv: there is no column 'seed' to choose rows by"):
+        import_metrics("olmo", table, only={"seed": "1"}, workspace=run)
     with pytest.raises(UnknownLayout, match="--as takes json-lines"):
         import_metrics("olmo", good, format="yaml", workspace=run)
     with pytest.raises(InvalidRange, match="one file or more"):
