@@ -4,7 +4,7 @@
     *_agg.json             {"checkpoints": […], "results": {task: {metric: […], metric_stderr: […]}}}
 
 The step of a result file is in its name, or in the revision that its config names; where both are there, they must
-agree. Since 0.4 lm-eval writes a metric's filter behind it (`acc,none`).
+agree. Since 0.4 lm-eval writes a metric's filter behind it (`acc,none`); a filter that is one stays part of the name.
 
 Source: EleutherAI/pythia evals/ @ a19eecb; bigscience evaluation/results/ @ 9e64ede
 """
@@ -57,19 +57,14 @@ class Evaluations:
         return sorted({row.step for row in self.rows})
 
 
-def read_evaluations(place: Path) -> Evaluations:
-    """All result files of a folder and its folders, or one file.
+def read_evaluations(*places: Path) -> Evaluations:
+    """All result files of folders and their folders, and files.
 
     Raises:
         MissingFile: no such folder, or no JSON file in it.
         CorruptFile: no file in it holds evaluations.
     """
-    if place.is_dir():
-        paths = sorted(path for path in place.rglob("*.json") if path.is_file())
-    else:
-        paths = [place] if place.is_file() else []
-    if not paths:
-        raise MissingFile(f"{place} holds no .json file of evaluations")
+    paths = [path for place in places for path in _result_files(place)]
     rows: list[Evaluation] = []
     problems: list[tuple[str, str]] = []
     said: dict[tuple[int, int, str, str], Evaluation] = {}
@@ -80,7 +75,7 @@ def read_evaluations(place: Path) -> Evaluations:
             problems.append((path.name, str(error)))
             continue
         first = [said.setdefault((row.step, row.num_fewshot, row.task, row.metric), row) for row in found]
-        other = [(row, earlier) for row, earlier in zip(found, first, strict=True) if row.value != earlier.value]
+        other = [(row, earlier) for row, earlier in zip(found, first, strict=True) if not _same(row, earlier)]
         rows += [row for row, earlier in zip(found, first, strict=True) if row is earlier]
         if other:
             row, earlier = other[0]
@@ -92,8 +87,22 @@ def read_evaluations(place: Path) -> Evaluations:
                 )
             )
     if not rows:
-        raise CorruptFile(f"{place}: no file holds evaluations of a step; the first says: {problems[0][1]}")
+        raise CorruptFile(f"{places[0]}: no file holds evaluations of a step; the first says: {problems[0][1]}")
     return Evaluations(rows=tuple(rows), problems=tuple(problems))
+
+
+def _result_files(place: Path) -> list[Path]:
+    """
+    Raises:
+        MissingFile
+    """
+    if place.is_dir():
+        paths = sorted(path for path in place.rglob("*.json") if path.is_file())
+    else:
+        paths = [place] if place.is_file() else []
+    if not paths:
+        raise MissingFile(f"{place} holds no .json file of evaluations")
+    return paths
 
 
 def read_result_file(path: Path) -> list[Evaluation]:
@@ -124,6 +133,15 @@ def read_result_file(path: Path) -> list[Evaluation]:
     ]
 
 
+def read_tokens(path: Path) -> list[tuple[int, float]]:
+    """(step, tokens trained on) of each checkpoint, where a file of whole trajectories states them."""
+    content = read_json_object(path)
+    steps, tokens = content.get("checkpoints"), content.get("tokens")
+    if not isinstance(steps, list) or not isinstance(tokens, list) or len(steps) != len(tokens):
+        return []
+    return [(step, float(count)) for step, count in zip(steps, tokens, strict=True) if _is_number(count)]
+
+
 def _step_of(path: Path, config: Any) -> int:
     named = _STEP.findall(path.stem)
     arguments = config.get("model_args") if isinstance(config, Mapping) else None
@@ -148,11 +166,13 @@ def _step_of(path: Path, config: Any) -> int:
 def _numbers(results: Mapping[str, Any]) -> Iterator[tuple[str, str, float, float | None]]:
     """(task, metric, value, standard error) of all numbers that are no standard errors themselves."""
     for task, metrics in results.items():
-        plain = {_without_filter(name): value for name, value in metrics.items() if _is_number(value)}
-        for metric, value in plain.items():
+        plain = {name: float(value) for name, value in metrics.items() if _is_number(value)}
+        for name, value in plain.items():
+            metric, comma, filter = name.partition(",")
             if not metric.endswith(_STDERR):
-                stderr = plain.get(metric + _STDERR)
-                yield task, metric, float(value), float(stderr) if stderr is not None else None
+                stderr = plain.get(f"{metric}{_STDERR}{comma}{filter}", math.nan)
+                called = metric if filter in ("", "none") else name
+                yield task, called, value, stderr if math.isfinite(stderr) else None
 
 
 def _trajectories(
@@ -167,9 +187,11 @@ def _trajectories(
             yield from ((step, *row) for row in _numbers(one))
 
 
-def _without_filter(name: str) -> str:
-    return name.partition(",")[0]
+def _same(one: Evaluation, other: Evaluation) -> bool:
+    return one.value == other.value or math.isnan(one.value) and math.isnan(other.value)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value.bit_length() < 1024  # what a float holds
+    return isinstance(value, float)

@@ -34,6 +34,7 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "name": "VARCHAR",
         "value": "DOUBLE",
         "original_name": "VARCHAR",
+        "source": "VARCHAR",
     },
     "consumed": {
         "step": "BIGINT",
@@ -112,6 +113,9 @@ KINDS: Mapping[str, Mapping[str, str]] = {
     "minhashes": {"sha256": "VARCHAR", "method": "VARCHAR", "signature": "INTEGER[]"},
 }
 
+# Columns that came later: a file without one reads as if nothing were said there.
+ADDED_COLUMNS: Mapping[str, tuple[str, ...]] = {"metrics": ("source",)}
+
 
 def arrow_schema(kind: str) -> Any:
     """The columns of a kind as an Arrow schema."""
@@ -151,6 +155,9 @@ def conform(table: Any, kind: str, source: object) -> Any:
     import pyarrow
 
     schema = arrow_schema(kind)
+    for name in ADDED_COLUMNS.get(kind, ()):
+        if name not in table.column_names:
+            table = table.append_column(name, pyarrow.nulls(table.num_rows, schema.field(name).type))
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise CorruptFile(f"{source} lacks the column {missing[0]!r}; {kind} has {', '.join(schema.names)}")

@@ -22,6 +22,7 @@ import numpy as np
 from data_index.batch import IndexedPlan, StepPlan
 from data_index.errors import CorruptFile, FailedQuery, RefusedQuery, UnknownDocument, UnknownInstance
 from data_index.files import require_file
+from data_index.kinds import KINDS
 from data_index.run import Run
 from data_index.skips import stretches_passed_over
 from data_index.tokens import BlockHashes, TokenReader
@@ -473,17 +474,30 @@ def instances_of_document(workspace: Workspace, run: Run, document_id: int) -> l
     return [instance for (instance,) in found]
 
 
+# What a trainer recorded itself comes last, and so counts where an imported log says something else; of one log, the
+# last attempt does.
+_PRIORITY = "(source IS NULL), attempt, source"
+
+
 def metrics_of_step(workspace: Workspace, run: Run, step: int) -> dict[str, float]:
     found = connect(workspace, [run.name]).execute(
-        "SELECT name, value FROM metrics WHERE step = ? ORDER BY attempt", [step]
+        f"SELECT name, value FROM metrics WHERE step = ? ORDER BY {_PRIORITY}", [step]
     )
     return {name: value for name, value in found.fetchall()}
 
 
-def logged_metrics(workspace: Workspace, run: Run, first: int, last: int) -> dict[int, dict[str, float]]:
-    """Metrics of steps first+1 .. last: step -> name -> value, of the attempt that was kept (the last)."""
+def logged_metrics(
+    workspace: Workspace, run: Run, first: int, last: int, names: Sequence[str] | None = None
+) -> dict[int, dict[str, float]]:
+    """Metrics of steps first+1 .. last: step -> name -> value, of the attempt that was kept (the last).
+
+    Args:
+        names: only these; default: all that were logged.
+    """
     found = connect(workspace, [run.name]).execute(
-        "SELECT step, name, value FROM metrics WHERE step > ? AND step <= ? ORDER BY step, attempt", [first, last]
+        "SELECT step, name, value FROM metrics WHERE step > $first AND step <= $last "
+        f"AND ($names IS NULL OR list_contains($names::VARCHAR[], name)) ORDER BY step, {_PRIORITY}",
+        {"first": first, "last": last, "names": None if names is None else list(names)},
     )
     metrics: dict[int, dict[str, float]] = {}
     for step, name, value in found.fetchall():
@@ -618,3 +632,49 @@ def logged_skips(workspace: Workspace, run: Run) -> frozenset[int]:
         "QUALIFY row_number() OVER (PARTITION BY step ORDER BY attempt DESC) = 1 AND value > 0"
     )
     return frozenset(step for (step,) in found.fetchall())
+
+
+# --- tables of one kind, compared ------------------------------------------------------------------------------------
+
+# Two rows are of one point where these agree; a point is the same where all columns but the source do.
+_KEYS = {"metrics": ("step", "attempt", "name"), "evaluations": ("step", "task", "metric", "num_fewshot")}
+
+
+def rows_only_in(kind: str, one: Any, other: Any) -> int:
+    """Rows of a table that another one does not have, wherever they come from.
+
+    Args:
+        one, other: Parquet files, or Arrow tables.
+    """
+    columns = ", ".join(f'"{column}"' for column in KINDS[kind] if column != "source")
+    connection = _compared(one, other)
+    found = connection.execute(
+        f"SELECT count(*) FROM (SELECT {columns} FROM one EXCEPT SELECT {columns} FROM other)"
+    ).fetchone()
+    return int(found[0]) if found else 0
+
+
+def rows_that_differ(kind: str, one: Any, other: Any) -> tuple[int, tuple[Any, ...]]:
+    """How many rows are of a point of which another table says something else, and the first of them.
+
+    Returns:
+        The count, and (its keys, the value of the one, of the other).
+    """
+    keys = ", ".join(f'"{column}"' for column in _KEYS[kind])
+    connection = _compared(one, other)
+    found = connection.execute(
+        f"SELECT count(*) OVER (), {keys}, one.value, other.value FROM one JOIN other USING ({keys}) "
+        "WHERE one.value IS DISTINCT FROM other.value ORDER BY ALL LIMIT 1"
+    ).fetchone()
+    return (int(found[0]), tuple(found[1:])) if found else (0, ())
+
+
+def _compared(one: Any, other: Any) -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect(":memory:")
+    connection.execute("SET enable_progress_bar = false")
+    for name, table in (("one", one), ("other", other)):
+        if isinstance(table, Path):
+            connection.execute(f"CREATE VIEW {name} AS FROM read_parquet([{text_literal(str(table))}])")
+        else:
+            connection.register(name, table)
+    return connection

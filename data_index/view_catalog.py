@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 
-from data_index.kinds import KINDS
+from data_index.kinds import ADDED_COLUMNS, KINDS
 from data_index.run import Run
 from data_index.workspace import Workspace
 
@@ -177,10 +177,11 @@ def statement_of(name: str, workspace: Workspace, runs: Mapping[str, Run]) -> st
         columns: Iterable[Sequence[str]] = (c.strip().rsplit(" ", 1) for c in INDEX_VIEWS[name].split(","))
         return _view(name, columns, parts)
     kind = KIND_OF_VIEW[name]
+    together = ", union_by_name = true" if kind in ADDED_COLUMNS else ""
     files = {run: workspace.learned_files(workspace.home(run), kind) for run in runs}
     parts = [
         f"SELECT {text_literal(run)} AS run, * FROM "
-        f"read_parquet([{', '.join(text_literal(str(path)) for path in paths)}])"
+        f"read_parquet([{', '.join(text_literal(str(path)) for path in paths)}]{together})"
         for run, paths in files.items()
         if paths
     ]
@@ -188,8 +189,9 @@ def statement_of(name: str, workspace: Workspace, runs: Mapping[str, Run]) -> st
 
 
 def _view(name: str, columns: Iterable[Sequence[str]], parts: Sequence[str]) -> str:
-    empty = ", ".join(f"NULL::{kind} AS {column}" for column, kind in columns)
-    body = " UNION ALL BY NAME ".join(parts) or f"SELECT NULL::VARCHAR AS run, {empty} WHERE false"
+    nulls = ", ".join(f"NULL::{kind} AS {column}" for column, kind in columns)
+    # The empty part comes first: it has the columns in order, and files from before one was added lack it.
+    body = " UNION ALL BY NAME ".join([f"SELECT NULL::VARCHAR AS run, {nulls} WHERE false", *parts])
     return f"CREATE VIEW {name} AS {body}"
 
 

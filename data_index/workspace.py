@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,12 +187,17 @@ def read_current(home: Path) -> dict[str, list[str]]:
     return current
 
 
-def learn(home: Path, kind: str, table: Any, *, replace_kind: bool = True) -> None:
-    """Write a table beside a run and put it in force; readers see the old files or the new ones."""
+def learn(home: Path, kind: str, table: Any, *, replace_kind: bool = True, in_place_of: Collection[Path] = ()) -> None:
+    """Write a table beside a run and put it in force; readers see the old files or the new ones.
+
+    Args:
+        replace_kind: in place of all files of the kind; else only of those in `in_place_of`.
+    """
     path = write_hashed_parquet(home / kind, table)
     current = read_current(home)
     relative = path.relative_to(home).as_posix()
-    kept = [] if replace_kind else [name for name in current.get(kind, []) if name != relative]
+    gone = {relative, *(path.relative_to(home).as_posix() for path in in_place_of)}
+    kept = [] if replace_kind else [name for name in current.get(kind, []) if name not in gone]
     write_json(home / "current.json", current | {kind: [*kept, relative]})
 
 

@@ -25,6 +25,7 @@ _PUBLIC = {
     "compare": "forensics.divergence",
     "demo": "forensics.walkthrough",
     "exposures": "forensics.token_counts",
+    "import_metrics": "forensics.imported_metrics",
 }
 __all__ = sorted(_PUBLIC)
 

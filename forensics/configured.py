@@ -78,7 +78,7 @@ def learning_rate_of_step(workspace: Workspace, run: Run, step: int, *, approxim
         return None
     skipped = 0
     if recipe.withholds_logged_skips:
-        logged = logged_metrics(workspace, run, 0, step - 1)
+        logged = logged_metrics(workspace, run, 0, step - 1, ("skipped",))
         skipped = sum(bool(values.get("skipped")) for values in logged.values())
     return recipe.learning_rate_of(step, run.tokens_after(step), skipped)
 

@@ -67,7 +67,7 @@ def compare(*forks: str, workspace: Workspace | None = None) -> Comparison:
 def _rows(workspace: Workspace, run: Run, parent: Run) -> list[dict[str, Any]]:
     assert run.parent is not None
     own = metrics_by_step(run.source)
-    theirs = logged_metrics(workspace, parent, run.parent[1], run.last_step)
+    theirs = logged_metrics(workspace, parent, run.parent[1], run.last_step, ("loss", "grad_norm"))
     rows = []
 
     def row(metric: str, step: int, value: float) -> None:
@@ -115,7 +115,7 @@ def _figure(workspace: Workspace, parent: Run, runs: Sequence[Run], rows: Sequen
 
 def _losses(workspace: Workspace, parent: Run, runs: Sequence[Run], marks: Sequence[tuple[float, str]]) -> Panel:
     first = min(run.first_step for run in runs) - 1
-    logged = logged_metrics(workspace, parent, first, max(run.last_step for run in runs))
+    logged = logged_metrics(workspace, parent, first, max(run.last_step for run in runs), ("loss",))
     theirs = {step: metrics["loss"] for step, metrics in sorted(logged.items()) if "loss" in metrics}
     series = [Series(name=f"{parent.name}, logged", x=list(theirs), y=list(theirs.values()), colour=BLACK)]
     for number, run in enumerate(runs):

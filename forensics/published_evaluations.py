@@ -89,7 +89,7 @@ def evaluation_rows(evaluations: Evaluations, continuity: Continuity, last_step:
 
 def by_step(rows: Iterable[Evaluation]) -> dict[int, dict[Key, Evaluation]]:
     numbers: dict[int, dict[Key, Evaluation]] = {}
-    for found in rows:
+    for found in filter(lambda row: math.isfinite(row.value), rows):
         numbers.setdefault(found.step, {})[found.num_fewshot, found.task, found.metric] = found
     return numbers
 

@@ -315,7 +315,7 @@ class _Audit:
 
     def _skipped(self) -> dict[int, bool]:
         if self._logged_skips is None:
-            metrics = logged_metrics(self.workspace, self.run, 0, self.run.last_step)
+            metrics = logged_metrics(self.workspace, self.run, 0, self.run.last_step, ("skipped",))
             self._logged_skips = {step: bool(values.get("skipped")) for step, values in metrics.items()}
         return self._logged_skips
 

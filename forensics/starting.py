@@ -60,7 +60,7 @@ def plan_as_taken(workspace: Workspace, run: Run, first: int, last: int, recipe:
     plan = plan_of(workspace, run, first, last)
     if not recipe.withholds_logged_skips:
         return plan
-    logged = logged_metrics(workspace, run, first, last)
+    logged = logged_metrics(workspace, run, first, last, ("skipped",))
 
     def as_logged(step: StepPlan) -> StepPlan:
         return replace(step, outcome="withheld") if logged.get(step.step, {}).get("skipped") else step
@@ -86,7 +86,7 @@ def complete_state(state: TrainState, workspace: Workspace, run: Run, start: Che
 
 def _count_skips(state: TrainState, workspace: Workspace, run: Run, start: Checkpoint) -> list[str]:
     """Set how many steps did not advance the learning rate: by the checkpoint where it counts them, else by the log."""
-    logged = logged_metrics(workspace, run, 0, start.step)
+    logged = logged_metrics(workspace, run, 0, start.step, ("skipped",))
     in_log = sum(bool(values.get("skipped")) for values in logged.values())
     complete = all("skipped" in logged.get(step, {}) for step in range(1, start.step + 1))
     if start.layout == "neox":
@@ -111,7 +111,7 @@ def _process_began(run: Run, step: int) -> bool:
 def _fill_window(state: TrainState, workspace: Workspace, run: Run, step: int, recipe: Recipe) -> list[str]:
     """The losses and gradient norms that the skip rule compares with are not in checkpoints; the log has them."""
     assert recipe.skip is not None and isinstance(state.optimizer, SkipStepAdamW)
-    logged = logged_metrics(workspace, run, max(step - recipe.skip.interval - 1, 0), step)
+    logged = logged_metrics(workspace, run, max(step - recipe.skip.interval - 1, 0), step, ("loss", "grad_norm"))
     values: list[tuple[Any, Any]] = []
     for past in range(step, max(step - recipe.skip.interval - 1, 0), -1):
         there = logged.get(past, {})

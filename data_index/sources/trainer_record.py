@@ -12,35 +12,15 @@ step add up; a name that comes again for the same step is the next attempt.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_index.errors import CorruptFile, UnsafeFile
-from data_index.files import open_existing, parse_json
+from data_index.errors import CorruptFile
 from data_index.kinds import table_of_rows
-
-# The largest lines list the instances of a batch.
-MAX_LINE_BYTES = 64 * 2**20
-
-CANONICAL_NAMES = {
-    "ce_loss": "loss",
-    "lr": "learning_rate",
-    "tokens_seen": "tokens",
-    "train/CrossEntropyLoss": "loss",
-    "train/ZLoss": "z_loss",
-    "optim/total_grad_norm": "grad_norm",
-    "optim/learning_rate_group0": "learning_rate",
-    "throughput/total_tokens": "tokens",
-    "train/CE loss": "loss",
-    "train/Z loss": "z_loss",
-    "optim/total grad norm": "grad_norm",
-    "optim/LR (group 0)": "learning_rate",
-    "optim/step skipped": "skipped",
-    "throughput/total tokens": "tokens",
-}
+from data_index.logs.json_lines import lines_of, parsed
+from data_index.metric_names import canonical_names
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -53,7 +33,8 @@ def read_record(path: Path) -> dict[str, Any]:
     consumed: list[dict[str, Any]] = []
     hashes: list[dict[str, Any]] = []
     attempts: Counter[tuple[Any, ...]] = Counter()
-    for number, line in _lines(path):
+    for number, content in lines_of(path):
+        line = parsed(content, f"{path} line {number}")
         try:
             step, kind = int(line["step"]), line.get("kind", "metrics")
             batch = line["index"] if kind == "batch" else line.get("indices")
@@ -70,28 +51,16 @@ def read_record(path: Path) -> dict[str, Any]:
             if kind == "metrics":
                 for name, value in _numbers(line):
                     attempts[step, name] += 1
-                    metrics.append(_metric(step, attempts[step, name], name, value))
+                    row = {"step": step, "attempt": attempts[step, name], "value": value, "original_name": name}
+                    metrics.append(row)
             elif kind == "params":
                 attempts[step, "params"] += 1
                 hashes.append({"step": step, "attempt": attempts[step, "params"], "sha256": line["sha256"]})
         except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise CorruptFile(f"{path} line {number} cannot be read: {error!r}") from error
+    names = canonical_names(row["original_name"] for row in metrics)
+    metrics = [row | {"name": names[row["original_name"]]} for row in metrics]
     return _tables(path, metrics=metrics, consumed=consumed, parameter_hashes=hashes)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open_existing(path) as file:
-        for number in itertools.count(1):
-            line = file.readline(MAX_LINE_BYTES + 1)
-            if not line:
-                return
-            if len(line) > MAX_LINE_BYTES:
-                raise UnsafeFile(f"{path} line {number} has more than {MAX_LINE_BYTES:,} bytes, as no record has")
-            if line.strip():
-                value = parse_json(line, f"{path} line {number}")
-                if not isinstance(value, dict):
-                    raise CorruptFile(f"{path} line {number} is not an object")
-                yield number, value
 
 
 def _numbers(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -99,11 +68,6 @@ def _numbers(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in line.items():
         if name not in ("step", "kind", "hex") and isinstance(value, int | float):
             yield name, float.fromhex(exact[name]) if name in exact else float(value)
-
-
-def _metric(step: int, attempt: int, name: str, value: float) -> dict[str, Any]:
-    canonical = CANONICAL_NAMES.get(name, name)
-    return {"step": step, "attempt": attempt, "name": canonical, "value": value, "original_name": name}
 
 
 def _tables(path: Path, **rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from forensics.cli.options import (
     WorkspaceOption,
     open_workspace,
 )
-from forensics.cli.output import Format, emit_arrow, emit_object, emit_rows, print_table, say, show_value
+from forensics.cli.output import Format, emit_arrow, emit_object, emit_rows, print_table, printable, say, show_value
 
 
 def runs(workspace: WorkspaceOption = None, format: FormatOption = Format.table) -> None:
@@ -138,8 +138,9 @@ def _print_at(found: dict[str, Any]) -> None:
             continue
         print(f"{key:18} {show_value(value)}")
     print("\nlogged")
+    width = max(16, *map(len, found["metrics"]), 0)
     for name, value in found["metrics"].items():
-        print(f"  {name:16} {value:.6g}")
+        print(f"  {printable(name):{width}} {value:.6g}")
     for key in ("read_by_tag", "read_by_file"):
         if found[key]:
             print()

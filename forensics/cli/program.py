@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from forensics.cli import acting, auditing, counting, looking, releases, repeating
+from forensics.cli import acting, auditing, counting, importing, looking, releases, repeating
 from forensics.cli.options import WorkspaceOption
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ COMMANDS = (
     *looking.COMMANDS,
     *counting.COMMANDS,
     *repeating.COMMANDS,
+    *importing.COMMANDS,
     *auditing.COMMANDS,
     *releases.COMMANDS,
 )

@@ -31,12 +31,18 @@ def test_numbers_come_with_their_standard_errors(tmp_path: Path) -> None:
     ]
 
 
-def test_filters_and_what_is_no_number_are_passed_over(tmp_path: Path) -> None:
+def test_filters_are_kept_apart_and_what_is_no_number_is_passed_over(tmp_path: Path) -> None:
     """As lm-eval writes since 0.4; a perplexity that overflowed is infinite."""
     tasks = {"acc,none": 0.5, "acc_stderr,none": 0.01, "alias": "sciq", "ppl,none": float("inf"), "ok": True}
+    tasks |= {"em,strict": 0.2, "em_stderr,strict": 0.02, "em,flexible": 0.3, "em_stderr,flexible": "N/A"}
     rows = read_result_file(result(tmp_path, "step2.json", sciq=tasks))
 
-    assert [(r.metric, r.value, r.stderr) for r in rows] == [("acc", 0.5, 0.01)]
+    assert [(r.metric, r.value, r.stderr) for r in rows] == [
+        ("acc", 0.5, 0.01),
+        ("ppl", float("inf"), None),
+        ("em,strict", 0.2, 0.02),
+        ("em,flexible", 0.3, None),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ VIEWS = {
     "skips": "run first_step last_step attempt kind epoch first_position num_instances",
     "exposures": "run step token_id as_input as_target masked_target filtered_input filtered_target not_applied "
     "first_step last_step",
-    "metrics": "run step attempt name value original_name",
+    "metrics": "run step attempt name value original_name source",
     "consumed": "run step attempt instances input_ids_sha256",
     "document_hashes": "run document_id num_tokens sha256 documents",
     "instance_hashes": "run instance num_tokens sha256",

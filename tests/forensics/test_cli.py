@@ -224,8 +224,10 @@ def test_the_truth_file_is_never_needed(
     shutil.copytree(tiny_copy, tmp_path / "demo" / "trained" / "tiny")
     demo(workspace=Workspace(tmp_path / "demo"), spec=tiny_spec, show=lambda line: None)
     fork = answer(tiny, "fork", "tiny", "--from", "5", "--num-steps", "5", "--edit", "shuffle seed=2")
+    (tmp_path / "log.csv").write_text("step,loss\n1,2.5\n")
     runs = [
         ["add", str(tiny_copy), "--name", "again"],
+        ["import", "again", str(tmp_path / "log.csv")],
         ["runs"],
         ["show", "tiny"],
         ["checkpoints", "tiny"],
