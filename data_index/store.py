@@ -19,9 +19,9 @@ import numpy as np
 
 from data_index.batch import IndexedPlan, StepPlan
 from data_index.errors import CorruptFile, FailedQuery, RefusedQuery, UnknownDocument, UnknownInstance
-from data_index.files import require_file
 from data_index.kinds import KINDS
 from data_index.run import Run
+from data_index.seal import check_sealed_size
 from data_index.tokens import BlockHashes, TokenReader
 from data_index.workspace import Workspace
 
@@ -95,7 +95,7 @@ def connect(workspace: Workspace | None = None, names: Sequence[str] | None = No
 
 
 def _attach(connection: Any, name: str, path: Path) -> None:
-    require_file(path)
+    check_sealed_size(path.parent, path.name)
     try:
         connection.execute(f"ATTACH {_text(str(path))} AS {_name(name)} (READ_ONLY, TYPE duckdb)")
     except duckdb.Error as error:
