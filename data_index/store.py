@@ -106,7 +106,10 @@ def _create_view(connection: Any, view: str, columns: str, parts: list[str]) -> 
     typed = [column.strip().rsplit(" ", 1) for column in columns.split(",")]
     empty = "SELECT NULL::VARCHAR AS run, " + ", ".join(f"NULL::{kind} AS {name}" for name, kind in typed)
     body = " UNION ALL BY NAME ".join(parts) if parts else f"{empty} WHERE false"
-    connection.execute(f"CREATE VIEW {view} AS {body}")
+    try:
+        connection.execute(f"CREATE VIEW {view} AS {body}")
+    except duckdb.Error as error:
+        raise CorruptFile(f"the tables of {view} cannot be opened ({error}); register the run again") from error
 
 
 def _create_table(connection: Any, name: str, columns: dict[str, str], rows: list[tuple[Any, ...]]) -> None:

@@ -368,7 +368,13 @@ def test_a_wrong_tokenizer_of_the_same_size_is_named(tiny_copy: Path, workspace:
     text._load_tokenizer.cache_clear()
     result = audit("tiny", workspace=workspace)
 
-    assert set(failures(result)) == {"round trip", "hash"}
+    assert set(failures(result)) == {"opens", "hash"}
+    assert "is not the file that it was" in detail(result, "opens")
+
+    add(tiny_copy, name="other", workspace=workspace)
+    result = audit("other", workspace=workspace)
+
+    assert set(failures(result)) == {"round trip"}
     assert "the data were made with another tokenizer" in detail(result, "round trip")
 
 
