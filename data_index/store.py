@@ -6,13 +6,14 @@ runs through `run_query`, on a connection that can read the workspace and nothin
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import numpy as np
@@ -25,6 +26,7 @@ from data_index.seal import check_sealed_size
 from data_index.tokens import BlockHashes, TokenReader
 from data_index.workspace import Workspace
 
+Answer = TypeVar("Answer")
 QUERY_SECONDS = 60.0
 QUERY_MEMORY = "2GB"
 
@@ -258,6 +260,23 @@ def view_columns(workspace: Workspace) -> list[str]:
 # --- the verbs' questions --------------------------------------------------------------------------------------------
 
 
+def _readable(question: Callable[..., Answer]) -> Callable[..., Answer]:
+    """What DuckDB says of a damaged index or table is said as an error of ours."""
+
+    @functools.wraps(question)
+    def asked(workspace: Workspace, run: Run, *args: Any, **options: Any) -> Answer:
+        try:
+            return question(workspace, run, *args, **options)
+        except duckdb.Error as error:
+            home = workspace.home(run.name)
+            raise CorruptFile(
+                f"the index of {run.name}, or a table learned of it, cannot be read ({error}): forensics audit "
+                f"{run.name} --deep says which of {home}; add the run again"
+            ) from error
+
+    return asked
+
+
 def _kept(run: Run) -> str:
     """An SQL condition on step and attempt: the attempt of each step whose checkpoint was kept."""
     if all(segment.attempt == 1 for segment in run.segments):
@@ -266,6 +285,7 @@ def _kept(run: Run) -> str:
     return f"({' OR '.join(kept)})"
 
 
+@_readable
 def plan_of(workspace: Workspace, run: Run, first: int, last: int) -> IndexedPlan:
     """What steps first+1 .. last read: instances in batch order, masks, denominators."""
     connection = connect(workspace, [run.name])
@@ -299,6 +319,7 @@ def plan_of(workspace: Workspace, run: Run, first: int, last: int) -> IndexedPla
     )
 
 
+@_readable
 def count_readings(workspace: Workspace, run: Run) -> int:
     """Rows of `batches`: instances read over all steps and attempts."""
     found = connect(workspace, [run.name]).execute("SELECT count(*) FROM batches").fetchone()
@@ -314,6 +335,7 @@ def reader_of(workspace: Workspace, run: Run, *, verify: bool = True) -> TokenRe
     return TokenReader(run, hashes)
 
 
+@_readable
 def batch_rows(workspace: Workspace, run: Run, first: int, last: int, instance: int | None = None) -> Any:
     """Rows of `batch`: one for each row of steps first+1 .. last, as an Arrow table.
 
@@ -349,6 +371,7 @@ GROUPS = {
 }
 
 
+@_readable
 def batch_groups(workspace: Workspace, run: Run, first: int, last: int, by: str) -> Any:
     """Rows of `batch --by`: what steps first+1 .. last read, counted, beside the whole run's average.
 
@@ -384,6 +407,7 @@ def batch_groups(workspace: Workspace, run: Run, first: int, last: int, by: str)
     )
 
 
+@_readable
 def readings_of_instances(workspace: Workspace, run: Run, instances: Sequence[int]) -> Any:
     """Rows of `where`: every reading of the given instances, in step order.
 
@@ -404,6 +428,7 @@ def readings_of_instances(workspace: Workspace, run: Run, instances: Sequence[in
     )
 
 
+@_readable
 def instances_of_document(workspace: Workspace, run: Run, document_id: int) -> list[int]:
     """
     Raises:
@@ -420,6 +445,7 @@ def instances_of_document(workspace: Workspace, run: Run, document_id: int) -> l
     return [instance for (instance,) in found]
 
 
+@_readable
 def metrics_of_step(workspace: Workspace, run: Run, step: int) -> dict[str, float]:
     found = connect(workspace, [run.name]).execute(
         "SELECT name, value FROM metrics WHERE step = ? ORDER BY attempt", [step]
@@ -427,6 +453,7 @@ def metrics_of_step(workspace: Workspace, run: Run, step: int) -> dict[str, floa
     return {name: value for name, value in found.fetchall()}
 
 
+@_readable
 def logged_metrics(workspace: Workspace, run: Run, first: int, last: int) -> dict[int, dict[str, float]]:
     """Metrics of steps first+1 .. last: step -> name -> value, of the attempt that was kept (the last)."""
     found = connect(workspace, [run.name]).execute(

@@ -52,7 +52,8 @@ class Subject:
         write: makes the folder of the run with all witnesses.
         keep: takes all witnesses away but the named one.
         source: what is added, below the folder.
-        proves: witness -> the faults that no honest check by it may miss, by the start of their names.
+        data: where its token files are, below the folder.
+        given_record: the record of its batches is written here, and given with --metrics.
     """
 
     write: Callable[[Path], None]
@@ -98,14 +99,16 @@ def batches_of(run: Run) -> Batches:
     return found
 
 
-def template(subject: Subject, witness: str, folder: Path) -> Batches:
-    """Write the run with one witness, and return its batches; without a fault it is added."""
+def template(subject: Subject, witness: str, folder: Path, truth: Batches | None = None) -> Batches:
+    """Write the run with one witness, and return the batches of the whole one; without a fault it is added."""
     subject.write(folder)
-    with tempfile.TemporaryDirectory() as place:
-        truth_of = subject.add(folder, "all", Workspace(Path(place) / "w"))
-        truth = batches_of(truth_of)
-        if witness in (TOKEN_RECORD, INSTANCE_RECORD) and subject.given_record:
-            write_record(truth_of, folder / "given.jsonl", with_tokens=witness == TOKEN_RECORD)
+    recorded = witness in (TOKEN_RECORD, INSTANCE_RECORD) and subject.given_record
+    if truth is None or recorded:
+        with tempfile.TemporaryDirectory() as place:
+            whole = subject.add(folder, "all", Workspace(Path(place) / "w"))
+            truth = batches_of(whole)
+            if recorded:
+                write_record(whole, folder / "given.jsonl", with_tokens=witness == TOKEN_RECORD)
     subject.keep(folder, witness)
     clean = plant_and_add(subject, witness, folder, truth, lambda f, c: True, random.Random(0))
     assert clean is not None and clean.outcome == "harmless", (witness, clean)

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.attacks.planted import NO_WITNESS, Planted, Subject, plant_and_add, subjects, template
+from tests.attacks.planted import NO_WITNESS, Batches, Planted, Subject, plant_and_add, subjects, template
 from tests.attacks.sealed import AFTER, Noticed, plant_after
 
 OUTCOMES = ("refused", "derived", "harmless", "exact")
@@ -24,13 +24,14 @@ OUTCOMES = ("refused", "derived", "harmless", "exact")
 
 def campaign(chosen: dict[str, Subject], number: int, seed: int = 0) -> Iterator[tuple[str, str, str, Planted]]:
     """About so many faults at `add`: subject, witness, fault, what became of it."""
+    truths: dict[str, Batches] = {}
     pairs = [(name, witness) for name, subject in chosen.items() for witness in subject.witnesses]
     for name, witness in pairs:
         subject = chosen[name]
         chance = random.Random(f"{seed} {name} {witness}")
         with tempfile.TemporaryDirectory() as place:
             made = Path(place) / "made"
-            truth = template(subject, witness, made)
+            truth = truths[name] = template(subject, witness, made, truths.get(name))
             kinds = list(subject.faults)
             chance.shuffle(kinds)
             planted = tried = 0

@@ -16,7 +16,7 @@ from data_index.text import load_tokenizer
 from data_index.workspace import Workspace
 from forensics.soundness import audit
 from forensics.tidying import remove
-from tests.attacks.planted import LOSS, NO_WITNESS, TOKEN_RECORD, Planted, subjects, write_provenance
+from tests.attacks.planted import NO_WITNESS, TOKEN_RECORD, Planted, subjects, write_provenance
 from tests.attacks.sealed import MISSED, plant_after
 from tests.benchmarks.planted_faults import campaign
 
@@ -26,11 +26,11 @@ Found = list[tuple[str, str, str, Planted]]
 @pytest.fixture(scope="module")
 def planted(tiny_source: Path) -> Found:
     """Some faults in each run with each of its witnesses."""
-    return list(campaign(subjects(tiny_source), 100))
+    return list(campaign(subjects(tiny_source), 74))
 
 
 def test_no_wrong_batch_is_exact(planted: Found) -> None:
-    assert len(planted) >= 100
+    assert len(planted) >= 74
     assert [found for found in planted if found[3].outcome == "exact"] == []
 
 
@@ -112,7 +112,7 @@ def test_a_run_of_an_earlier_version_opens_and_is_said_to_be_unsealed(tiny: Work
 def test_another_tokenizer_is_refused_when_it_is_loaded(tiny: Workspace, tiny_copy: Path) -> None:
     load_tokenizer(tiny.run("tiny"))
     path = tiny_copy / "tokenizer.json"
-    path.write_text(path.read_text().replace(" ", "  ", 1))
+    path.write_text(path.read_text() + "\n")
 
     with pytest.raises(CorruptFile, match="tokenizer.json is not the file that it was"):
         load_tokenizer(tiny.run("tiny"))
@@ -184,7 +184,7 @@ def of_part(folder: Path, change: str) -> None:
 
 
 LISTS = {
-    "a border": (OrderMismatch, r"part-01-00000.csv.gz row 4 ends before token .*; the token there .* is not|row 4"),
+    "a border": (OrderMismatch, r"part-01-00000.csv.gz row 5 is a document of tokens .*, after one that ends at"),
     "the last row gone": (OrderMismatch, "lists documents up to token .*has 9,896"),
     "an empty document": (OrderMismatch, "row 1 is a document of tokens 0..0"),
     "no number": (CorruptFile, "part-01-00000.csv.gz is not a whole list of documents"),

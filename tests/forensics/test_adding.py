@@ -19,7 +19,9 @@ def logged(tmp_path: Path) -> Path:
     """The OLMo-core run with its losses, without the batches that it recorded."""
     folder = Path(shutil.copytree(FIXTURES / "olmo-core", tmp_path / "published")) / "main"
     path = folder / "metrics.jsonl"
-    path.write_text("".join(line for line in path.open() if json.loads(line)["kind"] == "metrics"))
+    path.write_text(
+        "".join(line for line in path.read_text().splitlines(True) if json.loads(line)["kind"] == "metrics")
+    )
     return folder
 
 
