@@ -140,10 +140,18 @@ def in_state(pattern: str, change: Callable[[dict[str, Any], random.Random], Non
             state = dict(read_torch_archive(path).value)
             change(state, random.Random(seed))
             path.unlink()
-            torch.save({key: value for key, value in state.items() if isinstance(value, int | str | dict)}, path)
+            torch.save(_plain(state), path)
         return bool(paths)
 
     return fault
+
+
+def _plain(value: Any) -> Any:
+    """What a state holds besides tensors; its random numbers decide no order."""
+    if isinstance(value, dict):
+        kept = {key: _plain(item) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if item is not None}
+    return value if isinstance(value, int | float | str) else None
 
 
 # --- orders and records ----------------------------------------------------------------------------------------------
