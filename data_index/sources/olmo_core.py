@@ -194,8 +194,8 @@ def _refuse_other_indices(run: Run, dataset: Dataset) -> None:
     there = sorted(run.source.rglob("global_indices*.npy"))
     if there:
         raise OrderMismatch(
-            f"{there[0]}, the trainer's own order, is of another seed, epoch or number of instances: by config.json "
-            f"and the token files it would be called {dataset.indices_file(min(run.epochs))}: one of them is another run's"
+            f"{there[0]}, the trainer's own order, is of another seed, epoch or number of instances: by the config and "
+            f"the token files it would be called {dataset.indices_file(min(run.epochs))}, so one of them is another's"
         )
 
 
