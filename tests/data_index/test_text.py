@@ -147,7 +147,7 @@ def test_without_a_tokenizer_there_is_no_text(tiny_shared: Workspace, tmp_path: 
 
 def test_a_tokenizer_that_is_not_byte_level_is_not_searched(tiny_shared: Workspace, tmp_path: Path) -> None:
     Tokenizer(models.WordLevel({"▁the": 0, "?": 1}, unk_token="?")).save(str(tmp_path / "words.json"))
-    run = replace(tiny_shared.run("tiny"), tokenizer=tmp_path / "words.json")
+    run = replace(tiny_shared.run("tiny"), tokenizer=tmp_path / "words.json", tokenizer_sha256=None)
 
     with pytest.raises(UnsupportedRecipe, match="the tokenizer of tiny is not byte-level"):
         list(find_text(run, reader_of(tiny_shared, run), "the"))
