@@ -115,7 +115,7 @@ def run_artifacts(workspace: Workspace, run: Run) -> list[Artifact]:
         if isinstance(entry, dict) and isinstance(entry.get("path"), str):
             found.append(_local(f"order {name}", run.source / entry["path"], stated=entry.get("sha256")))
     if isinstance(run.tokenizer, Path):
-        found.append(_local("tokenizer", run.tokenizer))
+        found.append(_local("tokenizer", run.tokenizer, stated=run.tokenizer_sha256))
     for path in _records_of(run):
         found.append(_local(path.relative_to(run.source).as_posix(), path))
     return [*found, _local("index.duckdb", workspace.home(run.name) / "index.duckdb")]

@@ -223,6 +223,20 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_sha256(path: Path, sha256: str | None) -> None:
+    """Compare a file with the hash that is known of it; None: none is.
+
+    Raises:
+        MissingFile, UnsafeFile
+        CorruptFile: it is another file.
+    """
+    if sha256 is not None and (actual := sha256_of_file(path)) != sha256:
+        raise CorruptFile(
+            f"{path} is not the file that it was (sha256 {actual[:12]}… instead of {sha256[:12]}…): restore it, or add "
+            "the run again with the right one"
+        )
+
+
 def sha256_of_blocks(path: Path) -> list[str]:
     """sha256 of every 4 MiB block, in order; the last one may be shorter."""
     with open_existing(path) as file:

@@ -15,19 +15,31 @@ from data_index.errors import (
     UnknownLayout,
     UnsafeFile,
 )
-from data_index.files import atomic_folder, exclusive_lock, remove_dead_siblings, write_bytes, write_npy
+from data_index.files import (
+    atomic_folder,
+    exclusive_lock,
+    remove_dead_siblings,
+    require_sha256,
+    sha256_of_file,
+    write_bytes,
+    write_npy,
+)
 from data_index.index import build_index, index_key
 from data_index.kinds import table_of_rows
 from data_index.pieces import write_pieces
+from data_index.provenance_witness import prove_provenance
 from data_index.run import Run
 from data_index.run_check import check_run
 from data_index.run_file import read_run, write_run
+from data_index.seal import write_seal
 from data_index.sources import Imported, read_layout, recognise
 from data_index.sources.trainer_record import read_record
 from data_index.witness import hash_token_files, prove_consumed
 from data_index.workspace import Workspace, learn, valid_name
 
 Progress = Callable[[str], None]
+# The run and what was learned of it, by kind -> the run with its trust.
+Prove = Callable[[Run, Mapping[str, Any]], Run]
 
 # Indexes from this size on take more than some ten seconds to build.
 RESUMABLE_INSTANCES = 2**25
@@ -45,6 +57,7 @@ def add(
     listing: Path | None = None,
     workspace: Workspace | None = None,
     progress: Progress = lambda message: None,
+    prove: Prove | None = None,
 ) -> Run:
     """Register and index a run.
 
@@ -57,6 +70,7 @@ def add(
         settings: what the trainer was told and no file says, by the trainer's own names.
         revisions: a regular expression with a group `step`: how a repository names its checkpoints.
         listing: an official list (CSV) of checkpoints that lie elsewhere, with all their states.
+        prove: a witness that needs more than this package has; asked last, before anything is put in force.
     Raises:
         MissingFile, UnknownLayout, RunExists, CorruptFile, OrderMismatch, UnsupportedRecipe, DiskFull
         UnknownRun: the source is nothing of these.
@@ -70,7 +84,7 @@ def add(
         folder = _resolved(Path(source))
         progress(f"reading {folder}")
         imported = read_layout(layout or recognise(folder), folder, name, Path(data) if data else None, settings)
-        return _register(imported.run.name, lambda building: imported, metrics, workspace, progress)
+        return _register(imported.run.name, lambda building: imported, metrics, workspace, progress, prove)
     if str(source).endswith(".toml") and (data is not None or revisions is not None or listing is not None):
         raise UnknownLayout(f"--data, --revisions and --listing are for repositories; {source} says all that itself")
     from data_index.published.manifest import is_manifest, read_manifest
@@ -94,7 +108,12 @@ def add(
     if published.missing:
         progress(f"what the steps of {called} read is not known: {published.missing}")
     return _register(
-        called, lambda building: read_published(published, called, building, layout), metrics, workspace, progress
+        called,
+        lambda building: read_published(published, called, building, layout),
+        metrics,
+        workspace,
+        progress,
+        prove,
     )
 
 
@@ -107,7 +126,12 @@ def _is_local(source: Path | str) -> bool:
 
 
 def _register(
-    name: str, build: Callable[[Path], Imported], metrics: Path | None, workspace: Workspace, progress: Progress
+    name: str,
+    build: Callable[[Path], Imported],
+    metrics: Path | None,
+    workspace: Workspace,
+    progress: Progress,
+    prove: Prove | None,
 ) -> Run:
     """Put a run in force under its name; `build` reads it, and may keep files in the home that is being built."""
     workspace.create()
@@ -121,12 +145,16 @@ def _register(
         remove_dead_siblings(home)
         with atomic_folder(home) as building, _said_of(building, home):
             imported = build(building)
-            tables = dict(imported.tables) | (read_record(metrics) if metrics is not None else {})
-            run = _checked(_write_arrays(imported, building), imported.run.source)
+            given = read_record(metrics) if metrics is not None else {}
+            tables = dict(imported.tables) | given
+            run = _checked(_with_tokenizer(_write_arrays(imported, building)), imported.run.source)
             progress("hashing token files")
             blocks = hash_token_files(run)
+            run = prove_provenance(run)
             progress("checking the trainer's record of batches")
-            run = prove_consumed(run, tables["consumed"].to_pylist()) if "consumed" in tables else run
+            records = [found["consumed"] for found in (imported.tables, given) if "consumed" in found]
+            run = prove_consumed(run, *(table.to_pylist() for table in (*imported.records, *records)))
+            run = prove(run, tables) if prove is not None else run
             for file, content in imported.verbatim.items():
                 write_bytes(building / file, content)
             build_index(run, building / "index.duckdb", progress, partial=_partial_index(run, workspace))
@@ -136,6 +164,7 @@ def _register(
                 learn(building, "block_hashes", table_of_rows("block_hashes", blocks, run.source))
             write_run(replace(run, source=run.source.absolute()), building)
             read_run(building)  # what could not be read again must not be put in force
+            write_seal(building)
     return read_run(home, workspace.cache)
 
 
@@ -155,6 +184,18 @@ def _said_of(building: Path, home: Path) -> Iterator[None]:
         if str(building) not in str(error):
             raise
         raise type(error)(str(error).replace(str(building), str(home))) from error
+
+
+def _with_tokenizer(run: Run) -> Run:
+    """From here on it is this tokenizer; what the run itself states of it counts.
+
+    Raises:
+        CorruptFile: it is not the one that the run states.
+    """
+    if run.tokenizer is None or not run.tokenizer.is_file():
+        return run
+    require_sha256(run.tokenizer, run.tokenizer_sha256)
+    return replace(run, tokenizer_sha256=run.tokenizer_sha256 or sha256_of_file(run.tokenizer))
 
 
 def _as_data(data: Path | str | None) -> Path | str | None:

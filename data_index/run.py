@@ -129,11 +129,21 @@ class OrderTrust:
 
     exact: proved against the trainer's own record. derived: computed by the trainer's rule from verified inputs; the
     missing witness is named. chunk: only the set per chunk is known. unknown.
+
+    Attributes:
+        proved: stretches (first, last) of steps whose batches are exact, though not all of the run's are.
     """
 
     level: Literal["exact", "derived", "chunk", "unknown"]
     witness: str
     missing: str = ""
+    proved: tuple[tuple[int, int], ...] = ()
+
+    def of_steps(self, first: int, last: int) -> OrderTrust:
+        """Why what steps first .. last read is to be believed."""
+        if any(start <= first and last <= stop for start, stop in self.proved):
+            return OrderTrust(level="exact", witness="the trainer's record of instances and token ids")
+        return self
 
     def __str__(self) -> str:
         return f"{self.level} ({self.witness}{'; missing: ' + self.missing if self.missing else ''})"
@@ -191,6 +201,7 @@ class Run:
         segments: none where it is not known what the steps read; `facts["last_step"]` then says how many there were.
         pieces: for instances that are put together from pieces of files; those cut from files come after them.
         pad_token_id: what fills a row that is too short; padding never counts in the loss.
+        tokenizer_sha256: of the file, as it was when the run was added or as the run itself states.
     """
 
     name: str
@@ -209,6 +220,7 @@ class Run:
     pad_token_id: int | None = None
     recipe_overrides: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Path | None = None
+    tokenizer_sha256: str | None = None
     eos_token_id: int | None = None
     heldout: tuple[TokenFile, ...] = ()
     parent: tuple[str, int] | None = None

@@ -52,6 +52,7 @@ _KINDS: Mapping[Any, tuple[str, ...]] = {
     str: ("name", "layout", "config_format"),
     Mapping: ("config", "environment", "facts", "recipe_overrides"),
     int | None: ("pad_token_id", "eos_token_id"),
+    str | None: ("tokenizer_sha256",),
 }
 
 

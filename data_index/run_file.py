@@ -84,11 +84,15 @@ def run_to_table(run: Run, base: Path) -> dict[str, Any]:
         )
     if run.tokenizer is not None:
         table["tokenizer"] = path_text(run.tokenizer, base)
+    if run.tokenizer_sha256 is not None:
+        table["tokenizer_sha256"] = run.tokenizer_sha256
     if run.eos_token_id is not None:
         table["eos_token_id"] = run.eos_token_id
     if run.parent is not None:
         table["parent"] = {"run": run.parent[0], "step": run.parent[1]}
     table["trust"] = {"level": run.trust.level, "witness": run.trust.witness, "missing": run.trust.missing}
+    if run.trust.proved:
+        table["trust"]["proved"] = [list(stretch) for stretch in run.trust.proved]
     table["facts"] = dict(run.facts)
     table["environment"] = dict(run.environment)
     table["recipe_overrides"] = dict(run.recipe_overrides)
@@ -196,7 +200,7 @@ def _run_from_table(table: Mapping[str, Any], base: Path, cache: Path) -> Run:
         files=files("files"),
         order=Order(rule=table["order"]["rule"], parameters=table["order"].get("parameters", {})),
         segments=segments,
-        trust=OrderTrust(**table["trust"]),
+        trust=_trust(table["trust"]),
         config_format=table["config_format"],
         config=table["config"],
         extra_label=bool(table.get("extra_label", False)),
@@ -205,6 +209,7 @@ def _run_from_table(table: Mapping[str, Any], base: Path, cache: Path) -> Run:
         pad_token_id=table.get("pad_token_id"),
         recipe_overrides=table.get("recipe_overrides", {}),
         tokenizer=base / table["tokenizer"] if "tokenizer" in table else None,
+        tokenizer_sha256=table.get("tokenizer_sha256"),
         eos_token_id=table.get("eos_token_id"),
         heldout=files("heldout"),
         parent=(parent["run"], int(parent["step"])) if parent else None,
@@ -212,6 +217,11 @@ def _run_from_table(table: Mapping[str, Any], base: Path, cache: Path) -> Run:
         facts=table.get("facts", {}),
     )
     return check_run(run)
+
+
+def _trust(table: Mapping[str, Any]) -> OrderTrust:
+    proved = tuple((int(first), int(last)) for first, last in table.get("proved", []))
+    return OrderTrust(**(dict(table) | {"proved": proved}))
 
 
 def _place(entry: Mapping[str, Any], base: Path, cache: Path) -> dict[str, Any]:

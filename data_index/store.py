@@ -6,24 +6,25 @@ runs through `run_query`, on a connection that can read the workspace and nothin
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import numpy as np
 
 from data_index.batch import IndexedPlan, StepPlan
 from data_index.errors import CorruptFile, FailedQuery, RefusedQuery, UnknownDocument, UnknownInstance
-from data_index.files import require_file
 from data_index.kinds import KINDS
 from data_index.run import Run
+from data_index.seal import check_sealed_size
 from data_index.skips import stretches_passed_over
 from data_index.tokens import BlockHashes, TokenReader
 from data_index.view_catalog import (
@@ -37,6 +38,7 @@ from data_index.view_catalog import (
 )
 from data_index.workspace import Workspace
 
+Answer = TypeVar("Answer")
 QUERY_SECONDS = 60.0
 QUERY_MEMORY = "2GB"
 ROWS_TOGETHER = 2**22
@@ -61,13 +63,13 @@ class _Statement:
     """One of those that make a connection.
 
     Attributes:
-        run: whose index it attaches; None: it makes a table or a view.
-        identity: what changes when that index does.
+        failed: what is wrong with the files that it opens, where it fails.
+        identity: what changes when an index that it attaches does.
     """
 
     sql: str
     parameters: tuple[Any, ...] = ()
-    run: str | None = None
+    failed: str | None = None
     identity: tuple[int, ...] = ()
 
 
@@ -94,16 +96,17 @@ def _statements(workspace: Workspace, names: Sequence[str] | None, question: str
                 view, [(r.name, *astuple(part)) for r in runs.values() for part in stretches_passed_over(r)]
             )
         else:
-            found.append(_Statement(sql=statement_of(view, workspace, runs)))
+            failed = f"the tables of {view} cannot be opened; register the run again"
+            found.append(_Statement(sql=statement_of(view, workspace, runs), failed=failed))
     return found
 
 
 def _attach(name: str, path: Path) -> _Statement:
-    require_file(path)
+    check_sealed_size(path.parent, path.name)
     found = path.stat()
     return _Statement(
         sql=f"ATTACH {text_literal(str(path))} AS {identifier(name)} (READ_ONLY, TYPE duckdb)",
-        run=name,
+        failed=f"{path} cannot be opened as an index; register {name} again",
         identity=(found.st_ino, found.st_size, found.st_mtime_ns),
     )
 
@@ -135,12 +138,9 @@ def _opened(statements: Sequence[_Statement], locked_to: Path | None) -> duckdb.
         try:
             connection.execute(statement.sql, statement.parameters or None)
         except duckdb.Error as error:
-            if statement.run is None:
+            if statement.failed is None:
                 raise
-            path = statement.sql.split("'")[1]
-            raise CorruptFile(
-                f"{path} cannot be opened as an index ({error}); register {statement.run} again"
-            ) from error
+            raise CorruptFile(f"{statement.failed} ({error})") from error
     if locked_to is not None:
         connection.execute(f"SET allowed_directories = [{text_literal(str(locked_to))}]")
         connection.execute("SET temp_directory = ''")
@@ -310,6 +310,23 @@ def schema_text(workspace: Workspace) -> list[str]:
 # --- the verbs' questions --------------------------------------------------------------------------------------------
 
 
+def _readable(question: Callable[..., Answer]) -> Callable[..., Answer]:
+    """What DuckDB says of a damaged index or table is said as an error of ours."""
+
+    @functools.wraps(question)
+    def asked(workspace: Workspace, run: Run, *args: Any, **options: Any) -> Answer:
+        try:
+            return question(workspace, run, *args, **options)
+        except duckdb.Error as error:
+            home = workspace.home(run.name)
+            raise CorruptFile(
+                f"the index of {run.name}, or a table learned of it, cannot be read ({error}): forensics audit "
+                f"{run.name} --deep says which of {home}; add the run again"
+            ) from error
+
+    return asked
+
+
 def _kept(run: Run) -> str:
     """An SQL condition on step and attempt: the attempt of each step whose checkpoint was kept."""
     if all(segment.attempt == 1 for segment in run.segments):
@@ -318,6 +335,7 @@ def _kept(run: Run) -> str:
     return f"({' OR '.join(kept)})"
 
 
+@_readable
 def plan_of(workspace: Workspace, run: Run, first: int, last: int) -> IndexedPlan:
     """What steps first+1 .. last read: instances in batch order, masks, denominators."""
     connection = connect(workspace, [run.name])
@@ -352,6 +370,7 @@ def plan_of(workspace: Workspace, run: Run, first: int, last: int) -> IndexedPla
     )
 
 
+@_readable
 def count_readings(workspace: Workspace, run: Run) -> int:
     """Rows of `batches`: instances read over all steps and attempts."""
     found = connect(workspace, [run.name]).execute("SELECT count(*) FROM batches").fetchone()
@@ -367,6 +386,7 @@ def reader_of(workspace: Workspace, run: Run, *, verify: bool = True) -> TokenRe
     return TokenReader(run, hashes)
 
 
+@_readable
 def batch_rows(workspace: Workspace, run: Run, first: int, last: int, instance: int | None = None) -> Any:
     """Rows of `batch`: one for each row of steps first+1 .. last, as an Arrow table.
 
@@ -389,6 +409,7 @@ GROUPS = {
 }
 
 
+@_readable
 def batch_groups(workspace: Workspace, run: Run, first: int, last: int, by: str) -> Any:
     """Rows of `batch --by`: what steps first+1 .. last read, counted, beside the whole run's average.
 
@@ -424,6 +445,7 @@ def batch_groups(workspace: Workspace, run: Run, first: int, last: int, by: str)
     )
 
 
+@_readable
 def readings_of_instances(workspace: Workspace, run: Run, instances: Sequence[int]) -> Any:
     """Rows of `where`: every reading of the given instances, in step order.
 
@@ -458,6 +480,7 @@ def positions_in_order_of_instances(
         yield batch.column(0).to_numpy(), batch.column(1).to_numpy()
 
 
+@_readable
 def instances_of_document(workspace: Workspace, run: Run, document_id: int) -> list[int]:
     """
     Raises:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_index.errors import CorruptFile, MissingFile, UnsupportedRecipe
-from data_index.files import require_file
+from data_index.files import require_file, require_sha256
 from data_index.run import Run, TokenFile
 from data_index.run_check import LINES
 from data_index.tokens import TokenReader
@@ -21,20 +22,21 @@ def load_tokenizer(run: Run) -> Any:
     """
     Raises:
         MissingFile: the run names none.
-        CorruptFile
+        CorruptFile: it is none, or not the one that the run was added with.
     """
     if run.tokenizer is None:
         raise MissingFile(f"{run.name} names no tokenizer.json, so its tokens cannot be turned into text")
     require_file(run.tokenizer)
     found = run.tokenizer.stat()
-    return _load_tokenizer(str(run.tokenizer), found.st_size, found.st_mtime_ns)
+    return _load_tokenizer(str(run.tokenizer), found.st_size, found.st_mtime_ns, run.tokenizer_sha256)
 
 
 @functools.lru_cache(maxsize=4)
-def _load_tokenizer(path: str, size: int, changed_at: int) -> Any:
+def _load_tokenizer(path: str, size: int, changed_at: int, sha256: str | None) -> Any:
     """One for each content, as far as size and time tell."""
     from tokenizers import Tokenizer
 
+    require_sha256(Path(path), sha256)
     try:
         return Tokenizer.from_file(path)
     except Exception as error:  # the library raises bare Exception

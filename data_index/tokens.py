@@ -32,7 +32,8 @@ class TokenReader:
     """Reads instances of a run; checks every block it touches against recorded hashes.
 
     Args:
-        block_hashes: (file name, block number) -> sha256 of that 4 MiB block. None reads without checking.
+        block_hashes: (name, block number) -> sha256 of that 4 MiB block; names as `hashed_files` gives them. None reads
+            without checking.
 
     A block with no recorded hash is remembered in `first_seen`, so that the caller can say so and record it.
     """
@@ -141,7 +142,7 @@ class TokenReader:
             for number, start, stop in self.pieces_of(int(instance)):
                 file = self.run.files[number]
                 if file.label_mask is not None:
-                    counts[row, filled : filled + stop - start] = self._label_mask(file)[start:stop]
+                    counts[row, filled : filled + stop - start] = self._label_mask(file, start, stop)
                 filled += stop - start
             counts[row, filled:] = False
         return counts
@@ -164,7 +165,7 @@ class TokenReader:
         if not isinstance(file.path, Path):
             return self._plausible(file, start, np.frombuffer(file.path.read(first, last), dtype))
         raw = self._map(file)
-        self._check_bytes(file, first, last)
+        self._check_bytes(file.name, file.on_disk, raw, first, last)
         return raw[first:last].view(dtype)
 
     def mapped(self, number: int) -> np.ndarray | None:
@@ -192,9 +193,9 @@ class TokenReader:
             file = self.run.files[number]
             item = np.dtype(file.dtype).itemsize
             ends = np.stack([starts * item, stops * item - 1], axis=1) // BLOCK_BYTES
+            raw = self._map(file)
             for first, last in np.unique(ends, axis=0).tolist():
-                for block in range(first, last + 1):
-                    self._check(file, block)
+                self._check_bytes(file.name, file.on_disk, raw, first * BLOCK_BYTES, last * BLOCK_BYTES + 1)
 
     def cut_from(self, instances: np.ndarray) -> np.ndarray:
         """Numbers of the files that instances are cut from, shape [len(instances)]; -1 for those made of pieces."""
@@ -223,9 +224,10 @@ class TokenReader:
         first, last = (int(offset) for offset in self._line_offsets(file)[line : line + 2])
         if not 0 <= first <= last <= file.num_bytes:
             raise CorruptFile(f"{file.lines} places line {line + 1} at bytes {first}..{last} of {file.num_bytes}")
-        self._check_bytes(file, first, last)
+        raw = self._map(file)
+        self._check_bytes(file.name, file.on_disk, raw, first, last)
         try:
-            values = json.loads(self._map(file)[first:last].tobytes())["token_ids"]
+            values = json.loads(raw[first:last].tobytes())["token_ids"]
             ids = np.array(values)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CorruptFile(f"{file.path} line {line + 1} is no object with token_ids: {error}") from error
@@ -243,10 +245,17 @@ class TokenReader:
             if file.lines is None:
                 raise CorruptFile(f"run.toml of {self.run.name} names no line offsets for {file.name}")
             try:
-                require_file(file.lines)
+                raw = (
+                    np.memmap(file.lines, dtype=np.uint8, mode="r")
+                    if require_file(file.lines)
+                    else np.empty(0, np.uint8)
+                )
+                self._check_bytes(key, file.lines, raw, 0, len(raw))
                 offsets = np.load(file.lines, mmap_mode="r", allow_pickle=False)
             except MissingFile as error:
                 raise MissingFile(f"{file.lines} is not there: register {self.run.name} again") from error
+            except CorruptFile:
+                raise
             except Exception as error:  # numpy evaluates the header, which fails in many ways
                 raise CorruptFile(f"{file.lines} is not a whole .npy file: {error}") from error
             if offsets.shape != (file.num_instances + 1,) or offsets.dtype != np.int64:
@@ -273,7 +282,7 @@ class TokenReader:
             )
         return size
 
-    def _label_mask(self, file: TokenFile) -> np.ndarray:
+    def _label_mask(self, file: TokenFile, start: int, stop: int) -> np.ndarray:
         key, path = f"{file.name} label mask", file.label_mask
         assert path is not None
         if key not in self._maps:
@@ -284,28 +293,29 @@ class TokenReader:
                 raise MissingFile(f"{path}, a label mask of {self.run.name}, is not there") from error
             if size != wanted:
                 raise CorruptFile(f"{path} has {size:,} booleans; {file.name} has {wanted:,} tokens")
-            self._maps[key] = np.memmap(path, dtype=bool, mode="r") if size else np.empty(0, bool)
-        return self._maps[key]
+            self._maps[key] = np.memmap(path, dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
+        raw = self._maps[key]
+        self._check_bytes(key, path, raw, start, stop)
+        return raw[start:stop] != 0
 
-    def _check_bytes(self, file: TokenFile, start: int, stop: int) -> None:
+    def _check_bytes(self, name: str, path: Path, raw: np.ndarray, start: int, stop: int) -> None:
         if self._hashes is not None:
             for block in range(start // BLOCK_BYTES, max(stop - 1, 0) // BLOCK_BYTES + 1):
-                self._check(file, block)
+                self._check(name, path, block, raw[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES])
 
-    def _check(self, file: TokenFile, block: int) -> None:
-        key = (file.name, block)
+    def _check(self, name: str, path: Path, block: int, raw: np.ndarray) -> None:
+        key = (name, block)
         if key in self._checked:
             return
-        raw = self._map(file)[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
         actual = hashlib.sha256(raw.tobytes()).hexdigest()
         expected = self._hashes.get(key) if self._hashes else None
         if expected is None:
             self.first_seen[key] = actual
         elif expected != actual:
             raise CorruptFile(
-                f"{file.path} changed: block {block} (bytes {block * BLOCK_BYTES:,}.."
-                f"{min((block + 1) * BLOCK_BYTES, file.num_bytes):,}) of {file.name} has sha256 {actual[:12]}… instead "
-                f"of {expected[:12]}…; restore the file, or read it as it is with --no-verify"
+                f"{path} changed: block {block} (bytes {block * BLOCK_BYTES:,}.."
+                f"{block * BLOCK_BYTES + len(raw):,}) of {name} has sha256 {actual[:12]}… instead of {expected[:12]}…; "
+                "restore the file, or read it as it is with --no-verify"
             )
         self._checked.add(key)
 
@@ -316,6 +326,16 @@ def _odd_one(values: Any) -> str:
         (v for v in values if type(v) is not int or not 0 <= v < 2**31) if isinstance(values, list) else iter([values])
     )
     return str(next(odd, values))[:80]
+
+
+def hashed_files(run: Run) -> dict[str, Path]:
+    """What rows are made of, on disk, with hashes by block: token files, label masks, line offsets."""
+    found: dict[str, Path] = {}
+    for file in (*run.files, *run.heldout):
+        found |= {file.name: file.path} if isinstance(file.path, Path) else {}
+        found |= {f"{file.name} label mask": file.label_mask} if file.label_mask else {}
+        found |= {f"{file.name} lines": file.lines} if file.lines else {}
+    return found
 
 
 def pieces_of_instances(run: Run, instances: Sequence[int]) -> Pieces:

@@ -15,25 +15,25 @@ from data_index.files import require_file, sha256_of_blocks, sha256_of_file
 from data_index.kinds import table_of_rows
 from data_index.orders import epoch_order
 from data_index.run import OrderTrust, Run
-from data_index.tokens import TokenReader
+from data_index.tokens import TokenReader, hashed_files
 from data_index.workspace import Workspace, learn
 
 # Hashing everything at `add` is worth it below this size; above, blocks are hashed when first read.
 HASH_AT_ADD_BYTES = 10 * 10**9
 
 
-def prove_consumed(run: Run, records: Iterable[Mapping[str, Any]]) -> Run:
+def prove_consumed(run: Run, *records: Iterable[Mapping[str, Any]]) -> Run:
     """Check every batch that the trainer recorded: instances and token ids. Returns the run with its trust.
 
+    Args:
+        records: rows of the kind `consumed`, one iterable for each place that the trainer kept them in.
     Raises:
         OrderMismatch: a recorded batch is not what order and token files give; the message says which of the two.
     """
     reader = TokenReader(run, block_hashes=None)
     orders: dict[int, np.ndarray] = {}
     proved, with_tokens = set(), set()
-    # The attempt that was kept is the last; which number it has depends on how many were recorded.
-    kept = {record["step"]: record for record in sorted(records, key=lambda record: record["attempt"])}
-    for step, record in sorted(kept.items()):
+    for step, record in sorted((entry for place in records for entry in _kept(place)), key=lambda entry: entry[0]):
         try:
             segment = run.segment_of_step(step)
         except StepOutOfRange:
@@ -57,6 +57,11 @@ def prove_consumed(run: Run, records: Iterable[Mapping[str, Any]]) -> Run:
     return replace(run, trust=_trust(run, proved, with_tokens))
 
 
+def _kept(records: Iterable[Mapping[str, Any]]) -> Iterable[tuple[int, Mapping[str, Any]]]:
+    """The attempt that was kept is the last; which number it has depends on how many were recorded."""
+    return {record["step"]: record for record in sorted(records, key=lambda record: record["attempt"])}.items()
+
+
 def sha256_of_ids(token_ids: np.ndarray) -> str:
     """sha256 of token ids as int64 in C order: what the native format and the fixtures record."""
     return hashlib.sha256(np.ascontiguousarray(token_ids, dtype="<i8").tobytes()).hexdigest()
@@ -65,15 +70,47 @@ def sha256_of_ids(token_ids: np.ndarray) -> str:
 def _trust(run: Run, proved: set[int], with_tokens: set[int]) -> OrderTrust:
     if not proved:
         return run.trust
-    steps = f"steps {min(proved)}..{max(proved)} ({len(proved)} batches)"
-    if proved == with_tokens:
-        return OrderTrust(level="exact", witness=f"the trainer's record of instances and token ids, {steps}")
-    if run.trust.level == "unknown":
+    all_steps = [(first, last) for first, last, _ in run.kept_steps()]
+    exact = stretches(with_tokens)
+    if all(any(start <= first and last <= stop for start, stop in exact) for first, last in joined(all_steps)):
+        return OrderTrust(
+            level="exact", witness=f"the trainer's record of instances and token ids, {_counted(with_tokens)}"
+        )
+    if run.trust.level == "unknown" and not with_tokens:
         # The record names instances; what they are made of stays in doubt.
         return run.trust
-    missing = "a record of the token ids that were consumed"
-    before = run.trust.witness
-    return OrderTrust(level="derived", witness=f"the trainer's record of instances, {steps}; {before}", missing=missing)
+    said = []
+    if with_tokens:
+        said.append(f"the trainer's record of instances and token ids, {_counted(with_tokens)}, which are exact")
+    if proved - with_tokens:
+        said.append(f"the trainer's record of instances, {_counted(proved - with_tokens)}")
+    missing = "a record of the token ids that were consumed" + (" in the other steps" if with_tokens else "")
+    return OrderTrust(
+        level="unknown" if run.trust.level == "unknown" else "derived",
+        witness="; ".join([*said, run.trust.witness]),
+        missing=missing,
+        proved=exact,
+    )
+
+
+def _counted(steps: set[int]) -> str:
+    return f"steps {min(steps)}..{max(steps)} ({len(steps)} batches)"
+
+
+def stretches(steps: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Steps as stretches (first, last) without gaps, rising."""
+    return joined([(step, step) for step in sorted(steps)])
+
+
+def joined(found: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Rising stretches (first, last), those that touch made one."""
+    whole: list[tuple[int, int]] = []
+    for first, last in found:
+        if whole and first == whole[-1][1] + 1:
+            whole[-1] = (whole[-1][0], last)
+        else:
+            whole.append((first, last))
+    return tuple(whole)
 
 
 def remember_first_seen(workspace: Workspace, run: Run, reader: TokenReader) -> str:
@@ -93,7 +130,7 @@ def remember_first_seen(workspace: Workspace, run: Run, reader: TokenReader) -> 
 
 
 def hash_token_files(run: Run) -> list[dict[str, Any]]:
-    """Block hashes of all token files on disk, or of none when they are too large to read at `add`.
+    """Block hashes of all that rows are made of on disk, or of nothing when it is too large to read at `add`.
 
     Files on servers are not read: what is fetched of them is hashed as it comes (`range_cache`).
 
@@ -106,15 +143,22 @@ def hash_token_files(run: Run) -> list[dict[str, Any]]:
             raise CorruptFile(
                 f"{file.path} has {size:,} bytes; the record of {run.name} says {file.num_bytes:,}: restore the file"
             )
-    if sum(file.num_bytes for file in files) > HASH_AT_ADD_BYTES:
+    hashed = hashed_files(run)
+    if sum(require_file(path) for path in hashed.values()) > HASH_AT_ADD_BYTES:
         return []
-    rows = []
     for file in files:
         if file.sha256 is not None and (actual := sha256_of_file(file.on_disk)) != file.sha256:
             raise CorruptFile(
                 f"{file.path} is not the token file that run.toml of {run.name} names (sha256 {actual[:12]}… instead "
                 f"of {file.sha256[:12]}…): restore the file"
             )
-        hashes = sha256_of_blocks(file.on_disk)
-        rows += [{"file": file.name, "block": n, "sha256": h, "seen": "add"} for n, h in enumerate(hashes)]
-    return rows
+    return block_rows(hashed, "add")
+
+
+def block_rows(files: Mapping[str, Path], seen: str) -> list[dict[str, Any]]:
+    """Rows of the kind `block_hashes`; `seen` says when."""
+    return [
+        {"file": name, "block": number, "sha256": sha256, "seen": seen}
+        for name, path in files.items()
+        for number, sha256 in enumerate(sha256_of_blocks(path))
+    ]

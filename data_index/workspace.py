@@ -24,10 +24,13 @@ from typing import Any
 from data_index.errors import CorruptFile, MissingCheckpoint, MissingFile, NewerWorkspace, UnknownRun
 from data_index.files import read_json, write_hashed_parquet, write_json
 from data_index.run import Checkpoint, Run
-from data_index.run_file import read_run
+from data_index.run_file import MAX_RUN_BYTES, read_run
+from data_index.seal import check_named_hash, check_sealed
 from data_index.sources import list_checkpoints, native
 
 WORKSPACE_VERSION = 1
+# Learned tables up to this size are held against their hash whenever they are opened; it takes 10 ms.
+CHECKED_WHEN_OPENED_BYTES = 16 * 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 
 
@@ -99,8 +102,16 @@ class Workspace:
         there = f"there are: {', '.join(near)}" if near else "there is none yet: forensics demo makes one, add SOURCE"
         raise UnknownRun(f"no run or fork is called {name!r} in {self.folder}; {there} (list all: forensics runs)")
 
-    def run(self, name: str) -> Run:
+    def run(self, name: str, *, verify: bool = True) -> Run:
+        """
+        Args:
+            verify: compare its record with the hash taken when it was added; an audit goes on without.
+        Raises:
+            UnknownRun, MissingFile, CorruptFile, NewerWorkspace
+        """
         home = self.home(name)
+        if verify:
+            check_sealed(home, "run.toml", MAX_RUN_BYTES)
         run = read_run(home, self.cache)
         return replace(run, source=home) if home.parent.name == "forks" else run
 
@@ -164,12 +175,18 @@ class Workspace:
         for path in named:
             if not path.exists():
                 raise MissingFile(f"{path}, named by {home}/current.json, is not there: register the run again")
+            check_named_hash(path, CHECKED_WHEN_OPENED_BYTES)
         return named + (native.committed_pieces(home, kind) if home.parent.name == "forks" else [])
 
     def learned(self, home: Path, kind: str) -> list[dict[str, Any]]:
-        """All rows of a kind; small kinds only."""
+        """All rows of a kind; small kinds only.
+
+        Raises:
+            MissingFile, CorruptFile: a file is not what its name says.
+        """
         rows: list[dict[str, Any]] = []
         for path in self.learned_files(home, kind):
+            check_named_hash(path)
             table = native.read_table(path)
             rows += table.to_pylist() if table is not None else []
         return rows

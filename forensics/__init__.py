@@ -10,7 +10,7 @@ from typing import Any
 
 _PUBLIC = {
     "Workspace": "data_index.workspace",
-    "add": "data_index.registration",
+    "add": "forensics.adding",
     "connect": "data_index.store",
     "audit": "forensics.soundness",
     "at": "forensics.lookup",

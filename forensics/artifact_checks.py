@@ -8,14 +8,17 @@ from pathlib import Path
 from data_index.artifacts import Artifact
 from data_index.dcp import read_dcp_metadata
 from data_index.errors import UNFORESEEN, ForensicsError
-from data_index.files import BLOCK_BYTES, read_json_object, sha256_of_blocks
+from data_index.files import BLOCK_BYTES, read_json_object
 from data_index.kinds import table_of_rows
 from data_index.neox_checkpoint import read_counts
 from data_index.olmo_checkpoint import read_trainer_state
 from data_index.orders import epoch_order
 from data_index.pickles import read_torch_archive
 from data_index.pieces import read_pieces
-from data_index.run import Checkpoint, Run, TokenFile
+from data_index.run import Checkpoint, Run
+from data_index.seal import SEAL, broken_seals, read_seal
+from data_index.tokens import hashed_files
+from data_index.witness import block_rows
 from data_index.workspace import Workspace, learn
 from forensics.audit_rows import Result, Row, judged, row
 from forensics.weight_samples import Reading
@@ -58,6 +61,25 @@ def index_rows(workspace: Workspace, run: Run) -> Iterator[Row]:
         yield judged("index.duckdb", "opens", str(error))
 
 
+def seal_rows(home: Path, *, deep: bool, say: Callable[[str], None]) -> Iterator[Row]:
+    """What was written when the run was added, against the hashes taken then; all of it with `deep`."""
+    try:
+        seal = read_seal(home)
+    except ForensicsError as error:
+        yield judged(SEAL, "sealed", str(error))
+        return
+    if seal is None:
+        again = f"{home.name} was added by an earlier version, which sealed nothing: add it again"
+        yield row(SEAL, "sealed", "not known", again)
+        return
+    small = None if deep else SMALL_FILE_BYTES
+    broken = list(broken_seals(home, small, say))
+    for name, wrong in broken:
+        yield judged(name, "sealed", wrong)
+    if not broken:
+        yield judged(SEAL, "sealed", None, ok=f"{len(seal)} files{'' if deep else ', those that are small,'} as sealed")
+
+
 def order_rows(run: Run) -> Iterator[Row]:
     yield row("order", "trust", "not known" if run.trust.level == "unknown" else "ok", str(run.trust))
     for epoch in run.epochs:
@@ -82,7 +104,11 @@ def token_rows(
     workspace: Workspace, run: Run, artifacts: Mapping[str, Artifact], *, deep: bool, say: Callable[[str], None]
 ) -> Iterator[Row]:
     """Sizes of token files; with `deep`, every block against what was first read of it."""
-    rows = workspace.learned(workspace.home(run.name), "block_hashes")
+    try:
+        rows = workspace.learned(workspace.home(run.name), "block_hashes")
+    except ForensicsError as error:
+        yield judged("block_hashes", "reads", str(error))
+        rows = []
     known = {(entry["file"], entry["block"]): entry["sha256"] for entry in rows}
     for file in (*run.files, *run.heldout):
         there = artifacts[file.name]
@@ -92,29 +118,33 @@ def token_rows(
         size = there.num_bytes
         wrong = None if size == file.num_bytes else f"{size:,} bytes instead of {file.num_bytes:,}"
         yield judged(file.name, "size", wrong, ok=f"{size:,} bytes", num_bytes=size)
-        if wrong is None and deep:
-            say(f"{file.name}: reading {size:,} bytes")
-            yield _block_row(workspace, run, file, known)
+        if wrong is None and deep and not isinstance(file.path, Path):
+            yield row(file.name, "blocks", "not known", "on a server; what is read of it is compared then")
+    for name, path in hashed_files(run).items() if deep else ():
+        if path.is_file():
+            say(f"{name}: reading {path.stat().st_size:,} bytes")
+            yield _block_row(workspace, run, name, path, known)
 
 
-def _block_row(workspace: Workspace, run: Run, file: TokenFile, known: Mapping[tuple[str, int], str]) -> Row:
+def _block_row(workspace: Workspace, run: Run, name: str, path: Path, known: Mapping[tuple[str, int], str]) -> Row:
     """Every block against what was first read of it; what was never read before is remembered for the next time."""
-    if not isinstance(file.path, Path):
-        return row(file.name, "blocks", "not known", "on a server; what is read of it is compared then")
-    hashes = sha256_of_blocks(file.path)
-    unseen = [number for number in range(len(hashes)) if (file.name, number) not in known]
-    changed = [number for number, sha256 in enumerate(hashes) if known.get((file.name, number), sha256) != sha256]
-    if unseen:
-        entries = [{"file": file.name, "block": n, "sha256": hashes[n], "seen": "audit"} for n in unseen]
-        table = table_of_rows("block_hashes", entries, run.name)
+    found = block_rows({name: path}, "audit")
+    unseen = [entry for entry in found if (name, entry["block"]) not in known]
+    there = {(name, entry["block"]): entry["sha256"] for entry in found}
+    # A block that is gone has changed too.
+    changed = sorted(
+        block for (file, block), sha256 in known.items() if file == name and there.get((file, block)) != sha256
+    )
+    if unseen and not changed:
+        table = table_of_rows("block_hashes", unseen, run.name)
         learn(workspace.home(run.name), "block_hashes", table, replace_kind=False)
     if changed:
         where = ", ".join(f"{number} (bytes {number * BLOCK_BYTES:,}..)" for number in changed)
-        return judged(file.name, "blocks", f"changed: block {where}")
+        return judged(name, "blocks", f"changed: block {where}")
     if unseen:
-        detail = f"{len(hashes) - len(unseen)} of {len(hashes)} blocks were hashed before, and are as they were"
-        return row(file.name, "blocks", "not known", f"{detail}; the others are from now on")
-    return judged(file.name, "blocks", None, ok="all as first hashed")
+        detail = f"{len(found) - len(unseen)} of {len(found)} blocks were hashed before, and are as they were"
+        return row(name, "blocks", "not known", f"{detail}; the others are from now on")
+    return judged(name, "blocks", None, ok="all as first hashed")
 
 
 # --- a checkpoint's --------------------------------------------------------------------------------------------------

@@ -36,10 +36,11 @@ from data_index.kinds import table_of_rows
 from data_index.run import Order, OrderTrust, Run, Segment, TokenFile, parse_steps
 from data_index.run_check import LINES
 from data_index.run_file import read_run, write_run
+from data_index.seal import write_seal
 from data_index.sources.native import saved_steps
 from data_index.store import plan_of, reader_of
-from data_index.witness import remember_first_seen
-from data_index.workspace import Workspace
+from data_index.witness import block_rows, remember_first_seen
+from data_index.workspace import Workspace, learn
 from forensics.configured import configured_run
 from forensics.edits import Inserted, Resolver, row_weight
 from forensics.reproduction import (
@@ -236,6 +237,10 @@ def create_fork(workspace: Workspace, asked: ForkRequest, folder: Path) -> None:
             write_parquet(building / "masks.parquet", table_of_rows("masks", masks, folder))
             current["masks"] = ["masks.parquet"]
         write_json(building / "current.json", current)
+        if files:
+            added = block_rows({file.name: file.on_disk for file in files}, "fork")
+            learn(building, "block_hashes", table_of_rows("block_hashes", added, folder), replace_kind=False)
+        write_seal(building)
 
 
 def _write_inserted(building: Path, parent: Run, inserted: Inserted) -> tuple[TokenFile, ...]:

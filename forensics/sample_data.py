@@ -302,6 +302,7 @@ def _write_run(
         config_format="native",
         config={"model": dict(recipe.model), "recipe": recipe.to_table()},
         tokenizer=folder / "tokenizer.json",
+        tokenizer_sha256=sha256_of_file(folder / "tokenizer.json"),
         eos_token_id=end,
         environment=environment()
         | {

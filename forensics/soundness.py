@@ -93,7 +93,7 @@ def audit(
         MissingFile, CorruptFile: `evaluations` holds none.
     """
     workspace = workspace or Workspace()
-    record = workspace.run(run)
+    record = workspace.run(run, verify=False)  # what is wrong with it is a row
     if deep and _lies_on_servers(workspace, record):
         planned = plan_audit(run, deep=True, workspace=workspace)
         require_allowed(planned["fetch_bytes"], max_fetch, f"a deep audit of {run}")
@@ -175,6 +175,7 @@ class _Audit:
     def _own_rows(self) -> Iterator[Row]:
         found = run_artifacts(self.workspace, self.run)
         yield from files.availability_rows(found)
+        yield from files.seal_rows(self.home, deep=self.deep, say=self.say)
         yield from files.index_rows(self.workspace, self.run)
         yield from files.order_rows(self.run)
         yield from files.piece_rows(self.run)

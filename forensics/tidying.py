@@ -18,15 +18,18 @@ def remove(name: str, *, confirmed: bool, workspace: Workspace) -> Iterator[str]
         Busy: forks of it are there, or it is being written.
     """
     home = workspace.home(name)
-    children = [fork for fork in workspace.fork_ids() if (p := workspace.run(fork).parent) and p[0] == name]
+    children = [
+        fork for fork in workspace.fork_ids() if (p := workspace.run(fork, verify=False).parent) and p[0] == name
+    ]
     if children:
         raise Busy(f"{name} has forks, which need it: {', '.join(children)}; remove them first")
     with exclusive_lock(home.with_name(f".{home.name}.lock"), f"writing {name}"):
         size = folder_bytes(home) / 1e6
         if not confirmed:
             yield f"would delete {home} ({size:,.1f} MB)"
-            if home.parent.name == "runs" and not workspace.run(name).source.is_relative_to(home):
-                yield f"would keep {workspace.run(name).source}, the run's own folder"
+            source = workspace.run(name, verify=False).source
+            if home.parent.name == "runs" and not source.is_relative_to(home):
+                yield f"would keep {source}, the run's own folder"
             yield f"to do it: forensics remove {name} --yes"
             return
         remove_folder(home)

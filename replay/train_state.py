@@ -74,6 +74,21 @@ def build_optimizer(model: torch.nn.Module, recipe: Recipe, device: torch.device
     )
 
 
+def state_of_weights(checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device) -> TrainState:
+    """A checkpoint's weights, with an optimizer that remembers nothing.
+
+    Raises:
+        MissingFile, CorruptFile, UnsafeFile
+    """
+    require_fitting(recipe, checkpoint)
+    model = build_model(recipe.model, device=device)
+    load_weights(model, read_weights(checkpoint), checkpoint)
+    optimizer = build_optimizer(model, recipe, device)
+    return TrainState(
+        model=model, optimizer=optimizer, step=checkpoint.step, tokens=checkpoint.tokens or 0, device=device
+    )
+
+
 def load_state(
     checkpoint: Checkpoint, recipe: Recipe, *, device: torch.device, fresh_optimizer: bool = False
 ) -> TrainState:
@@ -85,11 +100,9 @@ def load_state(
         MissingState: it lacks optimizer state.
         MissingFile, CorruptFile, UnsafeFile
     """
-    require_fitting(recipe, checkpoint)
-    model = build_model(recipe.model, device=device)
-    load_weights(model, read_weights(checkpoint), checkpoint)
-    optimizer = build_optimizer(model, recipe, device)
-    names = {name: p for name, p in model.named_parameters()}
+    state = state_of_weights(checkpoint, recipe, device=device)
+    optimizer = state.optimizer
+    names = {name: p for name, p in state.model.named_parameters()}
     lacking = fresh_optimizer and "optimizer" not in checkpoint.states
     moments = {"exp_avg": {}} if lacking else read_optimizer(checkpoint)
     for moment, tensors in moments.items():
@@ -105,9 +118,6 @@ def load_state(
             }
             if device.type == "cuda":
                 optimizer.state[parameter]["step"] = optimizer.state[parameter]["step"].to(device)
-    state = TrainState(
-        model=model, optimizer=optimizer, step=checkpoint.step, tokens=checkpoint.tokens or 0, device=device
-    )
     if checkpoint.layout == "native":
         _restore(state, read_json_object(checkpoint.location / "state.json"), checkpoint)
     return state

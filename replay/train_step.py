@@ -14,7 +14,7 @@ nn/functional/cross_entropy_loss.py) and ai2-olmo 0.6.0 (olmo/train.py, olmo/opt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -132,17 +132,30 @@ class Losses:
 
 
 def accumulate_gradients(state: TrainState, batch: Batch, recipe: Recipe) -> Losses:
-    """Backpropagate every micro-batch of every rank.
+    """Backpropagate every micro-batch of every rank; under `torch.no_grad()` their losses alone.
 
     Rank r of W holds every W-th row from the r-th on. Each divides by its own denominator, and gradients are averaged
     over ranks: where rows are hidden this is not the mean over the batch, and it is what the trainers did.
     """
-    token_ids = torch.from_numpy(batch.token_ids).to(state.device)
-    counts = torch.from_numpy(batch.counts_as_target).to(state.device)
     num_targets = int(batch.counts_as_target[:, 1:].sum())
     if num_targets == 0:
         raise InvalidEdit(f"no token of step {batch.step} counts in the loss: leave at least one row unmasked")
     loss, z_loss = torch.zeros([], device=state.device), torch.zeros([], device=state.device)
+    for ids, wanted, denominator in microbatches(batch, recipe, state.device):
+        cross_entropy, z = microbatch_losses(state, ids, wanted, recipe)
+        if torch.is_grad_enabled():
+            ((cross_entropy + z) / denominator).backward()
+        loss += (cross_entropy / denominator).detach()
+        z_loss += (z / denominator).detach()
+    return Losses(logged=loss + z_loss if recipe.logs_z_loss_in_loss else loss, z_loss=z_loss, num_targets=num_targets)
+
+
+def microbatches(
+    batch: Batch, recipe: Recipe, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Token ids, which of them are targets, and the denominator: of each micro-batch of each rank in turn."""
+    token_ids = torch.from_numpy(batch.token_ids).to(device)
+    counts = torch.from_numpy(batch.counts_as_target).to(device)
     by_row = denominator_of_rows(batch, recipe.denominator)
     ranks = min(recipe.num_ranks, len(token_ids))
     for rank in range(ranks):
@@ -150,15 +163,11 @@ def accumulate_gradients(state: TrainState, batch: Batch, recipe: Recipe) -> Los
         if not whole:
             continue
         # A tensor on the device, not a number: CUDA multiplies by the reciprocal of a number.
-        denominator = torch.tensor(int(whole), device=state.device)
+        denominator = torch.tensor(int(whole), device=device)
         rows, counted = token_ids[rank::ranks], counts[rank::ranks]
         size = recipe.instances_per_microbatch or len(rows)
         for ids, wanted in zip(rows.split(size), counted.split(size), strict=True):
-            cross_entropy, z = microbatch_losses(state, ids, wanted, recipe)
-            ((cross_entropy + z) / denominator).backward()
-            loss += (cross_entropy / denominator).detach()
-            z_loss += (z / denominator).detach()
-    return Losses(logged=loss + z_loss if recipe.logs_z_loss_in_loss else loss, z_loss=z_loss, num_targets=num_targets)
+            yield ids, wanted, denominator
 
 
 def microbatch_losses(

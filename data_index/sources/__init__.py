@@ -34,6 +34,7 @@ class Imported:
         verbatim: file name -> bytes kept beside the run, the trainer's own config first of all.
         pieces: how instances are put together, where they are not cut from files.
         lines: file name -> byte offsets of its lines, for files with one instance a line.
+        records: tables of the kind `consumed` besides the one in `tables`, which must not contradict the run either.
     """
 
     run: Run
@@ -41,6 +42,7 @@ class Imported:
     verbatim: Mapping[str, bytes] = field(default_factory=dict)
     pieces: Pieces | None = None
     lines: Mapping[str, np.ndarray] = field(default_factory=dict)
+    records: tuple[Any, ...] = ()
 
 
 class Layout(Protocol):

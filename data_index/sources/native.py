@@ -20,12 +20,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from data_index.errors import UNFORESEEN, CorruptFile, UnknownLayout, UnsafeFile
 from data_index.files import TEMPORARY_PREFIX, is_absurd, require_file
 from data_index.kinds import conform
-from data_index.run import Checkpoint, Run
+from data_index.run import Checkpoint, OrderTrust, Run
 from data_index.run_file import read_run
 from data_index.sources import Imported
 from data_index.sources.folder import refuse_settings
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from data_index.remote.files import Data
 
+NO_RECORD = "a record of the batches that were consumed"
 _STEP = re.compile(r"step(\d{1,18})$")
 _PIECE = re.compile(r"(\d{1,18})-(\d{1,18})\.[a-z0-9]+$")
 
@@ -55,7 +56,16 @@ def read(folder: Path, name: str | None, data: Data, settings: Mapping[str, Any]
     run = read_run(folder)
     if run.layout != "native":
         raise CorruptFile(f"{folder}/run.toml describes a run in layout {run.layout!r}, not a native run folder")
-    return Imported(run=replace(run, name=name or run.name, source=folder.absolute()), tables=learned_tables(folder))
+    stated = replace(run, name=name or run.name, source=folder.absolute(), trust=_believed(run.trust))
+    return Imported(run=stated, tables=learned_tables(folder))
+
+
+def _believed(stated: OrderTrust) -> OrderTrust:
+    """What a run says of its own order proves nothing: its record of batches is compared, or is missing."""
+    if stated.level == "unknown":
+        return replace(stated, proved=())
+    level: Literal["derived", "chunk"] = "chunk" if stated.level == "chunk" else "derived"
+    return OrderTrust(level=level, witness=stated.witness, missing=stated.missing or NO_RECORD)
 
 
 def learned_tables(folder: Path) -> dict[str, Any]:

@@ -114,7 +114,9 @@ def _import(folder: Path, folders: Mapping[int, Path], name: str | None, data: D
     known = sum(checkpoint.position is not None for checkpoint in saved.values())
     record = first_existing(folder, None, "metrics.jsonl")
     tables = dict(read_record(record)) if record is not None else {}
+    records: tuple[Any, ...] = ()
     if (consumed := per_rank_indices(folder, folders)) is not None:
+        records = (tables.pop("consumed"),) if "consumed" in tables else ()
         tables["consumed"] = consumed
     config_bytes = read_file(last.folder / "config.yaml")
     run = Run(
@@ -139,7 +141,7 @@ def _import(folder: Path, folders: Mapping[int, Path], name: str | None, data: D
         }
         | ({"order_notes": "; ".join(notes)} if notes else {}),
     )
-    return Imported(run=run, tables=tables, verbatim={"config.yaml": config_bytes})
+    return Imported(run=run, tables=tables, verbatim={"config.yaml": config_bytes}, records=records)
 
 
 def _saved(step: int, path: Path) -> _Saved:

@@ -156,8 +156,10 @@ def _with_trust(
     witnesses = list(dataset.witnesses)
     for step, state in states.items():
         witnesses.append(_check_loader(run, dataset, folders[step], step, state, segments))
-    for epoch in run.epochs:
-        witnesses += _check_global_indices(run, dataset, epoch)
+    orders = [said for epoch in run.epochs for said in _check_global_indices(run, dataset, epoch)]
+    if not orders:
+        _refuse_other_indices(run, dataset)
+    witnesses += orders
     if dataset.doubt:
         return replace(run, trust=OrderTrust(level="unknown", witness=dataset.doubt))
     return replace(
@@ -181,6 +183,20 @@ def _check_global_indices(run: Run, dataset: Dataset, epoch: int) -> list[str]:
                 "token files are another run's"
             )
     return [f"global indices of epoch {epoch}"] if recorded else []
+
+
+def _refuse_other_indices(run: Run, dataset: Dataset) -> None:
+    """The trainer names its order files by what the order depends on (seed, epoch, number of instances).
+
+    Raises:
+        OrderMismatch: there are some, and none is called as this run's would be.
+    """
+    there = sorted(run.source.rglob("global_indices*.npy"))
+    if there:
+        raise OrderMismatch(
+            f"{there[0]}, the trainer's own order, is of another seed, epoch or number of instances: by the config and "
+            f"the token files it would be called {dataset.indices_file(min(run.epochs))}, so one of them is another's"
+        )
 
 
 def epoch_order_of(run: Run, dataset: Dataset, epoch: int) -> np.ndarray:

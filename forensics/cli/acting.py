@@ -54,6 +54,9 @@ def add(
         Path | None,
         typer.Option(help="An official list (CSV) of checkpoints elsewhere, with all their states."),
     ] = None,
+    loss_check: Annotated[
+        bool, typer.Option(help="Where nothing proves a batch: compute one logged loss, if that takes seconds.")
+    ] = True,
     workspace: WorkspaceOption = None,
     format: FormatOption = Format.table,
 ) -> None:
@@ -61,7 +64,7 @@ def add(
 
     Example: forensics add pythia-160m
     """
-    from data_index.registration import add as register
+    from forensics.adding import add as register
     from forensics.cli.edits import read_settings
 
     run = register(
@@ -73,6 +76,7 @@ def add(
         settings=read_settings(set_ or []),
         revisions=revisions,
         listing=listing,
+        loss_check=loss_check,
         workspace=open_workspace(workspace),
         progress=say,
     )

@@ -164,6 +164,7 @@ def batch(
 
     Example: forensics batch demo 100:160 --by tag
     """
+    from data_index.run import parse_steps
     from forensics.lookup import batch as read_batch_table
 
     there = open_workspace(workspace)
@@ -176,7 +177,8 @@ def batch(
     table = read_batch_table(
         run, steps, instance=instance, tokens=tokens, by=by, verify=verify, max_fetch=max_fetch, workspace=there
     )
-    say(f"order of {run}: {record.trust}")
+    first, last = parse_steps(steps, record)
+    say(f"order of {run}: {record.trust.of_steps(first + 1, last)}")
     if output is not None:
         _write(output, table)
     elif tokens and format is Format.table:

@@ -504,6 +504,7 @@ def test_an_index_of_another_kind_fetches_no_extension(tiny_source: Path, worksp
     with sqlite3.connect(index) as database:
         database.execute("CREATE TABLE segments (a)")
     database.close()
+    (index.parent / "seal.json").unlink()
     with pytest.raises(CorruptFile, match="index.duckdb cannot be opened as an index .*not a valid DuckDB"):
         connect(workspace)
     for change in NO_FILES.values():

@@ -16,7 +16,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def main(names: list[str]) -> None:
-    from tests.benchmarks import continuity, exposures, index_build, orders, remote, repeats, replay_overhead, startup
+    from tests.benchmarks import (
+        continuity,
+        exposures,
+        index_build,
+        orders,
+        planted_faults,
+        remote,
+        repeats,
+        replay_overhead,
+        startup,
+    )
 
     benchmarks: dict[str, Callable[[], None]] = {
         "startup": startup.main,
@@ -27,6 +37,7 @@ def main(names: list[str]) -> None:
         "continuity": continuity.main,
         "repeats": repeats.main,
         "exposures": exposures.main,
+        "planted_faults": planted_faults.main,
     }
     import duckdb
     import numpy

@@ -290,7 +290,7 @@ def test_a_loader_that_stood_elsewhere_is_a_mismatch(
 def test_a_loader_that_counts_batches_alone_is_understood(core_copy: Path, workspace: Workspace) -> None:
     change_state(core_copy, 10, tokens_processed=None)
 
-    assert add(core_copy, workspace=workspace).trust.level == "exact"
+    assert add(core_copy, workspace=workspace).trust.proved == ((1, 25),)
 
 
 # --- what a composed order cannot be ---------------------------------------------------------------------------------

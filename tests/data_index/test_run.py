@@ -46,6 +46,7 @@ def a_run(folder: Path) -> Run:
         config={"model": {"rope": {"theta": 5e5}, "sizes": [1, 2.5, "x"]}, "flag": True},
         recipe_overrides={"learning_rate": 3e-4},
         tokenizer=folder / "tokenizer.json",
+        tokenizer_sha256="7f" * 32,
         eos_token_id=0,
         heldout=(replace(file, name="held", sha256="11"),),
         parent=("older", 40),

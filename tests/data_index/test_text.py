@@ -142,12 +142,12 @@ def test_without_a_tokenizer_there_is_no_text(tiny_shared: Workspace, tmp_path: 
 
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CorruptFile, match="tokenizer.json is not a tokenizer"):
-        encode(replace(run, tokenizer=tmp_path / "tokenizer.json"), "a")
+        encode(replace(run, tokenizer=tmp_path / "tokenizer.json", tokenizer_sha256=None), "a")
 
 
 def test_a_tokenizer_that_is_not_byte_level_is_not_searched(tiny_shared: Workspace, tmp_path: Path) -> None:
     Tokenizer(models.WordLevel({"▁the": 0, "?": 1}, unk_token="?")).save(str(tmp_path / "words.json"))
-    run = replace(tiny_shared.run("tiny"), tokenizer=tmp_path / "words.json")
+    run = replace(tiny_shared.run("tiny"), tokenizer=tmp_path / "words.json", tokenizer_sha256=None)
 
     with pytest.raises(UnsupportedRecipe, match="the tokenizer of tiny is not byte-level"):
         list(find_text(run, reader_of(tiny_shared, run), "the"))

@@ -146,4 +146,4 @@ def test_what_was_added_can_be_added_again_after_a_failure(core_copy: Path, work
         add(core_copy, workspace=workspace)
     one_token(core_copy)
 
-    assert add(core_copy, workspace=workspace).trust.level == "exact"
+    assert add(core_copy, workspace=workspace).trust.proved == ((1, 25),)

@@ -353,6 +353,12 @@ def trained_on(texts: list[str], size: int) -> Tokenizer:
     return tokenizer
 
 
+def forget_tokenizer(folder: Path) -> None:
+    """Another one is refused where run.toml states its hash."""
+    path = folder / "run.toml"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "tokenizer_sha256" not in line))
+
+
 def test_a_wrong_tokenizer_of_the_same_size_is_named(tiny_copy: Path, workspace: Workspace) -> None:
     from tests.conftest import FIXTURES
 
@@ -368,12 +374,20 @@ def test_a_wrong_tokenizer_of_the_same_size_is_named(tiny_copy: Path, workspace:
     text._load_tokenizer.cache_clear()
     result = audit("tiny", workspace=workspace)
 
-    assert set(failures(result)) == {"round trip", "hash"}
+    assert set(failures(result)) == {"opens", "hash"}
+    assert "is not the file that it was" in detail(result, "opens")
+
+    forget_tokenizer(tiny_copy)
+    add(tiny_copy, name="other", workspace=workspace)
+    result = audit("other", workspace=workspace)
+
+    assert set(failures(result)) == {"round trip"}
     assert "the data were made with another tokenizer" in detail(result, "round trip")
 
 
 def test_vocabularies_must_hold_each_other(tiny_copy: Path, workspace: Workspace) -> None:
     trained_on(["a b c"], 300).save(str(tiny_copy / "tokenizer.json"))
+    forget_tokenizer(tiny_copy)
     add(tiny_copy, workspace=workspace)
     result = audit("tiny", deep=True, workspace=workspace)
 

@@ -16,6 +16,7 @@ from data_index.errors import (
     UnsupportedRecipe,
 )
 from data_index.registration import add
+from data_index.seal import write_seal
 from data_index.workspace import Workspace
 from forensics.explaining import explain_report, summarize_report
 from forensics.reproduction import prepare, replay, replay_folder
@@ -209,6 +210,7 @@ def test_another_run_under_the_same_name_is_another_replay(tiny: Workspace) -> N
     before = replay_folder(setup, 5, 10, True)
     path = tiny.home("tiny") / "run.toml"
     path.write_text(path.read_text() + "\n# registered anew\n")
+    write_seal(path.parent)
 
     assert replay_folder(setup, 5, 10, True) != before
 
