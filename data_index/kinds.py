@@ -18,7 +18,10 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "source_start": "BIGINT",
         "source_end": "BIGINT",
         "tags": "VARCHAR[]",
+        "external_id": "VARCHAR",
+        "line": "BIGINT",
     },
+    "tags": {"document_id": "BIGINT", "tag": "VARCHAR", "origin": "VARCHAR"},
     "masks": {
         "step": "BIGINT",
         "attempt": "INTEGER",
@@ -82,6 +85,9 @@ KINDS: Mapping[str, Mapping[str, str]] = {
     },
 }
 
+# Columns that a table may lack (files written before there was such a column): they are NULL then.
+OPTIONAL: Mapping[str, frozenset[str]] = {"documents": frozenset({"external_id", "line"})}
+
 
 def arrow_schema(kind: str) -> Any:
     """The columns of a kind as an Arrow schema."""
@@ -113,7 +119,7 @@ def table_of_rows(kind: str, rows: list[dict[str, Any]], source: object) -> Any:
 
 
 def conform(table: Any, kind: str, source: object) -> Any:
-    """The table with exactly the columns of its kind, in their types.
+    """The table with exactly the columns of its kind, in their types; optional ones that it lacks are NULL.
 
     Raises:
         CorruptFile: a column is missing or of another type; the message names it.
@@ -121,6 +127,8 @@ def conform(table: Any, kind: str, source: object) -> Any:
     import pyarrow
 
     schema = arrow_schema(kind)
+    for name in OPTIONAL.get(kind, frozenset()) - set(table.column_names):
+        table = table.append_column(name, pyarrow.nulls(table.num_rows, schema.field(name).type))
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise CorruptFile(f"{source} lacks the column {missing[0]!r}; {kind} has {', '.join(schema.names)}")

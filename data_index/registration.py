@@ -12,6 +12,7 @@ from data_index.errors import (
     CorruptFile,
     ForensicsError,
     RunExists,
+    UnknownDocument,
     UnknownLayout,
     UnsafeFile,
 )
@@ -24,7 +25,8 @@ from data_index.run_check import check_run
 from data_index.run_file import read_run, write_run
 from data_index.sources import Imported, read_layout, recognise
 from data_index.sources.trainer_record import read_record
-from data_index.witness import hash_token_files, prove_consumed
+from data_index.tokens import TokenReader
+from data_index.witness import HASH_AT_ADD_BYTES, hash_token_files, prove_consumed
 from data_index.workspace import Workspace, learn, valid_name
 
 Progress = Callable[[str], None]
@@ -129,11 +131,32 @@ def _register(
             build_index(run, building / "index.duckdb", progress)
             for kind, table in tables.items():
                 learn(building, kind, table)
+            if "documents" not in tables:
+                _learn_documents(run, building, progress)
             if blocks:
                 learn(building, "block_hashes", table_of_rows("block_hashes", blocks, run.source))
             write_run(replace(run, source=run.source.absolute()), building)
             read_run(building)  # what could not be read again must not be put in force
     return read_run(home, workspace.cache)
+
+
+def _learn_documents(run: Run, building: Path, progress: Progress) -> None:
+    """Find the documents of token files that are small enough to be read at `add`, where anything says where they end.
+
+    Raises:
+        CorruptFile: the provenance beside a token file is damaged, or of another file.
+    """
+    from data_index.learned_documents import default_rule, learn_documents
+
+    on_disk = all(isinstance(file.path, Path) for file in run.files)
+    if not run.files or not on_disk or sum(file.num_bytes for file in run.files) > HASH_AT_ADD_BYTES:
+        return
+    try:
+        rule = default_rule(run, progress)
+    except UnknownDocument:
+        return
+    count = learn_documents(run, building, rule, TokenReader(run, None))
+    progress(f"found {count:,} documents by {rule.described()}")
 
 
 @contextmanager

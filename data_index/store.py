@@ -52,6 +52,8 @@ _RUN_COLUMNS = {
     "parent_step": "BIGINT",
 }
 _CHECKPOINT_COLUMNS = {"run": "VARCHAR", **KINDS["checkpoints"]}
+# Views that are not called like their kind: views.sql makes a wider one of that name.
+_VIEW_OF_KIND = {"tags": "learned_tags"}
 
 
 def connect(workspace: Workspace | None = None, names: Sequence[str] | None = None) -> duckdb.DuckDBPyConnection:
@@ -89,7 +91,7 @@ def connect(workspace: Workspace | None = None, names: Sequence[str] | None = No
             for name, paths in files.items()
             if paths
         ]
-        _create_view(connection, kind, columns, parts)
+        _create_view(connection, _VIEW_OF_KIND.get(kind, kind), columns, parts)
     connection.execute((resources.files("data_index") / "sql" / "views.sql").read_text())
     return connection
 
@@ -105,8 +107,8 @@ def _attach(connection: Any, name: str, path: Path) -> None:
 def _create_view(connection: Any, view: str, columns: str, parts: list[str]) -> None:
     typed = [column.strip().rsplit(" ", 1) for column in columns.split(",")]
     empty = "SELECT NULL::VARCHAR AS run, " + ", ".join(f"NULL::{kind} AS {name}" for name, kind in typed)
-    body = " UNION ALL BY NAME ".join(parts) if parts else f"{empty} WHERE false"
-    connection.execute(f"CREATE VIEW {view} AS {body}")
+    # First, so that every column is there, also one that no file has.
+    connection.execute(f"CREATE VIEW {view} AS {' UNION ALL BY NAME '.join([f'{empty} WHERE false', *parts])}")
 
 
 def _create_table(connection: Any, name: str, columns: dict[str, str], rows: list[tuple[Any, ...]]) -> None:
@@ -415,6 +417,19 @@ def instances_of_document(workspace: Workspace, run: Run, document_id: int) -> l
         )
     found = connection.execute("SELECT instance FROM spans WHERE document_id = ? ORDER BY 1", [document_id]).fetchall()
     return [instance for (instance,) in found]
+
+
+def documents_by_file(workspace: Workspace, run: Run) -> Any:
+    """One row for each token file that holds documents: how many, with how many tokens, and what is known of them."""
+    return (
+        connect(workspace, [run.name])
+        .sql(
+            'SELECT file, count(DISTINCT document_id) AS documents, sum("end" - start)::BIGINT AS tokens, '
+            "count(external_id) AS with_external_id, count(source) AS with_source FROM documents "
+            "GROUP BY file ORDER BY min(document_id)"
+        )
+        .to_arrow_table()
+    )
 
 
 def metrics_of_step(workspace: Workspace, run: Run, step: int) -> dict[str, float]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,11 @@ def read_current(home: Path) -> dict[str, list[str]]:
 def learn(home: Path, kind: str, table: Any, *, replace_kind: bool = True) -> None:
     """Write a table beside a run and put it in force; readers see the old files or the new ones."""
     path = write_hashed_parquet(home / kind, table)
-    current = read_current(home)
-    relative = path.relative_to(home).as_posix()
-    kept = [] if replace_kind else [name for name in current.get(kind, []) if name != relative]
-    write_json(home / "current.json", current | {kind: [*kept, relative]})
+    kept = [] if replace_kind else [home / name for name in read_current(home).get(kind, [])]
+    put_in_force(home, kind, [*(other for other in kept if other != path), path])
+
+
+def put_in_force(home: Path, kind: str, paths: Sequence[Path]) -> None:
+    """Name the Parquet files of a kind, which lie beside the run; readers see the old ones or these."""
+    names = [os.path.relpath(path, home) for path in dict.fromkeys(paths)]
+    write_json(home / "current.json", read_current(home) | {kind: names})

@@ -18,6 +18,7 @@ _PUBLIC = {
     "batch": "forensics.lookup",
     "batches": "forensics.lookup",
     "where": "forensics.lookup",
+    "documents": "forensics.document_learning",
     "replay": "forensics.reproduction",
     "fork": "forensics.forking",
     "compare": "forensics.divergence",

@@ -1,5 +1,5 @@
 -- Views of the joined connection that stand on other views. The base views (runs, segments, files, checkpoints, batches,
--- instances, pieces, documents, masks, metrics, consumed, forks) are made per run in store.py; a view with no rows yet is an
+-- instances, pieces, documents, learned_tags, masks, metrics, consumed, forks) are made per run in store.py; a view with no rows yet is an
 -- empty table with its columns.
 
 -- Where the tokens of instances lie: tokens start .. stop of a file, from `first_token` of the row on. Most instances are
@@ -22,7 +22,11 @@ SELECT i.run, i.instance, d.document_id,
 FROM placed i JOIN documents d
   ON d.run = i.run AND d.file = i.file AND d.start < i.stop AND d."end" > i.start;
 
-CREATE VIEW tags AS SELECT run, document_id, unnest(tags) AS tag FROM documents;
+-- What the trainer's record says and what was learned since, each once.
+CREATE VIEW tags AS
+SELECT run, document_id, unnest(tags) AS tag FROM documents
+UNION
+SELECT run, document_id, tag FROM learned_tags;
 
 CREATE MACRO batch(r, s) AS TABLE SELECT * FROM batches WHERE run = r AND step = s ORDER BY attempt, position;
 
