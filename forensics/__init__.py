@@ -19,6 +19,7 @@ _PUBLIC = {
     "batches": "forensics.lookup",
     "where": "forensics.lookup",
     "documents": "forensics.document_learning",
+    "tag": "forensics.document_tags",
     "replay": "forensics.reproduction",
     "fork": "forensics.forking",
     "compare": "forensics.divergence",
