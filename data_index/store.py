@@ -418,10 +418,12 @@ def mixture_rows(workspace: Workspace, run: Run, first: int, last: int, by: str,
     )
 
 
-def tags_overlap(workspace: Workspace, run: Run) -> bool:
-    """Does any document carry more than one tag?"""
-    query = "SELECT 1 FROM tags GROUP BY document_id HAVING count(*) > 1 LIMIT 1"
-    return connect(workspace, [run.name]).execute(query).fetchone() is not None
+def overlapping_namespaces(workspace: Workspace, run: Run) -> set[str]:
+    """Namespaces of tags (what stands before the first colon; else nothing) of which some document has several."""
+    query = """SELECT DISTINCT namespace FROM (
+        SELECT CASE WHEN contains(tag, ':') THEN split_part(tag, ':', 1) ELSE '' END AS namespace FROM tags
+        GROUP BY document_id, namespace HAVING count(*) > 1)"""
+    return {namespace for (namespace,) in connect(workspace, [run.name]).execute(query).fetchall()}
 
 
 def readings_of_instances(workspace: Workspace, run: Run, instances: Sequence[int]) -> Any:

@@ -36,7 +36,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One pair of axes. `marks` are labelled vertical lines."""
+    """One pair of axes. `marks` are labelled vertical lines; `top` is where the y axis ends, else at the data."""
 
     title: str
     y_label: str
@@ -44,6 +44,7 @@ class Panel:
     log_y: bool = False
     zero_line: bool = False
     marks: Sequence[tuple[float, str]] = ()
+    top: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,12 +155,12 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     if len(panel.series) > 1:
-        columns = 1 if len(panel.series) <= 4 else 2
+        columns = 1 if len(panel.series) <= 4 or floor else 2
         place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "ncol": columns}
         axis.legend(fontsize=8, frameon=False, reverse=bool(floor), **place)
     if floor:
-        axis.set_ylim(bottom=0)
-        axis.margins(x=0)
+        axis.margins(0)
+        axis.set_ylim(0, panel.top)
 
 
 def _as_text(name: str) -> str:
@@ -192,7 +193,7 @@ def write_html(figure: Figure, path: Path) -> None:
         for series in panel.series:
             mode = "markers" if series.style == "points" else "lines" if len(series.y) > 2 else "lines+markers"
             colour = COLOURS[series.colour % len(COLOURS)]
-            line = {"color": colour, "dash": "dash" if series.style == "dashed" else "solid"}
+            line: dict[str, Any] = {"color": colour, "dash": "dash" if series.style == "dashed" else "solid"}
             if series.style in ("stairs", "area"):
                 mode, line = "lines", line | {"shape": "hv"} | ({"width": 0} if series.style == "area" else {})
             trace = Scatter(x=list(series.x), y=list(series.y), mode=mode, name=html.escape(series.name), line=line)
@@ -201,6 +202,8 @@ def write_html(figure: Figure, path: Path) -> None:
             trace.showlegend = len(panel.series) > 1
             canvas.add_trace(trace, row=row, col=1)
         canvas.update_yaxes(title_text=panel.y_label, type="log" if panel.log_y else "linear", row=row, col=1)
+        if panel.top is not None:
+            canvas.update_yaxes(range=[0, panel.top], row=row, col=1)
         if panel.zero_line:
             canvas.add_hline(y=0, line_width=1, line_color="#888888", row=row, col=1)
         for x, label in panel.marks:

@@ -42,7 +42,7 @@ def find_function(name: str) -> Callable[..., Any]:
     function = getattr(found, attribute, None)
     if not callable(function):
         raise FailedFunction(f"{found.__name__} has no function {attribute!r}, which --fn {name} names")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def identity_of(function: Callable[..., Any]) -> str:

@@ -174,7 +174,7 @@ def batch(
         return
     if picture is not None and every is None:
         raise typer.BadParameter("--picture draws what --by and --every count")
-    asked = {"instance": instance, "tokens": tokens, "by": by, "every": every, "verify": verify}
+    asked: dict[str, Any] = {"instance": instance, "tokens": tokens, "by": by, "every": every, "verify": verify}
     table = read_batch_table(run, steps, **asked, max_fetch=max_fetch, workspace=there)
     say(f"order of {run}: {record.trust}")
     if picture is not None:
