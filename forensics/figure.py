@@ -154,7 +154,7 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     axis.tick_params(which="both", labelsize=8)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
-    if len(panel.series) > 1:
+    if len(panel.series) > 1 or floor:
         columns = 1 if len(panel.series) <= 4 or floor else 2
         place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "ncol": columns}
         axis.legend(fontsize=8, frameon=False, reverse=bool(floor), **place)
@@ -199,7 +199,7 @@ def write_html(figure: Figure, path: Path) -> None:
             trace = Scatter(x=list(series.x), y=list(series.y), mode=mode, name=html.escape(series.name), line=line)
             if series.style == "area":
                 trace.update(stackgroup=f"panel {row}", fillcolor=colour)
-            trace.showlegend = len(panel.series) > 1
+            trace.showlegend = len(panel.series) > 1 or series.style == "area"
             canvas.add_trace(trace, row=row, col=1)
         canvas.update_yaxes(title_text=panel.y_label, type="log" if panel.log_y else "linear", row=row, col=1)
         if panel.top is not None:
