@@ -501,15 +501,13 @@ def tags_given(workspace: Workspace, run: Run, given: Iterator[Any], key: str) -
         connection.execute(f"INSERT INTO given SELECT {key}, tag FROM source")
         connection.unregister("source")
     lost = f"FROM given WHERE {key} NOT IN (SELECT {key} FROM documents WHERE {key} IS NOT NULL)"
-    row = connection.execute(
-        f"SELECT count(*), any_value({key}), (SELECT count(*) FROM given) - count(*) {lost}"
-    ).fetchone()
-    assert row is not None
+    counts = f"SELECT count(*), any_value({key}), (SELECT count(*) FROM given) - count(*) {lost}"
+    ((num_lost, example, num_found),) = connection.execute(counts).fetchall()
     # A publisher's ids may be of a larger corpus; the run's own cannot.
-    if row[0] and (key == "document_id" or not row[2]):
+    if num_lost and (key == "document_id" or not num_found):
         raise UnknownDocument(
-            f"{run.name} has no document whose {key} is {str(row[1])[:80]!r}, nor those of {row[0] - 1:,} other rows "
-            f"(what there is: forensics sql \"from documents where run = '{run.name}'\")"
+            f"{run.name} has no document whose {key} is {str(example)[:80]!r}, nor those of {num_lost - 1:,} other "
+            f"rows (what there is: forensics sql \"from documents where run = '{run.name}'\")"
         )
     query = f"SELECT DISTINCT document_id, tag FROM given JOIN documents USING ({key}) ORDER BY ALL"
     for batch in connection.sql(query).to_arrow_reader():

@@ -87,8 +87,9 @@ def _takes_two(function: Callable[..., Any]) -> bool:
 
 def text_of_document(run: Run, reader: TokenReader, rows: Iterable[dict[str, Any]]) -> str:
     """The text of a document, its end token left out."""
-    files = {file.name: (number, file) for number, file in enumerate(run.files)}
-    placed = sorted((files[row["file"]][0], row["start"], row["end"]) for row in rows if row["file"] in files)
-    parts = [reader.read(run.files[number], start, end).astype(np.int64) for number, start, end in placed]
+    files = {file.name: (number, file) for number, file in enumerate((*run.files, *run.heldout))}
+    there = [(*files[row["file"]], row["start"], row["end"]) for row in rows if row["file"] in files]
+    placed = sorted(there, key=lambda piece: (piece[0], piece[2]))
+    parts = [reader.read(file, start, end).astype(np.int64) for _, file, start, end in placed]
     ids = np.concatenate(parts) if parts else np.empty(0, np.int64)
     return decode(run, ids[:-1] if len(ids) and ids[-1] == run.eos_token_id else ids)
