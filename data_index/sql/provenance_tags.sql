@@ -5,7 +5,9 @@
 --   path:<folder>   the other folders that tell documents apart
 --   host:<host>
 
-WITH described AS (SELECT DISTINCT document_id, source, external_id FROM documents),
+WITH described AS (
+    SELECT DISTINCT document_id, source, external_id FROM documents
+    WHERE source IS NOT NULL OR external_id IS NOT NULL),
 sources AS (SELECT source, count(*) AS documents FROM described WHERE source IS NOT NULL GROUP BY source),
 split AS (
     SELECT source, documents,
@@ -25,19 +27,19 @@ named AS (
                             max_by(folder, place) FILTER (folder IN (SELECT folder FROM counted))) AS name
     FROM (SELECT *, lag(folder) OVER (PARTITION BY source ORDER BY place) = 'sources' AS after_sources FROM folders)
     GROUP BY source),
+others AS (
+    SELECT DISTINCT f.source, f.folder FROM folders f JOIN named n USING (source)
+    WHERE f.folder IN (FROM telling) AND f.folder IS DISTINCT FROM n.name),
 hosts AS (
-    SELECT document_id, lower(regexp_extract(address, '^https?://(?:[^/?#@]*@)?([^/?#:@]+)', 1)) AS host
+    SELECT DISTINCT document_id, lower(regexp_extract(address, '^https?://(?:[^/?#@]*@)?([^/?#:@]+)', 1)) AS host
     FROM (SELECT document_id, unnest([source, external_id]) AS address FROM described)
-    WHERE regexp_matches(address, '^https?://')),
+    WHERE address LIKE 'http%://%'),
 telling_hosts AS (
     SELECT host FROM hosts WHERE host <> '' GROUP BY host
-    HAVING count(DISTINCT document_id) > 1
-       AND count(DISTINCT document_id) < (SELECT count(DISTINCT document_id) FROM described))
+    HAVING count(*) > 1 AND count(*) < (SELECT count(DISTINCT document_id) FROM documents))
 SELECT d.document_id, 'source:' || n.name AS tag FROM described d JOIN named n USING (source) WHERE n.name IS NOT NULL
-UNION
-SELECT d.document_id, 'path:' || f.folder
-FROM described d JOIN folders f USING (source) JOIN named n USING (source)
-WHERE f.folder IN (FROM telling) AND f.folder IS DISTINCT FROM n.name
-UNION
+UNION ALL
+SELECT d.document_id, 'path:' || o.folder FROM described d JOIN others o USING (source)
+UNION ALL
 SELECT document_id, 'host:' || host FROM hosts WHERE host IN (FROM telling_hosts)
 ORDER BY ALL
