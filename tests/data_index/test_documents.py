@@ -267,22 +267,43 @@ def expected_spans(placed: list[tuple[int, str, int, int, int]], documents: list
     return spans
 
 
-@pytest.mark.parametrize("run", ["core", "skip", "olmo"])
-def test_spans_of_every_document_are_a_brute_force_count(run: str, core_shared: Workspace) -> None:
-    record = core_shared.run(run)
+def pieces_of(record: Run) -> list[tuple[int, str, int, int, int]]:
+    """(instance, file, place in the row, start, stop) of every piece of every instance."""
     reader = TokenReader(record, None)
-    placed, wanted = [], set()
+    placed = []
     for instance in range(record.num_instances):
         first = 0
         for number, start, stop in reader.pieces_of(instance):
             placed.append((instance, record.files[number].name, first, start, stop))
             first += stop - start
-    wanted = expected_spans(placed, documents_of(core_shared, run))
-    query = f"SELECT instance, document_id, start, stop FROM spans WHERE run = '{run}'"
-    found = connect(core_shared).execute(query).fetchall()
+    return placed
 
-    assert set(found) == wanted and len(found) == len(wanted)
-    assert sum(stop - start for _, _, start, stop in found) == record.num_instances * record.sequence_length
+
+def assert_spans_are_counted(workspace: Workspace, run: str) -> None:
+    record = workspace.run(run)
+    query = f"SELECT instance, document_id, start, stop FROM spans WHERE run = '{run}'"
+    found = connect(workspace).execute(query).fetchall()
+    placed = pieces_of(record)
+
+    assert set(found) == expected_spans(placed, documents_of(workspace, run)) and len(found) == len(set(found))
+    assert sum(stop - start for _, _, start, stop in found) == sum(stop - start for *_, start, stop in placed)
+
+
+@pytest.mark.parametrize("run", ["core", "skip", "olmo"])
+def test_spans_of_every_document_are_a_brute_force_count(run: str, core_shared: Workspace) -> None:
+    assert_spans_are_counted(core_shared, run)
+
+
+def test_spans_of_the_sample_run_are_a_brute_force_count(tiny_shared: Workspace) -> None:
+    assert_spans_are_counted(tiny_shared, "tiny")
+
+
+def test_spans_of_a_megatron_run_are_a_brute_force_count(workspace: Workspace) -> None:
+    """Its documents are those of the .idx; rows are pieces of them in a shuffled order, and overlap by one token."""
+    add(FIXTURES / "neox-run", data=FIXTURES / "neox", name="neox", workspace=workspace)
+
+    assert_spans_are_counted(workspace, "neox")
+    assert len(documents_of(workspace, "neox")) == 300
 
 
 def test_spans_end_where_their_row_s_end_tokens_are(core_shared: Workspace) -> None:
@@ -304,15 +325,7 @@ def test_documents_of_rows_in_pieces_lie_where_the_pieces_do(
     paths = [f"data/part-0{number}-00000.npy" for number in range(3)]
     dataset = {"_CLASS_": f"olmo_core.data.{kind}Config", "paths": paths, "dtype": "uint16", "tokenizer": tokenizer}
     folder = write_core(tmp_path / "run", dataset | {"sequence_length": 128})
-    record = add(folder, data=CORE.parent, name="run", workspace=workspace)
-    reader = TokenReader(record, None)
-    placed = []
-    for instance in range(record.num_instances):
-        first = 0
-        for number, start, stop in reader.pieces_of(instance):
-            placed.append((instance, record.files[number].name, first, start, stop))
-            first += stop - start
-    found = connect(workspace).execute("SELECT instance, document_id, start, stop FROM spans").fetchall()
+    add(folder, data=CORE.parent, name="run", workspace=workspace)
 
-    assert set(found) == expected_spans(placed, documents_of(workspace, "run")) and len(set(found)) == len(found)
+    assert_spans_are_counted(workspace, "run")
     assert len(documents_of(workspace, "run")) == 69
