@@ -36,7 +36,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One pair of axes. `marks` are labelled vertical lines; `top` is where the y axis ends, else at the data."""
+    """One pair of axes. `marks` are labelled vertical lines; `top`: the y axis goes from 0 to it."""
 
     title: str
     y_label: str
@@ -158,8 +158,8 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
         columns = 1 if len(panel.series) <= 4 or floor else 2
         place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "ncol": columns}
         axis.legend(fontsize=8, frameon=False, reverse=bool(floor), **place)
-    if floor:
-        axis.margins(0)
+    if panel.top is not None:
+        axis.margins(x=0)
         axis.set_ylim(0, panel.top)
 
 

@@ -88,7 +88,7 @@ def _panel(space: str, edges: Sequence[int], shares: Shares, overlapping: Collec
     elif others:
         rest = [sum(shares[group][n] for group in others) for n in range(len(edges) - 1)]
         series.append(_series(f"{len(others)} others", edges, rest, stacked, OTHERS_COLOUR))
-    return Panel(title=title, y_label="share of the tokens read", series=series, top=1.0 if stacked else None)
+    return Panel(title=title, y_label="share of the tokens read", series=series, top=1.0)
 
 
 def _series(name: str, edges: Sequence[int], values: Sequence[float], stacked: bool, colour: int) -> Series:

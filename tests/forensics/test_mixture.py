@@ -110,7 +110,7 @@ def test_tags_that_overlap_are_lines_that_are_not_stacked(tiny: Workspace, tmp_p
     panel = next(panel for panel in figure.panels if panel.title.startswith("x"))
 
     assert panel.title == "x (documents may carry several, so that shares overlap); the 7 largest of 10"
-    assert {series.style for series in panel.series} == {"stairs"} and panel.top is None
+    assert {series.style for series in panel.series} == {"stairs"} and panel.top == 1.0
     assert (panel.series[0].name, panel.series[0].y) == ("all", [1.0] * 6)
 
 
