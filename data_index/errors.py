@@ -2,7 +2,7 @@
 
     ForensicsError
     ├── UnknownRun, RunExists, UnknownLayout, NewerWorkspace
-    ├── StepOutOfRange, MissingCheckpoint, MissingState, UnknownInstance, UnknownDocument
+    ├── StepOutOfRange, MissingCheckpoint, MissingState, UnknownInstance, UnknownDocument, UnknownOrigin
     ├── MissingFile
     ├── Unreachable              a server gave no right answer
     │   ├── Offline              and was not asked
@@ -15,7 +15,7 @@
     ├── OrderMismatch            the data are not proved to be the run's data
     ├── UnknownOrder             what the steps read was never published, or not said
     ├── UnsupportedRecipe        a setting that defines the step differently
-    ├── InvalidEdit, InvalidRange
+    ├── InvalidEdit, InvalidRange, FailedFunction
     ├── RefusedQuery, FailedQuery
     └── Busy, DiskFull, NotWritable, OutOfMemory, NotDeterministic
 
@@ -81,6 +81,10 @@ class UnknownDocument(ForensicsError, LookupError):
     """The run has no such document."""
 
 
+class UnknownOrigin(ForensicsError, LookupError):
+    """No tags came from there."""
+
+
 class MissingFile(ForensicsError, FileNotFoundError):
     """A file that the run names is not there."""
 
@@ -135,6 +139,10 @@ class InvalidEdit(ForensicsError, ValueError):
 
 class InvalidRange(ForensicsError, ValueError):
     """A range of steps that cannot be read."""
+
+
+class FailedFunction(ForensicsError, RuntimeError):
+    """A function that the user named could not be found, failed, or gave something else than asked for."""
 
 
 class RefusedQuery(ForensicsError, PermissionError):

@@ -17,7 +17,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ BLOCK_BYTES = 4 * 2**20
 PLAUSIBLE_BYTES = 4 * 2**30
 PLAUSIBLE_RATIO = 1000
 MAX_JSON_BYTES = 512 * 2**20
+ROW_GROUP_ROWS = 100_000
 TEMPORARY_PREFIX = ".tmp-"
 
 
@@ -201,10 +202,39 @@ def write_parquet(path: Path, table: Any) -> None:
 
 def write_hashed_parquet(folder: Path, table: Any) -> Path:
     """Write an Arrow table under a name made from its content; returns the path."""
+    return _named_by_content(folder, lambda temporary: write_parquet(temporary, table))
+
+
+def write_hashed_parquet_parts(folder: Path, schema: Any, tables: Iterable[Any]) -> Path:
+    """Write Arrow tables of one schema, one after another, as one file, like `write_hashed_parquet`.
+
+    Few of their rows are in memory at once; groups of rows are small, so that a range of a sorted column is found fast.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    def write(path: Path) -> None:
+        waiting: list[Any] = []
+        with (
+            atomic_file(path) as temporary,
+            pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as file,
+        ):
+            for table in tables:
+                waiting.append(table)
+                if sum(part.num_rows for part in waiting) >= ROW_GROUP_ROWS:
+                    file.write_table(pyarrow.concat_tables(waiting), ROW_GROUP_ROWS)
+                    waiting.clear()
+            if waiting:
+                file.write_table(pyarrow.concat_tables(waiting), ROW_GROUP_ROWS)
+
+    return _named_by_content(folder, write)
+
+
+def _named_by_content(folder: Path, write: Callable[[Path], None]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(folder / "table.parquet")
     try:
-        write_parquet(temporary, table)
+        write(temporary)
         path = folder / f"{sha256_of_file(temporary)[:16]}.parquet"
         os.replace(temporary, path)
         fsync_folder(folder)

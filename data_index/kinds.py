@@ -18,7 +18,10 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "source_start": "BIGINT",
         "source_end": "BIGINT",
         "tags": "VARCHAR[]",
+        "external_id": "VARCHAR",
+        "line": "BIGINT",
     },
+    "tags": {"document_id": "BIGINT", "tag": "VARCHAR", "origin": "VARCHAR"},
     "masks": {
         "step": "BIGINT",
         "attempt": "INTEGER",
@@ -114,7 +117,7 @@ KINDS: Mapping[str, Mapping[str, str]] = {
 }
 
 # Columns that came later: a file without one reads as if nothing were said there.
-ADDED_COLUMNS: Mapping[str, tuple[str, ...]] = {"metrics": ("source",)}
+ADDED_COLUMNS: Mapping[str, tuple[str, ...]] = {"metrics": ("source",), "documents": ("external_id", "line")}
 
 
 def arrow_schema(kind: str) -> Any:
@@ -147,7 +150,7 @@ def table_of_rows(kind: str, rows: list[dict[str, Any]], source: object) -> Any:
 
 
 def conform(table: Any, kind: str, source: object) -> Any:
-    """The table with exactly the columns of its kind, in their types.
+    """The table with exactly the columns of its kind, in their types; optional ones that it lacks are NULL.
 
     Raises:
         CorruptFile: a column is missing or of another type; the message names it.

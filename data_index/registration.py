@@ -12,6 +12,7 @@ from data_index.errors import (
     CorruptFile,
     ForensicsError,
     RunExists,
+    UnknownDocument,
     UnknownLayout,
     UnsafeFile,
 )
@@ -34,7 +35,8 @@ from data_index.run_file import read_run, write_run
 from data_index.seal import write_seal
 from data_index.sources import Imported, read_layout, recognise
 from data_index.sources.trainer_record import read_record
-from data_index.witness import hash_token_files, prove_consumed
+from data_index.tokens import TokenReader
+from data_index.witness import HASH_AT_ADD_BYTES, hash_token_files, prove_consumed
 from data_index.workspace import Workspace, learn, valid_name
 
 Progress = Callable[[str], None]
@@ -160,6 +162,8 @@ def _register(
             build_index(run, building / "index.duckdb", progress, partial=_partial_index(run, workspace))
             for kind, table in tables.items():
                 learn(building, kind, table)
+            if "documents" not in tables:
+                _learn_documents(run, building, progress)
             if blocks:
                 learn(building, "block_hashes", table_of_rows("block_hashes", blocks, run.source))
             write_run(replace(run, source=run.source.absolute()), building)
@@ -173,6 +177,30 @@ def _partial_index(run: Run, workspace: Workspace) -> Path | None:
     if run.num_instances < RESUMABLE_INSTANCES:
         return None
     return workspace.cache / "indexes" / f"{index_key(run)}.duckdb"
+
+
+def _learn_documents(run: Run, building: Path, progress: Progress) -> None:
+    """Find the documents of token files that are small enough to be read at `add`, where anything says where they end.
+
+    Raises:
+        CorruptFile: the provenance beside a token file is damaged, or of another file.
+    """
+    from data_index.learned_documents import default_rule, learn_documents
+
+    on_disk = all(isinstance(file.path, Path) for file in run.files)
+    if not run.files or not on_disk or sum(file.num_bytes for file in run.files) > HASH_AT_ADD_BYTES:
+        return
+    try:
+        rule = default_rule(run, progress)
+    except UnknownDocument:
+        return
+    try:
+        count = learn_documents(run, building, rule, TokenReader(run, None))
+    except CorruptFile as error:
+        if not rule.provenance:
+            raise
+        raise type(error)(f"{error}; restore the .csv.gz files, or take them away to add the run without") from error
+    progress(f"found {count:,} documents by {rule.described()}")
 
 
 @contextmanager

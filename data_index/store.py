@@ -407,6 +407,14 @@ GROUPS = {
     "tag": "t.tag",
     "file": "b.file",
 }
+# A document that lies in several files has a row for each in `documents`, but one source.
+_GROUP_JOINS = {
+    "document": "JOIN spans s ON s.instance = b.instance",
+    "source": "JOIN spans s ON s.instance = b.instance "
+    "JOIN (SELECT DISTINCT document_id, source FROM documents) d ON d.document_id = s.document_id",
+    "tag": "JOIN spans s ON s.instance = b.instance JOIN tags t ON t.document_id = s.document_id",
+    "file": "",
+}
 
 
 @_readable
@@ -417,8 +425,7 @@ def batch_groups(workspace: Workspace, run: Run, first: int, last: int, by: str)
     run_share (of all tokens of the run's steps), repeats (those readings whose instance had been read before).
     """
     group = GROUPS[by]
-    joins = "" if by == "file" else "JOIN spans s ON s.instance = b.instance JOIN documents d USING (document_id)"
-    joins += " JOIN tags t ON t.document_id = d.document_id" if by == "tag" else ""
+    joins = _GROUP_JOINS[by]
     tokens = "b.num_tokens" if by == "file" else "s.stop - s.start"
     return (
         connect(workspace, [run.name])
@@ -443,6 +450,42 @@ def batch_groups(workspace: Workspace, run: Run, first: int, last: int, by: str)
         )
         .to_arrow_table()
     )
+
+
+def mixture_rows(workspace: Workspace, run: Run, first: int, last: int, by: str, every: int) -> Any:
+    """Rows of `batch --by --every`: what each `every` steps of first+1 .. last read, the last maybe fewer.
+
+    Columns: first_step, last_step, the group, tokens, share (of the tokens of these steps).
+    """
+    tokens = "b.num_tokens" if by == "file" else "s.stop - s.start"
+    return (
+        connect(workspace, [run.name])
+        .sql(
+            f"""
+            WITH readings AS (
+                SELECT *, (step - $first - 1) // $every AS stretch FROM batches
+                WHERE step > $first AND step <= $last AND {_kept(run)}),
+            whole AS (SELECT stretch, sum(num_tokens) AS tokens FROM readings GROUP BY stretch),
+            groups AS (
+                SELECT b.stretch, {GROUPS[by]} AS "group", sum({tokens}) AS tokens
+                FROM readings b {_GROUP_JOINS[by]} GROUP BY ALL)
+            SELECT $first + g.stretch * $every + 1 AS first_step,
+                   least($first + (g.stretch + 1) * $every, $last) AS last_step,
+                   g."group" AS "{by}", g.tokens::BIGINT AS tokens, g.tokens / w.tokens AS share
+            FROM groups g JOIN whole w USING (stretch) ORDER BY first_step, tokens DESC, "{by}"
+            """,
+            params={"first": first, "last": last, "every": every},
+        )
+        .to_arrow_table()
+    )
+
+
+def overlapping_namespaces(workspace: Workspace, run: Run) -> set[str]:
+    """Namespaces of tags (what stands before the first colon; else nothing) of which some document has several."""
+    query = """SELECT DISTINCT namespace FROM (
+        SELECT CASE WHEN contains(tag, ':') THEN split_part(tag, ':', 1) ELSE '' END AS namespace FROM tags
+        GROUP BY document_id, namespace HAVING count(*) > 1)"""
+    return {namespace for (namespace,) in connect(workspace, [run.name]).execute(query).fetchall()}
 
 
 @_readable
@@ -495,6 +538,91 @@ def instances_of_document(workspace: Workspace, run: Run, document_id: int) -> l
         )
     found = connection.execute("SELECT instance FROM spans WHERE document_id = ? ORDER BY 1", [document_id]).fetchall()
     return [instance for (instance,) in found]
+
+
+def documents_by_file(workspace: Workspace, run: Run) -> Any:
+    """One row for each token file that holds documents: how many, with how many tokens, and what is known of them."""
+    return (
+        connect(workspace, [run.name])
+        .sql(
+            'SELECT file, count(DISTINCT document_id) AS documents, sum("end" - start)::BIGINT AS tokens, '
+            "count(external_id) AS with_external_id, count(source) AS with_source FROM documents "
+            "GROUP BY file ORDER BY min(document_id)"
+        )
+        .to_arrow_table()
+    )
+
+
+def _as_table(batch: Any) -> Any:
+    import pyarrow
+
+    return pyarrow.Table.from_batches([batch])
+
+
+def tags_by_provenance(workspace: Workspace, run: Run) -> Iterator[Any]:
+    """Tables of `document_id, tag`, in their order: what `source` and `external_id` of documents tell."""
+    query = _statement("provenance_tags")
+    for batch in connect(workspace, [run.name]).sql(query).to_arrow_reader():
+        yield _as_table(batch)
+
+
+def tags_given(workspace: Workspace, run: Run, given: Iterator[Any], key: str) -> Iterator[Any]:
+    """Tables of `document_id, tag`, in their order, from tables of a key (a column of `documents`) and `tag`.
+
+    Raises:
+        UnknownDocument: the run has no such document, or, by `external_id`, none of them.
+    """
+    connection = connect(workspace, [run.name])
+    connection.execute(f"CREATE TEMP TABLE given ({key} {KINDS['documents'][key]}, tag VARCHAR)")
+    for table in given:
+        connection.register("source", table)
+        connection.execute(f"INSERT INTO given SELECT {key}, tag FROM source")
+        connection.unregister("source")
+    lost = f"FROM given WHERE {key} NOT IN (SELECT {key} FROM documents WHERE {key} IS NOT NULL)"
+    counts = f"SELECT count(*), any_value({key}), (SELECT count(*) FROM given) - count(*) {lost}"
+    ((num_lost, example, num_found),) = connection.execute(counts).fetchall()
+    # A publisher's ids may be of a larger corpus; the run's own cannot.
+    if num_lost and (key == "document_id" or not num_found):
+        raise UnknownDocument(
+            f"{run.name} has no document whose {key} is {str(example)[:80]!r}, nor those of {num_lost - 1:,} other "
+            f"rows (what there is: forensics sql \"from documents where run = '{run.name}'\")"
+        )
+    query = f"SELECT DISTINCT document_id, tag FROM given JOIN documents USING ({key}) ORDER BY ALL"
+    for batch in connection.sql(query).to_arrow_reader():
+        yield _as_table(batch)
+
+
+def documents_after(workspace: Workspace, run: Run, document_id: int | None) -> Iterator[list[dict[str, Any]]]:
+    """Documents from the one after a given one on, in the order of their numbers: the rows of each."""
+    query = "SELECT * EXCLUDE (run) FROM documents WHERE $after IS NULL OR document_id > $after ORDER BY document_id"
+    rows: list[dict[str, Any]] = []
+    found = connect(workspace, [run.name]).sql(query, params={"after": document_id}).to_arrow_reader(10_000)
+    for row in (row for batch in found for row in batch.to_pylist()):
+        if rows and rows[0]["document_id"] != row["document_id"]:
+            yield rows
+            rows = []
+        rows.append(row)
+    if rows:
+        yield rows
+
+
+def count_documents(workspace: Workspace, run: Run) -> tuple[int, int]:
+    """Documents, and tokens in them."""
+    query = 'SELECT count(DISTINCT document_id), coalesce(sum("end" - start), 0) FROM documents'
+    documents, tokens = connect(workspace, [run.name]).execute(query).fetchone() or (0, 0)
+    return int(documents), int(tokens)
+
+
+def counted_tags(workspace: Workspace, run: Run) -> Any:
+    """Rows of `tag`: learned tags with their origin, and how many documents carry each; the most frequent first."""
+    return (
+        connect(workspace, [run.name])
+        .sql(
+            "SELECT origin, tag, count(*) AS documents FROM learned_tags GROUP BY ALL "
+            "ORDER BY origin, documents DESC, tag"
+        )
+        .to_arrow_table()
+    )
 
 
 # What a trainer recorded itself comes last, and so counts where an imported log says something else; of one log, the

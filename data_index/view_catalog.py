@@ -54,9 +54,10 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "num_instances": "BIGINT",
     },
 }
-# The view `masks` holds what the trainer hid as well; a plan is made from edits alone.
+# Views of these kinds are narrower than the derived views of those names: `masks` holds what the trainer hid as well,
+# `tags` what the documents table says.
 KIND_OF_VIEW: Mapping[str, str] = {
-    {"masks": "edit_masks"}.get(kind, kind): kind for kind in KINDS if kind != "checkpoints"
+    {"masks": "edit_masks", "tags": "learned_tags"}.get(kind, kind): kind for kind in KINDS if kind != "checkpoints"
 }
 # What a user is told of each view and macro by `forensics sql --schema`, with a question to try on the sample run.
 DESCRIPTIONS: Mapping[str, tuple[str, str]] = {
@@ -77,6 +78,7 @@ DESCRIPTIONS: Mapping[str, tuple[str, str]] = {
     "documents": ("source texts: tokens start to end (exclusive) of a file", "from documents where document_id = 881"),
     "spans": ("pieces of documents inside instances, ends exclusive", "from spans where document_id = 881"),
     "tags": ("tags of documents", "select tag, count(*) from tags group by tag"),
+    "learned_tags": ("those of them that forensics tag learned, and where from", "from learned_tags limit 5"),
     "masks": ("tokens of a row that are hidden from the loss, and why", "from masks where run = 'demo'"),
     "edit_masks": ("those of them that edits hide", "from edit_masks"),
     "hidden": ("those that the trainer hides, found by forensics exposures", "from hidden limit 5"),

@@ -211,15 +211,13 @@ def learn(home: Path, kind: str, table: Any, *, replace_kind: bool = True, in_pl
         replace_kind: in place of all files of the kind; else only of those in `in_place_of`.
     """
     path = write_hashed_parquet(home / kind, table)
-    current = read_current(home)
-    relative = path.relative_to(home).as_posix()
-    gone = {relative, *(path.relative_to(home).as_posix() for path in in_place_of)}
-    kept = [] if replace_kind else [name for name in current.get(kind, []) if name not in gone]
-    write_json(home / "current.json", current | {kind: [*kept, relative]})
+    gone = {path, *in_place_of}
+    kept = [] if replace_kind else [home / name for name in read_current(home).get(kind, [])]
+    put_in_force(home, {kind: [*(other for other in kept if other not in gone), path]})
 
 
 def put_in_force(home: Path, files: Mapping[str, Sequence[Path]]) -> None:
-    """Let files that were written beside a run be its tables of some kinds, all at once."""
-    named = {kind: [path.relative_to(home).as_posix() for path in paths] for kind, paths in files.items()}
+    """Let Parquet files be a run's tables of some kinds, all at once; a fork's may be its parent's."""
+    named = {kind: [os.path.relpath(path, home) for path in dict.fromkeys(paths)] for kind, paths in files.items()}
     if (current := read_current(home)) | named != current:
         write_json(home / "current.json", current | named)

@@ -20,6 +20,8 @@ _PUBLIC = {
     "where": "forensics.lookup",
     "sql": "forensics.lookup",
     "repeats": "forensics.repetition",
+    "documents": "forensics.document_learning",
+    "tag": "forensics.document_tags",
     "replay": "forensics.reproduction",
     "fork": "forensics.forking",
     "compare": "forensics.divergence",

@@ -35,9 +35,13 @@ Spans = dict[int, list[tuple[int, int]]]
 
 # What a where: condition can speak of: one row for each piece of a document in each row of each step.
 WHERE_ROWS = """
-    SELECT b.step, b.epoch, b.position, b.instance, b.file, b."offset", s.document_id, d.source, d.tags,
+    SELECT b.step, b.epoch, b.position, b.instance, b.file, b."offset", s.document_id, d.source,
+           CASE WHEN s.document_id IS NOT NULL THEN coalesce(t.tags, []) END AS tags,
            coalesce(s.start, 0) AS start, coalesce(s.stop, b.num_tokens) AS stop
-    FROM batches b LEFT JOIN spans s ON s.instance = b.instance LEFT JOIN documents d ON d.document_id = s.document_id
+    FROM batches b LEFT JOIN spans s ON s.instance = b.instance
+    LEFT JOIN (SELECT DISTINCT document_id, source FROM documents) d ON d.document_id = s.document_id
+    LEFT JOIN (SELECT document_id, list(tag ORDER BY tag) AS tags FROM tags GROUP BY document_id) t
+           ON t.document_id = s.document_id
 """
 
 
@@ -219,16 +223,17 @@ class Resolver:
         return {int(match[1]): [(int(match[2]), int(match[3]))]}
 
     def _documents(self, text: str) -> Spans:
-        return self._query(f"document_id IN ({', '.join(map(str, _numbers(text, 'document')))})")
+        return self._query("spans", f"document_id IN ({', '.join(map(str, _numbers(text, 'document')))})")
 
     def _tag(self, text: str) -> Spans:
-        return self._query("list_contains(tags, '{}')".format(text.replace("'", "''")))
+        tag = "'{}'".format(text.replace("'", "''"))
+        return self._query("spans", f"document_id IN (SELECT document_id FROM tags WHERE tag = {tag})")
 
     def _where(self, text: str, steps: range) -> Spans:
-        return self._query(f"(step >= {steps.start} AND step < {steps.stop}) AND ({text})")
+        return self._query(f"({WHERE_ROWS})", f"(step >= {steps.start} AND step < {steps.stop}) AND ({text})")
 
-    def _query(self, condition: str) -> Spans:
-        query = f"SELECT DISTINCT instance, start, stop FROM ({WHERE_ROWS}) WHERE {condition} ORDER BY ALL"
+    def _query(self, rows: str, condition: str) -> Spans:
+        query = f"SELECT DISTINCT instance, start, stop FROM {rows} WHERE {condition} ORDER BY ALL"
         try:
             require_one_select(query)
             table = query_locked(locked_connection(self.workspace, [self.run.name]), query, seconds=60)

@@ -22,18 +22,24 @@ MARGIN_INCHES = 2.8  # beside the columns of a matrix: its rows' names
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """Values over steps; None where there is none (drawn as a gap)."""
+    """Values over steps; None where there is none (drawn as a gap).
+
+    A value of `stairs` and `area` holds until the next x. Areas of a panel are stacked, the first one lowest.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float | None]
-    style: Literal["line", "dashed", "points"] = "line"
+    style: Literal["line", "dashed", "points", "stairs", "area"] = "line"
     colour: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One pair of axes. `marks` are labelled vertical lines; `x_label`, `log_x`: where the figure's x is not shared."""
+    """One pair of axes. `marks` are labelled vertical lines; `x_label`, `log_x`: where the figure's x is not shared.
+
+    `top`: the y axis goes from 0 to it.
+    """
 
     title: str
     y_label: str
@@ -43,6 +49,7 @@ class Panel:
     marks: Sequence[tuple[float, str]] = ()
     x_label: str = ""
     log_x: bool = False
+    top: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,13 +131,24 @@ def shown_names(figure: Figure, most: int) -> list[int]:
 
 
 def _draw_panel(axis: Any, panel: Panel) -> None:
+    floor: list[float] = []
     for series in panel.series:
         values = [float("nan") if value is None else value for value in series.y]
         colour = COLOURS[series.colour % len(COLOURS)]
+        if series.style == "area":
+            floor = floor or [0.0] * len(values)
+            roof = [low + value for low, value in zip(floor, values, strict=True)]
+            axis.fill_between(
+                series.x, floor, roof, step="post", label=_as_text(series.name), color=colour, linewidth=0
+            )
+            floor = roof
+            continue
         marker = "o" if series.style == "points" or len(values) < 3 else None
-        line = {"line": "-", "dashed": "--", "points": "none"}[series.style]
+        line = {"line": "-", "stairs": "-", "dashed": "--", "points": "none"}[series.style]
         looks = {"linestyle": line, "marker": marker, "markersize": 4, "color": colour, "linewidth": 1.3}
-        axis.plot(series.x, values, label=series.name, **looks)
+        if series.style == "stairs":
+            looks |= {"drawstyle": "steps-post", "marker": None}
+        axis.plot(series.x, values, label=_as_text(series.name), **looks)
     if panel.zero_line:
         axis.axhline(0, color="#888888", linewidth=0.8, zorder=0)
     for x, label in panel.marks:
@@ -147,9 +165,19 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     axis.tick_params(which="both", labelsize=8)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
-    if len(panel.series) > 1:
-        columns = 1 if len(panel.series) <= 4 else 2
-        axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), ncol=columns)
+    if len(panel.series) > 1 or floor:
+        columns = 1 if len(panel.series) <= 4 or floor else 2
+        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "ncol": columns}
+        axis.legend(fontsize=8, frameon=False, reverse=bool(floor), **place)
+    if panel.top is not None:
+        axis.margins(x=0)
+        axis.set_ylim(0, panel.top)
+
+
+def _as_text(name: str) -> str:
+    """A name that matplotlib draws as it stands: it sees mathematics between $, and hides what begins with _."""
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def write_html(figure: Figure, path: Path) -> None:
@@ -176,12 +204,18 @@ def write_html(figure: Figure, path: Path) -> None:
         for series in panel.series:
             mode = "markers" if series.style == "points" else "lines" if len(series.y) > 2 else "lines+markers"
             colour = COLOURS[series.colour % len(COLOURS)]
-            line = {"color": colour, "dash": "dash" if series.style == "dashed" else "solid"}
-            trace = Scatter(x=list(series.x), y=list(series.y), mode=mode, name=series.name, line=line)
-            trace.showlegend = len(panel.series) > 1
+            line: dict[str, Any] = {"color": colour, "dash": "dash" if series.style == "dashed" else "solid"}
+            if series.style in ("stairs", "area"):
+                mode, line = "lines", line | {"shape": "hv"} | ({"width": 0} if series.style == "area" else {})
+            trace = Scatter(x=list(series.x), y=list(series.y), mode=mode, name=html.escape(series.name), line=line)
+            if series.style == "area":
+                trace.update(stackgroup=f"panel {row}", fillcolor=colour)
+            trace.showlegend = len(panel.series) > 1 or series.style == "area"
             canvas.add_trace(trace, row=row, col=1)
         canvas.update_yaxes(title_text=panel.y_label, type="log" if panel.log_y else "linear", row=row, col=1)
         canvas.update_xaxes(title_text=panel.x_label, type="log" if panel.log_x else None, row=row, col=1)
+        if panel.top is not None:
+            canvas.update_yaxes(range=[0, panel.top], row=row, col=1)
         if panel.zero_line:
             canvas.add_hline(y=0, line_width=1, line_color="#888888", row=row, col=1)
         for x, label in panel.marks:

@@ -343,10 +343,10 @@ def _mask_rows(steps: Sequence[StepPlan]) -> list[dict[str, Any]]:
 
 
 def _shared_tables(workspace: Workspace, parent: Run, building: Path) -> dict[str, list[str]]:
-    """Documents and block hashes are the parent's: named where they are, not copied."""
+    """Documents, tags and block hashes are the parent's: named where they are, not copied."""
     home = workspace.home(parent.name)
     current = {}
-    for kind in ("documents", "block_hashes"):
+    for kind in ("documents", "tags", "block_hashes"):
         current[kind] = [os.path.relpath(path, building) for path in workspace.learned_files(home, kind)]
     return {kind: paths for kind, paths in current.items() if paths}
 

@@ -15,6 +15,7 @@ from data_index.store import (
     batch_rows,
     instances_of_document,
     metrics_of_step,
+    mixture_rows,
     plan_of,
     reader_of,
     readings_of_instances,
@@ -34,6 +35,7 @@ def batch(
     instance: int | None = None,
     tokens: bool = False,
     by: str | None = None,
+    every: int | None = None,
     verify: bool = True,
     max_fetch: int | None = None,
     workspace: Workspace | None = None,
@@ -44,6 +46,7 @@ def batch(
         instance: only this instance's rows.
         tokens: add `token_ids`.
         by: count by document, tag, file or source instead, against the whole run's average.
+        every: with `by`: count every so many steps apart, as rows of first_step, last_step, the group, tokens, share.
         max_fetch: bytes of tokens that may be fetched from servers; default: 1 GiB.
     Raises:
         UnknownRun, StepOutOfRange, InvalidRange, UnknownInstance, CorruptFile
@@ -57,7 +60,13 @@ def batch(
     if by is not None:
         if by not in GROUPS:
             raise InvalidRange(f"--by takes {', '.join(sorted(GROUPS))}, not {by!r}")
+        if every is not None:
+            if every < 1:
+                raise InvalidRange(f"--every takes a number of steps, not {every}")
+            return mixture_rows(workspace, record, first, last, by, every)
         return batch_groups(workspace, record, first, last, by)
+    if every is not None:
+        raise InvalidRange("--every counts groups: it goes with --by")
     table = batch_rows(workspace, record, first, last, instance)
     if instance is not None and table.num_rows == 0:
         raise UnknownInstance(

@@ -3,8 +3,9 @@
     run.toml                 name, config, data files, order, segments, environment     (see data_index/run.py)
     tokens/*.bin             raw little-endian token ids                heldout/*.bin   never in an order
     order/epoch-<e>.npy      instances in consumption order, epochs from 1
-    documents.parquet        document_id, file, start, end, source, source_start, source_end, tags
-                             (start, end: tokens of the file; source_*: characters of the source; ends exclusive)
+    documents.parquet        document_id, file, start, end, source, source_start, source_end, tags; may have
+                             external_id, line (start, end: tokens of the file; source_*: characters of the source;
+                             ends exclusive; external_id: the publisher's own; line: of the source, from 1)
     masks.parquet            step, attempt, position, instance, start, stop, reason        (only where there are any)
     metrics/*.parquet        step, attempt, name, value, original_name
     consumed/*.parquet       step, attempt, instances, input_ids_sha256    what the trainer handed to the model

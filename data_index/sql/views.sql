@@ -26,7 +26,11 @@ FROM pieces p JOIN documents d
 
 CREATE VIEW forks AS SELECT * FROM runs WHERE parent IS NOT NULL;
 
-CREATE VIEW tags AS SELECT run, document_id, unnest(tags) AS tag FROM documents;
+-- What the trainer's record says and what was learned since, each once.
+CREATE VIEW tags AS
+SELECT run, document_id, unnest(tags) AS tag FROM documents
+UNION
+SELECT run, document_id, tag FROM learned_tags;
 
 CREATE MACRO batch(r, s) AS TABLE SELECT * FROM batches WHERE run = r AND step = s ORDER BY attempt, position;
 

@@ -153,6 +153,10 @@ def batch(
     instance: Annotated[int | None, typer.Option(help="Only this instance.")] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Add the token ids (and, in a table, the text).")] = False,
     by: Annotated[str | None, typer.Option(help="Count by document, tag, file or source instead.")] = None,
+    every: Annotated[int | None, typer.Option(min=1, help="With --by: count every so many steps apart.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --every: draw the mixture over time (.png or .html).")
+    ] = None,
     output: OutputOption = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check token files against hashes.")] = True,
     max_fetch: MaxFetchOption = None,
@@ -174,11 +178,14 @@ def batch(
     if plan:
         _print_batch_plan(there, record, steps, tokens, format)
         return
-    table = read_batch_table(
-        run, steps, instance=instance, tokens=tokens, by=by, verify=verify, max_fetch=max_fetch, workspace=there
-    )
+    if picture is not None and every is None:
+        raise typer.BadParameter("--picture draws what --by and --every count")
+    asked: dict[str, Any] = {"instance": instance, "tokens": tokens, "by": by, "every": every, "verify": verify}
+    table = read_batch_table(run, steps, **asked, max_fetch=max_fetch, workspace=there)
     first, last = parse_steps(steps, record)
     say(f"order of {run}: {record.trust.of_steps(first + 1, last)}")
+    if picture is not None:
+        _draw_mixture(there, record, table, by, every, picture)
     if output is not None:
         _write(output, table)
     elif tokens and format is Format.table:
@@ -192,6 +199,14 @@ def _write(output: Path, table: Any) -> None:
 
     write_table(output, table)
     say(f"wrote {table.num_rows:,} rows to {output}")
+
+
+def _draw_mixture(workspace: Any, run: Any, table: Any, by: Any, every: Any, path: Path) -> None:
+    from forensics.figure import write_figure
+    from forensics.mixture import mixture_figure
+
+    write_figure(mixture_figure(workspace, run, table, by, every), path)
+    say(f"picture: {path}")
 
 
 def _print_batch_plan(workspace: Any, run: Any, steps: str, tokens: bool, format: Format) -> None:

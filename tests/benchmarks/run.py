@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def main(names: list[str]) -> None:
     from tests.benchmarks import (
         continuity,
+        documents,
         exposures,
         index_build,
         orders,
@@ -38,6 +39,7 @@ def main(names: list[str]) -> None:
         "repeats": repeats.main,
         "exposures": exposures.main,
         "planted_faults": planted_faults.main,
+        "documents": documents.main,
     }
     import duckdb
     import numpy

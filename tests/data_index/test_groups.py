@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from data_index.errors import InvalidRange
+from data_index.kinds import table_of_rows
 from data_index.store import connect
-from data_index.workspace import Workspace
+from data_index.workspace import Workspace, learn
 from forensics.lookup import batch
 
 
@@ -70,6 +71,19 @@ def test_spans_tile_documents_and_instances(tiny_shared: Workspace, raw: Any) ->
 
     assert lengths == {d["document_id"]: d["end"] - d["start"] for d in raw.documents if d["file"] in trained}
     assert len(tiled) == sum(stop - start for _, start, stop in pieces) == raw.token_ids.size
+
+
+@pytest.mark.parametrize("by", ["document", "source", "tag"])
+@pytest.mark.parametrize("every", [None, 20])
+def test_a_document_in_two_files_counts_once(by: str, every: int | None, tiny: Workspace, raw: Any) -> None:
+    """It has a row for each of its files, as in Megatron's shards, with the same source and tags."""
+    ends = {file["name"]: file["num_instances"] * raw.length for file in raw.manifest["files"]}
+    row = {"document_id": 0, "start": 0, "source": "one", "tags": ["of all"]}
+    rows = [row | {"file": name, "end": end} for name, end in ends.items()]
+    learn(tiny.home("tiny"), "documents", table_of_rows("documents", rows, "test"))
+
+    (found,) = batch("tiny", "0:20", by=by, every=every, workspace=tiny).to_pylist()
+    assert (found["tokens"], found["share"]) == (len(raw.readings) * raw.length, 1.0)
 
 
 def test_only_known_groups_are_counted(tiny_shared: Workspace) -> None:

@@ -233,6 +233,8 @@ def test_the_truth_file_is_never_needed(
         ["checkpoints", "tiny"],
         ["at", "tiny", "9"],
         ["batch", "tiny", "5:15", "--by", "tag"],
+        ["documents", "tiny"],
+        ["tag", "tiny", "--provenance"],
         ["where", "tiny", "--text", "import"],
         ["sql", "from runs"],
         ["audit", "tiny", "--deep"],
