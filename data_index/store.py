@@ -394,7 +394,8 @@ def readings_of_instances(workspace: Workspace, run: Run, instances: Sequence[in
         connect(workspace, [run.name])
         .sql(
             'SELECT step, attempt, position, instance, file, "offset", epoch FROM instances '
-            "WHERE step IS NOT NULL AND list_contains($instances::BIGINT[], instance) ORDER BY step, attempt, position",
+            "WHERE step IS NOT NULL AND instance IN (SELECT unnest($instances::BIGINT[])) "
+            "ORDER BY step, attempt, position",
             params={"instances": list(instances)},
         )
         .to_arrow_table()
@@ -415,6 +416,22 @@ def instances_of_document(workspace: Workspace, run: Run, document_id: int) -> l
         )
     found = connection.execute("SELECT instance FROM spans WHERE document_id = ? ORDER BY 1", [document_id]).fetchall()
     return [instance for (instance,) in found]
+
+
+def documents_of_stretches(workspace: Workspace, run: Run, stretches: Any) -> list[tuple[int, int]]:
+    """The documents in stretches of instances: (instance, document id), each once, in the order of their places.
+
+    Args:
+        stretches: an Arrow table of instance, start, stop (tokens of the row, half-open).
+    """
+    connection = connect(workspace, [run.name])
+    connection.register("stretches", stretches)
+    found = connection.execute(
+        "SELECT s.instance, s.document_id FROM spans s JOIN stretches t "
+        "ON s.instance = t.instance AND s.start < t.stop AND s.stop > t.start "
+        "WHERE s.instance IN (SELECT instance FROM stretches) GROUP BY ALL ORDER BY s.instance, min(s.start)"
+    )
+    return found.fetchall()
 
 
 def metrics_of_step(workspace: Workspace, run: Run, step: int) -> dict[str, float]:

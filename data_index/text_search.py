@@ -276,12 +276,12 @@ class Anchor:
 
 
 def merged(first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The union of half-open ranges, as ranges that rise and do not touch one another's tokens."""
+    """The union of half-open ranges, as ranges that rise and do not touch one another."""
     if not len(first):
         return first, stop
     if (first[1:] < first[:-1]).any():
         order = np.argsort(first, kind="stable")
         first, stop = first[order], stop[order]
     reached = np.maximum.accumulate(stop)
-    begins = np.append(True, first[1:] >= reached[:-1])
+    begins = np.append(True, first[1:] > reached[:-1])
     return first[begins], reached[np.append(np.flatnonzero(begins)[1:] - 1, len(first) - 1)]

@@ -47,13 +47,16 @@ class CutRows:
         base = self._file.first_token
         low = np.maximum((first - base) // self._length, self._lowest)
         high = np.minimum((stop - 1 - base) // self._length, self._file.num_instances - 1)
-        row, number = expanded(np.maximum(high - low + 1, 0))
-        place = low[row] + number
+        if (low != high).any():
+            row, number = expanded(np.maximum(high - low + 1, 0))
+            place, first, stop = low[row] + number, first[row], stop[row]
+        else:
+            place = low
         begin = base + place * self._length
         return Touched(
             instance=self._file.first_instance + place,
-            start=np.maximum(first[row] - begin, 0),
-            stop=np.minimum(stop[row] - begin, self._length),
+            start=np.maximum(first - begin, 0),
+            stop=np.minimum(stop - begin, self._length),
         )
 
 

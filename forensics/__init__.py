@@ -22,6 +22,7 @@ _PUBLIC = {
     "fork": "forensics.forking",
     "compare": "forensics.divergence",
     "demo": "forensics.walkthrough",
+    "ngrams": "forensics.text_index",
 }
 __all__ = sorted(_PUBLIC)
 

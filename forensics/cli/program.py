@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from forensics.cli import acting, auditing, looking, releases
+from forensics.cli import acting, auditing, looking, releases, searching
 from forensics.cli.options import WorkspaceOption
 
 app = typer.Typer(
@@ -30,6 +30,6 @@ def root(workspace: WorkspaceOption = None, show_version: bool = typer.Option(Fa
         os.environ["FORENSICS_WORKSPACE"] = str(workspace)
 
 
-COMMANDS = (*acting.COMMANDS, *looking.COMMANDS, *auditing.COMMANDS, *releases.COMMANDS)
+COMMANDS = (*acting.COMMANDS, *looking.COMMANDS, *auditing.COMMANDS, *releases.COMMANDS, *searching.COMMANDS)
 for command in COMMANDS:
     app.command()(command)

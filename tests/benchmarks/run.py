@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def main(names: list[str]) -> None:
-    from tests.benchmarks import continuity, index_build, orders, remote, replay_overhead, startup
+    from tests.benchmarks import continuity, index_build, orders, remote, replay_overhead, startup, text_search
 
     benchmarks: dict[str, Callable[[], None]] = {
         "startup": startup.main,
@@ -25,6 +25,7 @@ def main(names: list[str]) -> None:
         "replay_overhead": replay_overhead.main,
         "remote": remote.main,
         "continuity": continuity.main,
+        "text_search": text_search.main,
     }
     import duckdb
     import numpy

@@ -216,6 +216,7 @@ def test_the_truth_file_is_never_needed(
         ["at", "tiny", "9"],
         ["batch", "tiny", "5:15", "--by", "tag"],
         ["where", "tiny", "--text", "import"],
+        ["ngrams", "tiny"],
         ["sql", "from runs"],
         ["audit", "tiny", "--deep"],
         ["forks", "tiny"],
