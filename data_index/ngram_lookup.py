@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_index.errors import CorruptFile, ForensicsError
-from data_index.files import require_file, sha256_of_file
-from data_index.ngrams import NgramChunk, borders, chunks_of, indexable, ngram_folder, read_manifest
+from data_index.ngrams import NgramChunk, borders, chunks_of, indexable, open_positions, read_manifest
 from data_index.run import Run, TokenFile
 from data_index.text_search import Anchor, TextMatcher
 from data_index.token_search import TokenMatcher
@@ -86,7 +84,7 @@ class NgramIndex:
                 raise CorruptFile(f"the n-gram index of {file.name} is not finished")
             tokens = np.asarray(self._unchecked.read(file, 0, borders(file, step)[-1][1]))
             return [
-                SortedChunk(stored=stored[border], tokens=tokens, positions=_open(self._home, stored[border]))
+                SortedChunk(stored=stored[border], tokens=tokens, positions=open_positions(self._home, stored[border]))
                 for border in borders(file, step)
             ]
         except (ForensicsError, OSError) as error:
@@ -100,25 +98,6 @@ class NgramIndex:
         except ForensicsError as error:
             self._trouble.append(f"{error}: it is not used (build it with forensics ngrams {self._run.name})")
             return {}
-
-
-def _open(home: Path, chunk: NgramChunk) -> np.ndarray:
-    """
-    Raises:
-        CorruptFile, MissingFile
-    """
-    path = ngram_folder(home) / Path(chunk.name).name
-    size = require_file(path)
-    changed = path.stat().st_mtime_ns != chunk.changed_at
-    if size != chunk.num_bytes or (changed and sha256_of_file(path) != chunk.sha256):
-        raise CorruptFile(f"{path}, part of the n-gram index, is damaged")
-    try:
-        positions = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy evaluates the header, which fails in many ways
-        raise CorruptFile(f"{path}, part of the n-gram index, is damaged: {error}") from error
-    if positions.dtype != np.uint32 or positions.shape != (chunk.stop - chunk.start,):
-        raise CorruptFile(f"{path}, part of the n-gram index, is damaged")
-    return np.asarray(positions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

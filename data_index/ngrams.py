@@ -21,6 +21,7 @@ from data_index.files import (
     exclusive_lock,
     read_json_object,
     remove_leftovers,
+    require_file,
     require_free_space,
     sha256_of_file,
     write_json,
@@ -132,8 +133,31 @@ def missing_chunks(home: Path, run: Run, chunk_tokens: int = CHUNK_TOKENS) -> li
 
 
 def _is_there(home: Path, chunk: NgramChunk) -> bool:
-    path = ngram_folder(home) / chunk.name
-    return path.is_file() and path.stat().st_size == chunk.num_bytes
+    try:
+        open_positions(home, chunk)
+    except ForensicsError:
+        return False
+    return True
+
+
+def open_positions(home: Path, chunk: NgramChunk) -> np.ndarray:
+    """The sorted positions of a chunk, mapped; they are hashed again where the file is not as it was written.
+
+    Raises:
+        CorruptFile, MissingFile
+    """
+    path = ngram_folder(home) / Path(chunk.name).name
+    size = require_file(path)
+    changed = path.stat().st_mtime_ns != chunk.changed_at
+    if size != chunk.num_bytes or (changed and sha256_of_file(path) != chunk.sha256):
+        raise CorruptFile(f"{path}, part of the n-gram index, is damaged")
+    try:
+        positions = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy evaluates the header, which fails in many ways
+        raise CorruptFile(f"{path}, part of the n-gram index, is damaged: {error}") from error
+    if positions.dtype != np.uint32 or positions.shape != (chunk.stop - chunk.start,):
+        raise CorruptFile(f"{path}, part of the n-gram index, is damaged")
+    return np.asarray(positions)
 
 
 def build_ngrams(

@@ -71,7 +71,7 @@ class TextMatcher:
         self._anchors: dict[int, Anchor] = {}
 
     def _ranks_inside(self) -> np.ndarray:
-        """The rank of the text's bytes state .. state + length, by state and column; -1 where no token is spelled so."""
+        """The rank of the text's bytes state .. state + length, by state and column; -1 where no token spells them."""
         found = np.full((self.size + 1, len(self._lengths) + 1), -1, dtype=np.int32)
         number = self.vocabulary.forwards.number
         for column, length in enumerate(self._lengths):

@@ -1,4 +1,4 @@
-"""The instances that hold a text or a token, found in the token files: with progress, an early stop, their documents."""
+"""The instances that hold a text or a token, found in the token files; with progress, early stop and documents."""
 
 from __future__ import annotations
 
@@ -151,6 +151,4 @@ class _Documents:
         import pyarrow
 
         names = ("instance", "start", "stop")
-        return pyarrow.table(
-            {name: np.concatenate([getattr(part, name) for part in self._waiting]) for name in names}
-        )
+        return pyarrow.table({name: np.concatenate([getattr(part, name) for part in self._waiting]) for name in names})

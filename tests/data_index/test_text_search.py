@@ -241,9 +241,7 @@ def random_needles(data: Data, count: int, seed: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("chunk", [None, 50], ids=["one chunk", "chunks of 50 tokens"])
-def test_instances_are_those_of_brute_force(
-    chunk: int | None, data: Data, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_instances_are_those_of_brute_force(chunk: int | None, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     if chunk:
         monkeypatch.setattr(token_search, "SCAN_TOKENS", chunk)
     for needle in random_needles(data, 60, seed=chunk or 0):
@@ -292,7 +290,10 @@ def test_a_special_token_stands_for_its_text_only_where_it_is_named(tmp_path: Pa
 
     assert find_text(run, reader, "sysmat") == [0, 2, 3]
     assert find_text(run, reader, "sys<|endoftext|>mat") == [2, 3]
-    assert find_text(run, reader, "mat<|endoftext|>") == [0, 1, 3] or find_text(run, reader, "mat<|endoftext|>") == [0, 3]
+    assert find_text(run, reader, "mat<|endoftext|>") == [0, 1, 3] or find_text(run, reader, "mat<|endoftext|>") == [
+        0,
+        3,
+    ]
     assert find_text(run, reader, "sys<|pad|>mat") == []
     assert find_text(run, reader, "endoftext") == []
 
