@@ -259,7 +259,7 @@ class TokenReader:
         if key in self._checked:
             return
         raw = self._map(file)[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
-        actual = hashlib.sha256(memoryview(raw)).hexdigest()
+        actual = hashlib.sha256(raw.data).hexdigest()
         expected = self._hashes.get(key) if self._hashes else None
         if expected is None:
             self.first_seen[key] = actual

@@ -290,10 +290,7 @@ def test_a_special_token_stands_for_its_text_only_where_it_is_named(tmp_path: Pa
 
     assert find_text(run, reader, "sysmat") == [0, 2, 3]
     assert find_text(run, reader, "sys<|endoftext|>mat") == [2, 3]
-    assert find_text(run, reader, "mat<|endoftext|>") == [0, 1, 3] or find_text(run, reader, "mat<|endoftext|>") == [
-        0,
-        3,
-    ]
+    assert find_text(run, reader, "mat<|endoftext|>") == [0, 3]
     assert find_text(run, reader, "sys<|pad|>mat") == []
     assert find_text(run, reader, "endoftext") == []
 
@@ -384,8 +381,7 @@ class Stored:
     def holding(self, needle: bytes) -> list[int]:
         found = set()
         for file, tokens in zip(self.run.files, self.files, strict=True):
-            used = tokens[: file.num_instances * self.run.sequence_length]
-            places = brute_force(self.pieces, used, needle)
+            places = brute_force(self.pieces, tokens, needle)
             found |= {file.first_instance + place // self.run.sequence_length for place in places}
         return sorted(found)
 
@@ -412,6 +408,8 @@ class Stored:
 def stored(workspace: Workspace, name: str) -> Stored:
     run = workspace.run(name)
     arrays = tuple(np.fromfile(file.on_disk, dtype=np.dtype(file.dtype).newbyteorder("<")) for file in run.files)
+    used = [file.num_instances * run.sequence_length for file in run.files]  # the rest no step reads
+    arrays = tuple(array[:count] for array, count in zip(arrays, used, strict=True))
     assert run.tokenizer is not None
     return Stored(run=run, files=arrays, pieces=spelling_of(Tokenizer.from_file(str(run.tokenizer)), name).pieces)
 
