@@ -1,17 +1,22 @@
-"""Searching token files for a text, on one thread: bytes of token files a second, and answers from the n-gram index."""
+"""Searching token files for a text, on one thread: bytes of token files a second, and answers from the n-gram index.
+
+Seconds are the processor's: other work may share the cores.
+"""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data_index.files import sha256_of_blocks
+from data_index.ngram_lookup import NgramIndex
+from data_index.ngrams import build_ngrams
 from data_index.run import Order, OrderTrust, Run, TokenFile
 from data_index.text_search import TextMatcher
 from data_index.token_search import Matcher, TokenMatcher, search
@@ -91,12 +96,6 @@ def a_run(path: Path, dtype: str) -> Run:
     )
 
 
-def timed(action: Callable[[], object]) -> float:
-    began = time.process_time()
-    action()
-    return time.process_time() - began
-
-
 def scan(run: Run, hashes: dict[tuple[str, int], str] | None, matcher: Matcher) -> int:
     """Instances found."""
     holding = np.zeros(run.num_instances, dtype=bool)
@@ -135,3 +134,17 @@ def measure(run: Run, pieces: tuple[bytes, ...]) -> None:
                 times.append(time.process_time() - began)
             rates.append(file.num_bytes / 1e6 / statistics.median(times))
         print(f"  {name:24} {rates[0]:7,.0f} {rates[1]:7,.0f}   {holding:,} of {run.num_instances:,} instances")
+    measure_index(run, searched)
+
+
+def measure_index(run: Run, searched: list[tuple[str, TextMatcher]]) -> None:
+    home = run.source
+    began = time.process_time()
+    build_ngrams(home, run, TokenReader(run, None))
+    print(f"n-gram index built in {time.process_time() - began:.1f} s; ms for an answer, the second time:")
+    for name, matcher in searched:
+        for _ in range(2):
+            index, began = NgramIndex(home, run), time.process_time()
+            count = sum(len(found.touched.instance) for found in search(run, TokenReader(run, None), matcher, index))
+            spent = 1000 * (time.process_time() - began)
+        print(f"  {name:24} {spent:9,.1f}   {count:,} stretches; {index.notes[-1]}")
