@@ -124,7 +124,8 @@ def measure(run: Run, pieces: tuple[bytes, ...]) -> None:
     print(f"{file.dtype}, {len(pieces):,} tokens in the vocabulary, sorted in {time.process_time() - began:.2f} s")
     print(f"{file.num_bytes / 1e6:,.0f} MB; MB/s without and with hashes, median of {REPEATS}:")
     searched = [(needle.name, TextMatcher(vocabulary, needle.text)) for needle in needles(pieces, tokens)]
-    for name, matcher in [*searched, ("a token id", TokenMatcher(40_000))]:
+    matchers: list[tuple[str, Matcher]] = [*searched, ("a token id", TokenMatcher(40_000))]
+    for name, matcher in matchers:
         rates, holding = [], 0
         for known in (None, hashes):
             times = []
