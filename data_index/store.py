@@ -540,6 +540,22 @@ def instances_of_document(workspace: Workspace, run: Run, document_id: int) -> l
     return [instance for (instance,) in found]
 
 
+def documents_of_stretches(workspace: Workspace, run: Run, stretches: Any) -> list[tuple[int, int]]:
+    """The documents in stretches of instances: (instance, document id), each once, in the order of their places.
+
+    Args:
+        stretches: an Arrow table of instance, start, stop (tokens of the row, half-open).
+    """
+    connection = connect(workspace, [run.name])
+    connection.register("stretches", stretches)
+    found = connection.execute(
+        "SELECT s.instance, s.document_id FROM spans s JOIN stretches t "
+        "ON s.instance = t.instance AND s.start < t.stop AND s.stop > t.start "
+        "WHERE s.instance IN (SELECT instance FROM stretches) GROUP BY ALL ORDER BY s.instance, min(s.start)"
+    )
+    return found.fetchall()
+
+
 def documents_by_file(workspace: Workspace, run: Run) -> Any:
     """One row for each token file that holds documents: how many, with how many tokens, and what is known of them."""
     return (

@@ -307,7 +307,7 @@ class TokenReader:
         key = (name, block)
         if key in self._checked:
             return
-        actual = hashlib.sha256(raw.tobytes()).hexdigest()
+        actual = hashlib.sha256(raw.data).hexdigest()
         expected = self._hashes.get(key) if self._hashes else None
         if expected is None:
             self.first_seen[key] = actual

@@ -28,6 +28,7 @@ _PUBLIC = {
     "demo": "forensics.walkthrough",
     "exposures": "forensics.token_counts",
     "import_metrics": "forensics.imported_metrics",
+    "ngrams": "forensics.text_index",
 }
 __all__ = sorted(_PUBLIC)
 

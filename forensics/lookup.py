@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from data_index.batch import Batch, read_batch, read_batches
-from data_index.errors import ForensicsError, InvalidRange, UnknownDocument, UnknownInstance
+from data_index.errors import ForensicsError, InvalidRange, UnknownInstance
 from data_index.run import Run, parse_steps
 from data_index.store import (
     GROUPS,
@@ -21,11 +21,11 @@ from data_index.store import (
     readings_of_instances,
     run_query,
 )
-from data_index.text import find_text, find_token
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
 from forensics.configured import learning_rate_of_step
 from forensics.fetching import bytes_of_all_tokens, bytes_of_instances, require_allowed
+from forensics.occurrences import Progress, find_occurrences, matcher_of
 
 
 def batch(
@@ -118,13 +118,21 @@ def where(
     document: int | None = None,
     instance: int | Sequence[int] | None = None,
     token: int | None = None,
+    limit: int | None = None,
     max_fetch: int | None = None,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
     workspace: Workspace | None = None,
 ) -> Any:
     """Every reading of an instance, of the instances that hold a document, a text or a token; an Arrow table.
 
+    Of a text, `document_ids` are the documents in which the occurrences in that instance lie.
+
     Args:
         instance: one, or many at once.
+        limit: stop searching for a text or a token once so many instances were found.
+        progress: of a search for a text or a token.
+        note: called with sentences about how it was searched, and where it stopped.
         max_fetch: bytes of tokens that may be fetched from servers; default: 1 GiB.
     Raises:
         InvalidRange: not exactly one of them is given.
@@ -143,14 +151,24 @@ def where(
         instances = instances_of_document(workspace, record, document)
     elif instance is not None:
         instances = [instance] if isinstance(instance, int) else list(instance)
-    elif text is not None:
-        instances = list(find_text(record, reader_of(workspace, record), text))
     else:
-        assert token is not None
-        if token < 0 or token > record.largest_token_id:
-            raise UnknownDocument(f"{token} cannot be a token id of {run}")
-        instances = list(find_token(record, reader_of(workspace, record), token))
+        matcher = matcher_of(record, text, token)
+        found = find_occurrences(
+            workspace, record, matcher, limit=limit, with_documents=text is not None, progress=progress
+        )
+        if note is not None:
+            for sentence in found.notes:
+                note(sentence)
+        table = readings_of_instances(workspace, record, found.instances)
+        return table if text is None else _with_documents(table, found.documents)
     return readings_of_instances(workspace, record, instances)
+
+
+def _with_documents(table: Any, documents: dict[int, list[int]]) -> Any:
+    import pyarrow
+
+    ids = [documents.get(instance, []) for instance in table.column("instance").to_pylist()]
+    return table.append_column("document_ids", pyarrow.array(ids, pyarrow.list_(pyarrow.int64())))
 
 
 def sql(query: str, *, seconds: float = QUERY_SECONDS, workspace: Workspace | None = None) -> Any:

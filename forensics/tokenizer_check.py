@@ -16,7 +16,8 @@ from data_index.errors import UNFORESEEN, ForensicsError, UnsupportedRecipe
 from data_index.run import Run
 from data_index.run_check import LINES
 from data_index.store import reader_of
-from data_index.text import SCAN_TOKENS, decode, encode, load_tokenizer, token_bytes
+from data_index.text import decode, encode, load_tokenizer, token_bytes
+from data_index.token_search import SCAN_TOKENS
 from data_index.tokens import TokenReader
 from data_index.workspace import Workspace
 from forensics.audit_rows import Row, judged, row

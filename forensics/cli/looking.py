@@ -1,4 +1,4 @@
-"""Verbs that only look: runs, show, checkpoints, at, batch, where, sql, forks."""
+"""Verbs that only look: runs, show, checkpoints, at, batch, sql, forks."""
 
 from __future__ import annotations
 
@@ -230,29 +230,6 @@ def _print_text(run: Any, rows: list[dict[str, Any]]) -> None:
         print("".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text))
 
 
-def where(
-    run: RunArgument,
-    text: Annotated[str | None, typer.Option(help="Text, found however it was tokenized.")] = None,
-    document: Annotated[int | None, typer.Option(help="A document id.")] = None,
-    instance: Annotated[int | None, typer.Option(help="An instance.")] = None,
-    token: Annotated[int | None, typer.Option(help="A token id.")] = None,
-    max_fetch: MaxFetchOption = None,
-    workspace: WorkspaceOption = None,
-    format: FormatOption = Format.table,
-) -> None:
-    """Find every step that read an instance, a document, a text or a token.
-
-    Example: forensics where demo --text "def main"
-    """
-    from forensics.lookup import where as readings
-
-    there = open_workspace(workspace)
-    table = readings(
-        run, text=text, document=document, instance=instance, token=token, max_fetch=max_fetch, workspace=there
-    )
-    emit_arrow(table, format)
-
-
 def sql(
     query: Annotated[str | None, typer.Argument(help="One SELECT over the views.")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the views and macros, each with an example.")] = False,
@@ -297,4 +274,4 @@ def forks(
     emit_rows(forks_of(there, run), format, ["id", "parent", "from_step", "num_steps", "done", "edits", "recipe"])
 
 
-COMMANDS = (runs, show, checkpoints, at, batch, where, sql, forks)
+COMMANDS = (runs, show, checkpoints, at, batch, sql, forks)

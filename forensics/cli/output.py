@@ -136,6 +136,40 @@ class FetchProgress:
             say(text)
 
 
+class _Progress:
+    """One moving line on a terminal, a line now and then elsewhere; nothing for what is over within a second."""
+
+    def __init__(self) -> None:
+        self.began = self.told = 0.0
+        self.moving = sys.stderr.isatty()
+
+    def tell(self, text: str, *, last: bool) -> None:
+        now = time.monotonic()
+        self.began = self.began or now
+        if now - self.began < 1 or (now - self.told < (0.5 if self.moving else 10.0) and not last):
+            return
+        self.told = now
+        if self.moving:
+            print(f"\r\033[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
+        else:
+            say(text)
+
+
+class SearchProgress(_Progress):
+    """Shows how far a search through token files is."""
+
+    def __call__(self, done: int, total: int, found: int) -> None:
+        text = f"searched {done / 1e6:,.0f} of {total / 1e6:,.0f} MB; found in {found:,} instances so far"
+        self.tell(text, last=done == total)
+
+
+class SortProgress(_Progress):
+    """Shows how far the building of an n-gram index is."""
+
+    def __call__(self, done: int, total: int) -> None:
+        self.tell(f"sorted {done:,} of {total:,} tokens", last=done == total)
+
+
 class StepProgress:
     """Shows how far a replay is: one moving line on a terminal, a line now and then elsewhere."""
 

@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from forensics.cli import acting, auditing, counting, importing, labelling, looking, releases, repeating
+from forensics.cli import acting, auditing, counting, importing, labelling, looking, releases, repeating, searching
 from forensics.cli.options import WorkspaceOption
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ def root(workspace: WorkspaceOption = None, show_version: bool = typer.Option(Fa
 COMMANDS = (
     *acting.COMMANDS,
     *looking.COMMANDS,
+    *searching.COMMANDS,
     *labelling.COMMANDS,
     *counting.COMMANDS,
     *repeating.COMMANDS,

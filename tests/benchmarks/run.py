@@ -27,6 +27,7 @@ def main(names: list[str]) -> None:
         repeats,
         replay_overhead,
         startup,
+        text_search,
     )
 
     benchmarks: dict[str, Callable[[], None]] = {
@@ -40,6 +41,7 @@ def main(names: list[str]) -> None:
         "exposures": exposures.main,
         "planted_faults": planted_faults.main,
         "documents": documents.main,
+        "text_search": text_search.main,
     }
     import duckdb
     import numpy

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from data_index import text as searching
+from data_index import token_search as searching
 from data_index.errors import CorruptFile, InvalidRange, MissingFile, UnknownDocument, UnsupportedRecipe
 from data_index.store import reader_of
 from data_index.text import decode, encode, find_text, find_token, token_bytes
@@ -91,7 +91,8 @@ def test_text_that_is_not_there_is_not_found(tiny_shared: Workspace) -> None:
     run = tiny_shared.run("tiny")
 
     assert list(find_text(run, reader_of(tiny_shared, run), "no such words anywhere")) == []
-    assert list(find_text(run, reader_of(tiny_shared, run), "")) == []
+    with pytest.raises(InvalidRange, match="a text to search for has 1 to 262,144 bytes, not 0"):
+        find_text(run, reader_of(tiny_shared, run), "")
 
 
 def test_every_token_is_found_where_numpy_finds_it(

@@ -236,6 +236,7 @@ def test_the_truth_file_is_never_needed(
         ["documents", "tiny"],
         ["tag", "tiny", "--provenance"],
         ["where", "tiny", "--text", "import"],
+        ["ngrams", "tiny"],
         ["sql", "from runs"],
         ["audit", "tiny", "--deep"],
         ["forks", "tiny"],
