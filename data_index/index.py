@@ -41,7 +41,7 @@ Progress = Callable[[str], None]
 
 # Raised where an unfinished index of before cannot be gone on with.
 INDEX_VERSION = 1
-BLOCK_INSTANCES = 2048
+BLOCK_INSTANCES = 128
 # Rows written together: whole row groups of DuckDB (122,880), whole blocks.
 STRETCH = 128 * 122_880
 # Instances whose inverse is made at once. With an order of 10^9 in memory beside it, this keeps a build below 9 GB.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from data_index.batch_queries import further_positions, positions_by_instance
 from data_index.pieces import read_pieces
-from data_index.readings import layers, steps_of_positions
-from data_index.run import Run
-from data_index.store import positions_in_order_of_instances
+from data_index.readings import layers, steps_of_positions, stop_position
+from data_index.run import Run, Segment
 from data_index.workspace import Workspace
 
 
@@ -32,11 +33,12 @@ def file_shares(workspace: Workspace, run: Run, every: int) -> Any:
     kept = run.kept_stretches()
     for epoch in run.epochs:
         for layer in layers([segment for segment in kept if segment.epoch == epoch]):
-            for instances, positions in positions_in_order_of_instances(workspace, run, epoch):
-                steps = steps_of_positions(layer, positions)
-                stretch = np.where(steps > 0, (steps - run.first_step) // every, -1)
-                for number, part in _by_file(run, instances):
-                    counts[number] += np.bincount(stretch[part] + 1, minlength=counts.shape[1] + 1)[1:]
+            for first, positions in positions_by_instance(workspace, run, epoch):
+                for number, part in _files_between(run, first, first + len(positions)):
+                    counts[number] += _count(layer, positions[part], run.first_step, every, counts.shape[1])
+            instances, positions = further_positions(workspace, run, epoch)
+            for number, part in _files_of(run, instances):
+                counts[number] += _count(layer, positions[part], run.first_step, every, counts.shape[1])
     stretch, file = np.nonzero(counts.T)
     first_step = run.first_step + stretch * every
     return pyarrow.table(
@@ -50,17 +52,49 @@ def file_shares(workspace: Workspace, run: Run, every: int) -> Any:
     )
 
 
-def _by_file(run: Run, instances: np.ndarray) -> Iterable[tuple[int, slice | np.ndarray]]:
-    """Files (by number), and which of some instances, given in rising order, begin in each."""
+def _count(
+    layer: Sequence[Segment], positions: np.ndarray, first_step: int, every: int, num_stretches: int
+) -> np.ndarray:
+    """Readings of positions by stretch of `every` steps, int64 of shape [num_stretches]."""
+    if len(layer) == 1:
+        # Almost every run is one segment: a stretch is so many positions, and no step is worked out.
+        (segment,) = layer
+        read = positions < stop_position(segment)
+        if segment.first_position:
+            read &= positions >= segment.first_position
+        inside = positions if read.all() else positions[read]
+        shift = (segment.first_step - first_step) * segment.instances_per_batch - segment.first_position
+        shifted = inside if shift == 0 else inside.astype(np.int64) + shift
+        stretch = shifted // shifted.dtype.type(segment.instances_per_batch * every)
+    else:
+        steps = steps_of_positions(layer, positions)
+        stretch = (steps[steps > 0] - first_step) // every
+    return np.bincount(stretch.astype(np.int64, copy=False), minlength=num_stretches)
+
+
+def _files_between(run: Run, first: int, stop: int) -> Iterator[tuple[int, slice | np.ndarray]]:
+    """Files (by number) that some instances of first .. stop begin in, and which of them, counted from `first`."""
     in_pieces = run.pieces.num_instances if run.pieces else 0
-    for number, file in enumerate(run.files):
-        first, last = np.searchsorted(instances, [file.first_instance, file.first_instance + file.num_instances])
-        if last > first:
-            yield number, slice(first, last)
-    here = instances[: np.searchsorted(instances, in_pieces)]
-    if run.pieces and len(here):
+    number = max(bisect_left(run.files, first, key=lambda file: file.first_instance + file.num_instances), 0)
+    while number < len(run.files) and run.files[number].first_instance < stop:
+        file = run.files[number]
+        begin, end = max(file.first_instance, first), min(file.first_instance + file.num_instances, stop)
+        if begin < end:
+            yield number, slice(begin - first, end - first)
+        number += 1
+    if first < in_pieces:
+        yield from _files_of(run, np.arange(first, min(stop, in_pieces)))
+
+
+def _files_of(run: Run, instances: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Files (by number) that instances begin in, and which of them."""
+    starts = np.array([file.first_instance for file in run.files])
+    numbers = np.searchsorted(starts, instances, side="right") - 1
+    if run.pieces is not None:
         pieces = read_pieces(run.pieces)
-        filled = pieces.first[here + 1] > pieces.first[here]  # one that is all padding begins in no file
-        file_of = pieces.file[np.minimum(pieces.first[here], len(pieces.file) - 1)]
-        for begun in np.unique(file_of[filled]).tolist():
-            yield begun, np.flatnonzero(filled & (file_of == begun))
+        (here,) = np.nonzero(instances < pieces.num_instances)
+        first = pieces.first[instances[here]]
+        begun = pieces.first[instances[here] + 1] > first  # one that is all padding begins in no file
+        numbers[here] = np.where(begun, pieces.file[np.minimum(first, len(pieces.file) - 1)], -1)
+    for number in np.unique(numbers[numbers >= 0]).tolist():
+        yield number, np.flatnonzero(numbers == number)

@@ -50,7 +50,7 @@ def availability_rows(artifacts: Sequence[Artifact]) -> Iterator[Row]:
 
 
 def index_rows(workspace: Workspace, run: Run) -> Iterator[Row]:
-    from data_index.store import count_readings
+    from data_index.batch_queries import count_readings
 
     try:
         found = count_readings(workspace, run)

@@ -13,10 +13,10 @@ from typing import Any
 
 from data_index.errors import CorruptFile, UnsupportedRecipe
 from data_index.files import read_json_object
+from data_index.metric_queries import logged_metrics
 from data_index.olmo_checkpoint import read_config
 from data_index.run import Run
 from data_index.sources import list_checkpoints
-from data_index.store import logged_metrics
 from data_index.workspace import Workspace
 from replay.recipe import Recipe, recipe_of_run
 

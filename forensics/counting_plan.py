@@ -10,8 +10,8 @@ from typing import Any
 from data_index.errors import InvalidRange
 from data_index.exposures import COLUMNS
 from data_index.files import canonical_json, sha256_of_file
+from data_index.metric_queries import logged_skips
 from data_index.run import Run, parse_steps
-from data_index.store import logged_skips
 from data_index.workspace import Workspace, read_current
 from forensics.counting_work import CountingWork
 from forensics.fetching import bytes_of_all_tokens, bytes_of_steps

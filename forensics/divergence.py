@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_index.errors import InvalidEdit
+from data_index.metric_queries import logged_metrics
 from data_index.run import Run
-from data_index.store import logged_metrics
 from data_index.workspace import Workspace
 from forensics.figure import BLACK, Figure, Panel, Series
 from forensics.reproduction import metrics_by_step

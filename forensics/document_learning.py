@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_index.batch_queries import reader_of
+from data_index.document_queries import documents_by_file
 from data_index.errors import InvalidRange
 from data_index.files import exclusive_lock
 from data_index.learned_documents import BorderRule, default_rule, learn_documents, rule_by_end_token
 from data_index.provenance import require_all
 from data_index.run import Run
-from data_index.store import documents_by_file, reader_of
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
 from forensics.fetching import bytes_of_all_tokens, require_allowed

@@ -7,6 +7,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from data_index.batch_queries import reader_of
+from data_index.document_queries import count_documents, counted_tags, documents_after, tags_by_provenance, tags_given
 from data_index.errors import InvalidRange, UnknownDocument, UnknownOrigin
 from data_index.files import exclusive_lock, write_hashed_parquet_parts
 from data_index.given_tags import KEYS, read_given_tags
@@ -14,14 +16,6 @@ from data_index.kinds import arrow_schema
 from data_index.learned_tags import files_by_origin, replace_origin, tags_table
 from data_index.piecewise import PiecewiseTable
 from data_index.run import Run
-from data_index.store import (
-    count_documents,
-    counted_tags,
-    documents_after,
-    reader_of,
-    tags_by_provenance,
-    tags_given,
-)
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
 from forensics.fetching import bytes_of_all_tokens, require_allowed

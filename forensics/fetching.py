@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from data_index.batch_queries import plan_of, reader_of
 from data_index.errors import TooMuchToFetch
 from data_index.run import Checkpoint, Run
-from data_index.store import plan_of, reader_of
 from data_index.workspace import Workspace
 
 # What is fetched without being asked: 255 batches of Pythia's, or the weights of a model with 250 million parameters.

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_index.batch import Plan, StepPlan
+from data_index.batch_queries import plan_of, reader_of
 from data_index.errors import InvalidEdit, InvalidRange
 from data_index.files import (
     atomic_folder,
@@ -38,7 +39,6 @@ from data_index.run_check import LINES
 from data_index.run_file import read_run, write_run
 from data_index.seal import write_seal
 from data_index.sources.native import saved_steps
-from data_index.store import plan_of, reader_of
 from data_index.witness import block_rows, remember_first_seen
 from data_index.workspace import Workspace, learn
 from forensics.configured import configured_run

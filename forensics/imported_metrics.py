@@ -249,7 +249,7 @@ def _evaluation_rows(evaluations: Sequence[Evaluation]) -> Iterator[Row]:
 
 def _put_in_force(workspace: Workspace, home: Path, kind: str, table: Any, replace: bool, messages: list[str]) -> bool:
     """Write a table, in place of what it holds all of; returns False where an earlier import holds all of it."""
-    from data_index.store import rows_only_in, rows_that_differ
+    from data_index.metric_queries import rows_only_in, rows_that_differ
 
     there = workspace.learned_files(home, kind)
     earlier = [path for path in there if kind != "metrics" or is_import(path)]

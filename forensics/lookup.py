@@ -6,21 +6,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from data_index.batch import Batch, read_batch, read_batches
-from data_index.errors import ForensicsError, InvalidRange, UnknownInstance
-from data_index.run import Run, parse_steps
-from data_index.store import (
+from data_index.batch_queries import (
     GROUPS,
-    QUERY_SECONDS,
     batch_groups,
     batch_rows,
-    instances_of_document,
-    metrics_of_step,
     mixture_rows,
     plan_of,
     reader_of,
     readings_of_instances,
-    run_query,
 )
+from data_index.document_queries import instances_of_document
+from data_index.errors import ForensicsError, InvalidRange, UnknownInstance
+from data_index.metric_queries import metrics_of_step
+from data_index.run import Run, parse_steps
+from data_index.store import QUERY_SECONDS, run_query
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
 from forensics.configured import learning_rate_of_step

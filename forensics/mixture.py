@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from data_index.document_queries import overlapping_namespaces
 from data_index.run import Run
-from data_index.store import overlapping_namespaces
 from data_index.workspace import Workspace
 from forensics.figure import BLACK, Figure, Panel, Series
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from data_index.batch_queries import reader_of
+from data_index.document_queries import documents_of_stretches
 from data_index.errors import InvalidRange, UnknownDocument
 from data_index.ngram_lookup import NgramIndex
 from data_index.run import Run
-from data_index.store import documents_of_stretches, reader_of
 from data_index.text import text_matcher
 from data_index.token_rows import Touched
 from data_index.token_search import Matcher, TokenMatcher, bytes_to_search, search

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from data_index.batch_queries import reader_of
 from data_index.errors import InvalidRange, UnknownDocument
 from data_index.repeated_text import Shingles, bands_for, buckets, group_alike, shingles_of
 from data_index.run import Run, parse_steps
-from data_index.store import TEXTS, documents_in_force, reader_of, repeated_readings, text_readings, texts_to_hash
+from data_index.text_queries import TEXTS, documents_in_force, repeated_readings, text_readings, texts_to_hash
 from data_index.text_tokens import num_file_tokens, text_tokens
 from data_index.workspace import Workspace
 from forensics.text_hashes import Progress, TextsRead, bytes_to_fetch, hash_texts, sign_texts, signed_texts, tokens_of

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from data_index.batch import Batch
+from data_index.batch_queries import reader_of
 from data_index.errors import InvalidRange
 from data_index.files import (
     canonical_json,
@@ -22,9 +23,9 @@ from data_index.files import (
     sha256_of_file,
     write_json,
 )
+from data_index.metric_queries import logged_metrics
 from data_index.run import Checkpoint, Run, parse_steps
 from data_index.sources.native import read_pieces
-from data_index.store import logged_metrics, reader_of
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
 from forensics.configured import configured_run

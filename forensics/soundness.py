@@ -28,8 +28,8 @@ from data_index.artifacts import (
 )
 from data_index.errors import ForensicsError, MissingState, UnknownLayout, UnsupportedRecipe
 from data_index.evaluations import Evaluations
+from data_index.metric_queries import logged_metrics
 from data_index.run import Checkpoint, Run
-from data_index.store import logged_metrics
 from data_index.workspace import Workspace
 from forensics import artifact_checks as files
 from forensics.artifact_checks import READING, reason

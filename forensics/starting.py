@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from data_index.batch import IndexedPlan, StepPlan
+from data_index.batch_queries import plan_of
 from data_index.errors import MissingState
+from data_index.metric_queries import logged_metrics
 from data_index.neox_checkpoint import read_counts, saves_adam_count
 from data_index.run import Checkpoint, Run
-from data_index.store import logged_metrics, plan_of
 from data_index.workspace import Workspace
 from replay.recipe import Recipe
 from replay.skip_step import SkipStepAdamW, SkipWindow

@@ -11,19 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from data_index.batch_queries import reader_of
 from data_index.errors import CorruptFile
 from data_index.files import exclusive_lock
 from data_index.kinds import table_of_rows
 from data_index.repeated_text import METHOD, NUM_PERMUTATIONS, signature_of
 from data_index.run import Run
-from data_index.store import (
-    TEXTS,
-    distinct_texts,
-    documents_in_force,
-    has_stale_hashes,
-    reader_of,
-    texts_to_hash,
-)
+from data_index.text_queries import TEXTS, distinct_texts, documents_in_force, has_stale_hashes, texts_to_hash
 from data_index.text_tokens import TextTokens, parts, text_tokens
 from data_index.tokens import TokenReader
 from data_index.witness import remember_first_seen, sha256_of_ids

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from data_index.batch_queries import reader_of
 from data_index.errors import MissingFile
 from data_index.ngrams import build_ngrams, indexable, missing_chunks, ngram_folder
 from data_index.run import Run
-from data_index.store import reader_of
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
 

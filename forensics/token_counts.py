@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from data_index.batch import StepPlan
+from data_index.batch_queries import plan_of, reader_of
 from data_index.exposures import COUNTS, Exposures
 from data_index.files import exclusive_lock
 from data_index.kinds import arrow_schema
 from data_index.run import Run
 from data_index.step_rows import Rows, hidden_stretches, rows_of_step
-from data_index.store import plan_of, reader_of
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
 from forensics.counting_plan import ROWS_IN_MEMORY, Count, bytes_to_fetch, count_of, key_of

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from data_index.batch_queries import reader_of
 from data_index.errors import UNFORESEEN, ForensicsError, UnsupportedRecipe
 from data_index.run import Run
 from data_index.run_check import LINES
-from data_index.store import reader_of
 from data_index.text import decode, encode, load_tokenizer, token_bytes
 from data_index.token_search import SCAN_TOKENS
 from data_index.tokens import TokenReader

@@ -197,7 +197,7 @@ def _keep_core(folder: Path, witness: str) -> None:
     if witness != "dataset fingerprint, loader state":
         for path in run.glob("ckpt/step*/train/rank0.pt"):
             path.unlink()
-    if witness == "lists of documents":
+    if witness == "provenance":
         write_provenance(folder / "data", 0)
 
 
@@ -226,7 +226,7 @@ def core(name: str) -> Subject:
             INSTANCE_RECORD,
             "global indices",
             "dataset fingerprint, loader state",
-            "lists of documents",
+            "provenance",
             LOSS,
         ),
         faults=plant.named("token file", plant.token_faults("data/part-*.npy", "<u2", 128))
@@ -242,7 +242,7 @@ def core(name: str) -> Subject:
         }
         | plant.named("order file", plant.number_faults("main/work/*.npy", "<u4"))
         | plant.named("record", plant.line_faults("main/metrics.jsonl", plant.batch_altered))
-        | plant.named("list of documents", plant.line_faults("data/*.csv.gz", plant.border_moved)),
+        | plant.named("provenance", plant.line_faults("data/*.csv.gz", plant.border_moved)),
     )
 
 
@@ -278,7 +278,7 @@ def _write_pieces(kind: str, folder: Path) -> None:
 def _keep_pieces(folder: Path, witness: str) -> None:
     if witness not in ("packing cache", "all"):
         shutil.rmtree(folder / "main" / "work")
-    if witness == "lists of documents":
+    if witness == "provenance":
         write_provenance(folder / "data", 0)
 
 
@@ -295,7 +295,7 @@ def in_pieces(kind: str) -> Subject:
         write=lambda folder: _write_pieces(kind, folder),
         keep=_keep_pieces,
         source="main",
-        witnesses=(NO_WITNESS, *cache, TOKEN_RECORD, INSTANCE_RECORD, "lists of documents"),
+        witnesses=(NO_WITNESS, *cache, TOKEN_RECORD, INSTANCE_RECORD, "provenance"),
         faults=plant.named("token file", plant.token_faults("data/part-*.npy", "<u2", 128))
         | {f"config: {what}": plant.in_json("main/config.json", change) for what, change in config.items()}
         | plant.named("packing cache", plant.number_faults("main/work/*.npy", "<u8"))

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_index.artifacts import run_artifacts
+from data_index.batch_queries import plan_of, reader_of
 from data_index.errors import ForensicsError
 from data_index.run import Run
-from data_index.store import plan_of, reader_of
 from data_index.text import load_tokenizer
 from data_index.workspace import Workspace
 from forensics import artifact_checks as checks

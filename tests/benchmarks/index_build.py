@@ -20,12 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from data_index.batch_queries import readings_of_instances
+from data_index.document_queries import instances_of_document
 from data_index.index import build_index
 from data_index.orders.olmo import global_indices
 from data_index.run import Order, OrderTrust, Run, Segment, TokenFile
 from data_index.run_file import write_run
 from data_index.shares import file_shares
-from data_index.store import connect, instances_of_document, readings_of_instances
+from data_index.store import connect
 from data_index.workspace import Workspace, learn
 
 # OLMo 2 7B, stage 1: 928,646 steps of 1,024 instances of 4,096 tokens, read from 1,122 files.

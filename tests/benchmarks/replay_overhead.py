@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from data_index.batch import read_batch
+from data_index.batch_queries import plan_of, reader_of
 from data_index.registration import add
-from data_index.store import plan_of, reader_of
 from data_index.workspace import Workspace
 from forensics.reproduction import prepare
 from forensics.sample_run import SampleSpec, train_sample_run

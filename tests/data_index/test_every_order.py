@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_index.batch_queries import plan_of, reader_of
 from data_index.errors import StepOutOfRange
 from data_index.registration import add
 from data_index.run import Order, OrderTrust, Run, Segment, TokenFile
 from data_index.run_file import write_run
-from data_index.store import connect, plan_of, reader_of
+from data_index.store import connect
 from data_index.workspace import Workspace
 from forensics.lookup import batch, batches, where
 

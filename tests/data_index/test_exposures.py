@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from data_index.batch import StepPlan, read_batch
+from data_index.batch_queries import plan_of, reader_of
 from data_index.errors import Busy, CorruptFile, InvalidRange, StepOutOfRange, UnknownOrder
 from data_index.exposures import COLUMNS, COUNTS, Exposures
 from data_index.files import exclusive_lock, read_json, sha256_of_file
@@ -24,7 +25,7 @@ from data_index.registration import add
 from data_index.run import Masking, Order, OrderTrust, Run, Segment, TokenFile
 from data_index.run_file import read_run, write_run
 from data_index.step_rows import rows_of_step
-from data_index.store import connect, plan_of, reader_of
+from data_index.store import connect
 from data_index.workspace import Workspace
 from forensics import exposures, fork
 from forensics.counting_plan import plan_exposures

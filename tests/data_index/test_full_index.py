@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data_index import index
+from data_index.batch_queries import readings_of_instances
 from data_index.index import BLOCK_INSTANCES, build_index, index_key
 from data_index.orders import epoch_order
 from data_index.readings import EpochOrder, layers, places_of_instances, steps_of_positions, stop_position
@@ -18,7 +19,7 @@ from data_index.registration import add
 from data_index.run import Order, OrderTrust, Run, Segment, TokenFile
 from data_index.run_file import write_run
 from data_index.shares import file_shares
-from data_index.store import connect, readings_of_instances
+from data_index.store import connect
 from data_index.workspace import Workspace
 from tests.benchmarks.index_build import BATCH, manifest
 from tests.benchmarks.index_build import LENGTH as LENGTH_OF_ROWS
@@ -115,8 +116,8 @@ def place(instance: int) -> tuple[str, int]:
 def stretches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs of the real size are written in many stretches, in two parts: so are these."""
     if request.param == "in stretches":
-        monkeypatch.setattr(index, "STRETCH", BLOCK_INSTANCES)
-        monkeypatch.setattr(index, "PART", 2 * BLOCK_INSTANCES)
+        monkeypatch.setattr(index, "STRETCH", 16 * BLOCK_INSTANCES)
+        monkeypatch.setattr(index, "PART", 32 * BLOCK_INSTANCES)
         monkeypatch.setattr("data_index.readings.SCATTER_POSITIONS", 1000)
     return str(request.param)
 
@@ -232,8 +233,8 @@ def test_shares_of_files_are_those_of_the_kept_rows(every: int, workspace: Works
 def test_stretches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = eventful_run()
     build_index(run, tmp_path / "whole.duckdb")
-    monkeypatch.setattr(index, "STRETCH", BLOCK_INSTANCES)
-    monkeypatch.setattr(index, "PART", BLOCK_INSTANCES)
+    monkeypatch.setattr(index, "STRETCH", 16 * BLOCK_INSTANCES)
+    monkeypatch.setattr(index, "PART", 16 * BLOCK_INSTANCES)
     build_index(run, tmp_path / "stretches.duckdb")
 
     assert contents(tmp_path / "whole.duckdb") == contents(tmp_path / "stretches.duckdb")
@@ -243,8 +244,8 @@ def test_a_build_interrupted_anywhere_goes_on_and_ends_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After every message a build may end; the next one goes on from there, and computes no order twice."""
-    monkeypatch.setattr(index, "STRETCH", BLOCK_INSTANCES)
-    monkeypatch.setattr(index, "PART", 2 * BLOCK_INSTANCES)
+    monkeypatch.setattr(index, "STRETCH", 16 * BLOCK_INSTANCES)
+    monkeypatch.setattr(index, "PART", 32 * BLOCK_INSTANCES)
     run = eventful_run()
     messages: list[str] = []
     build_index(run, tmp_path / "whole.duckdb", messages.append)

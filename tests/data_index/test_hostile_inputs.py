@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 
 import data_index.stand_ins as stand_ins
+from data_index.batch_queries import plan_of
 from data_index.dcp import read_dcp_metadata
 from data_index.errors import (
     CorruptFile,
@@ -29,7 +30,7 @@ from data_index.pickles import TorchArchive, read_pickle
 from data_index.registration import add
 from data_index.run import Order
 from data_index.run_file import read_run, write_run
-from data_index.store import connect, plan_of, run_query
+from data_index.store import connect, run_query
 from data_index.workspace import Workspace
 from forensics.lookup import where
 

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from data_index.batch_queries import readings_of_instances
 from data_index.errors import OrderMismatch, UnknownInstance
 from data_index.index import build_index
 from data_index.run import Order, OrderTrust, Run, Segment, TokenFile
-from data_index.store import connect, readings_of_instances
+from data_index.store import connect
 from data_index.workspace import Workspace
 from forensics.lookup import batch, where
 

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_index.batch_queries import reader_of
 from data_index.errors import CorruptFile, MissingFile, OrderMismatch, UnsafeFile
 from data_index.megatron_index import read_megatron_index
 from data_index.registration import add
 from data_index.run import Run
 from data_index.sources import bloom
 from data_index.sources.megatron_data import documents_of_datasets, find_dataset, unique_names
-from data_index.store import connect, reader_of
+from data_index.store import connect
 from data_index.text import find_token
 from data_index.workspace import Workspace
 from forensics.lookup import batch, batches

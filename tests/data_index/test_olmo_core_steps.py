@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_index.batch_queries import plan_of
 from data_index.durations import Duration, olmo_core_duration
 from data_index.errors import CorruptFile, OrderMismatch, UnsupportedRecipe
 from data_index.orders.olmo_core_fingerprint import dataset_fingerprint, fsl_fields
@@ -22,7 +23,6 @@ from data_index.pickles import read_torch_archive
 from data_index.registration import add
 from data_index.run import Segment
 from data_index.sources.olmo_core_steps import BatchSizes, Walk, skip_steps, walk_of
-from data_index.store import plan_of
 from data_index.workspace import Workspace
 from forensics.lookup import batches
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_index.errors import CorruptFile, OrderMismatch, UnsafeFile
-from data_index.provenance_witness import MAX_ROW_BYTES
+from data_index.errors import CorruptFile, OrderMismatch
 from data_index.registration import add
 from data_index.seal import broken_seals
 from data_index.text import load_tokenizer
@@ -56,7 +55,7 @@ SPEAKS_OF = {
     ("OLMo-core", INSTANCE_RECORD): "config: seed",
     ("OLMo-core", "global indices"): "config: seed",
     ("OLMo-core", "dataset fingerprint, loader state"): "token file: file extended",
-    ("OLMo-core", "lists of documents"): "token file: another file of the size",
+    ("OLMo-core", "provenance"): "token file: another file of the size",
     ("OLMo-core", LOSS): "token file: another file of the size",
     ("OLMo-core, packed", "packing cache"): "token file: another file of the size",
     ("OLMo", "per-rank indices"): "config: seed",
@@ -177,22 +176,22 @@ def test_a_native_run_is_not_exact_because_it_says_so(tiny_copy: Path, workspace
     assert (trust.level, trust.missing) == ("derived", "a record of the batches that were consumed")
 
 
-# --- lists of documents ----------------------------------------------------------------------------------------------
+# --- provenance ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def listed(core_copy: Path) -> Path:
-    """The OLMo-core run with lists of documents, and no other witness of its tokens."""
+    """The OLMo-core run with provenance, and no other witness of its tokens."""
     (core_copy / "metrics.jsonl").unlink()
     write_provenance(core_copy.parent / "data", 0)
     return core_copy
 
 
-def test_lists_of_documents_that_fit_are_a_witness(listed: Path, workspace: Workspace) -> None:
+def test_provenance_that_fits_is_a_witness(listed: Path, workspace: Workspace) -> None:
     trust = add(listed, workspace=workspace).trust
 
     assert trust.level == "derived"
-    assert trust.witness.endswith("lists of 69 documents tile 3 of 3 token files, each with an end token")
+    assert trust.witness.endswith("provenance of 69 documents tiles 3 of 3 token files, each with an end token")
 
 
 def of_part(folder: Path, change: str) -> None:
@@ -209,23 +208,23 @@ def of_part(folder: Path, change: str) -> None:
         case "no number":
             rows[2] = "x" + rows[2]
         case "a row without end":
-            rows[2] += "x" * MAX_ROW_BYTES
+            rows[2] += "x" * 2**16
     path.write_bytes(gzip.compress("".join(f"{row}\n" for row in rows).encode())[: -9 if change == "cut" else None])
 
 
-LISTS = {
-    "a border": (OrderMismatch, r"part-01-00000.csv.gz row 5 is a document of tokens .*, after one that ends at"),
-    "the last row gone": (OrderMismatch, "lists documents up to token .*has 9,896"),
-    "an empty document": (OrderMismatch, "row 1 is a document of tokens 0..0"),
-    "no number": (CorruptFile, "part-01-00000.csv.gz is not a whole list of documents"),
-    "a row without end": (UnsafeFile, "a row of more than 65,536 bytes"),
-    "cut": (CorruptFile, "is not a whole list of documents"),
+PROVENANCE = {
+    "a border": (CorruptFile, r"part-01-00000.csv.gz row 5 is tokens .*, which overlaps"),
+    "the last row gone": (CorruptFile, "ends with row .* at token .*has 9,896"),
+    "an empty document": (CorruptFile, "row 1 is tokens 0..0, which is no document"),
+    "no number": (CorruptFile, "part-01-00000.csv.gz row 3 has .* where a number belongs"),
+    "a row without end": (CorruptFile, "row 3 has "),
+    "cut": (CorruptFile, "is not whole provenance"),
 }
 
 
-@pytest.mark.parametrize("change", LISTS)
-def test_a_list_that_does_not_fit_is_refused(change: str, listed: Path, workspace: Workspace) -> None:
-    error, said = LISTS[change]
+@pytest.mark.parametrize("change", PROVENANCE)
+def test_provenance_that_does_not_fit_is_refused(change: str, listed: Path, workspace: Workspace) -> None:
+    error, said = PROVENANCE[change]
     of_part(listed, change)
 
     with pytest.raises(error, match=said):

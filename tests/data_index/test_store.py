@@ -11,19 +11,12 @@ import pytest
 
 from data_index import store
 from data_index.batch import read_batch
+from data_index.batch_queries import plan_of, reader_of
+from data_index.document_queries import instances_of_document
 from data_index.errors import CorruptFile, FailedQuery, RefusedQuery, UnknownDocument
 from data_index.registration import add
 from data_index.run_file import read_run, write_run
-from data_index.store import (
-    connect,
-    instances_of_document,
-    plan_of,
-    query_rows,
-    reader_of,
-    run_query,
-    schema_text,
-    view_columns,
-)
+from data_index.store import connect, query_rows, run_query, schema_text, view_columns
 from data_index.view_catalog import DESCRIPTIONS, names_for
 from data_index.workspace import Workspace
 from forensics.lookup import batch

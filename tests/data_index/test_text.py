@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from data_index import token_search as searching
+from data_index.batch_queries import reader_of
 from data_index.errors import CorruptFile, InvalidRange, MissingFile, UnknownDocument, UnsupportedRecipe
-from data_index.store import reader_of
 from data_index.text import decode, encode, find_text, find_token, token_bytes
 from data_index.workspace import Workspace
 from forensics.lookup import where

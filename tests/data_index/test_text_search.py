@@ -15,13 +15,13 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_index import ngram_lookup, ngrams, token_search
+from data_index.batch_queries import reader_of
 from data_index.errors import Busy, CorruptFile, DiskFull, InvalidRange, UnsupportedRecipe
 from data_index.files import exclusive_lock
 from data_index.ngram_lookup import NgramIndex
 from data_index.ngrams import build_ngrams, ngram_folder
 from data_index.run import Order, OrderTrust, Run, TokenFile
 from data_index.spelling import spelling_of
-from data_index.store import reader_of
 from data_index.text import find_text, find_token, text_matcher
 from data_index.token_search import TokenMatcher, search
 from data_index.tokens import TokenReader

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_index.batch_queries import reader_of
 from data_index.errors import CorruptFile, MissingFile, UnknownInstance
 from data_index.files import BLOCK_BYTES, sha256_of_blocks
 from data_index.run import Run
 from data_index.run_file import read_run
-from data_index.store import reader_of
 from data_index.tokens import BlockHashes, TokenReader
 from data_index.workspace import Workspace
 

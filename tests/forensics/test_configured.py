@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from data_index.store import logged_metrics
+from data_index.metric_queries import logged_metrics
 from data_index.workspace import Workspace
 from forensics.configured import described_recipe, learning_rate_of_step
 from forensics.lookup import at

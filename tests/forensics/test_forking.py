@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from data_index.batch_queries import plan_of
 from data_index.errors import InvalidEdit, InvalidRange, MissingCheckpoint, UnsupportedRecipe
-from data_index.store import plan_of
 from data_index.workspace import Workspace
 from forensics.divergence import compare
 from forensics.forking import ForkResult, fork, forks_of

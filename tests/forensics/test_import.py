@@ -17,8 +17,9 @@ import pytest
 import forensics
 from data_index.errors import CorruptFile, InvalidRange, UnknownLayout
 from data_index.kinds import KINDS
+from data_index.metric_queries import logged_metrics
 from data_index.registration import add
-from data_index.store import connect, logged_metrics, run_query
+from data_index.store import connect, run_query
 from data_index.workspace import Workspace
 from forensics.imported_metrics import COLUMNS, import_metrics
 from tests.conftest import FIXTURES

@@ -14,13 +14,14 @@ import pyarrow
 import pytest
 
 import forensics
+from data_index.batch_queries import plan_of
 from data_index.errors import Busy, CorruptFile, InvalidRange, StepOutOfRange, UnknownDocument
 from data_index.files import exclusive_lock, sha256_of_file, write_npy, write_parquet
 from data_index.kinds import table_of_rows
 from data_index.registration import add
 from data_index.run import Order, OrderTrust, Run, Segment, TokenFile
 from data_index.run_file import write_run
-from data_index.store import plan_of, run_query
+from data_index.store import run_query
 from data_index.tokens import TokenReader
 from data_index.workspace import Workspace, learn
 from forensics import text_hashes

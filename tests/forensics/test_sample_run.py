@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_index.metric_queries import logged_metrics
 from data_index.run_file import read_run
 from data_index.sources.native import read_table
-from data_index.store import logged_metrics
 from data_index.workspace import Workspace
 from forensics.divergence import compare
 from forensics.forking import forks_of

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from data_index.batch import read_batch
-from data_index.store import logged_metrics, plan_of, reader_of
+from data_index.batch_queries import plan_of, reader_of
+from data_index.metric_queries import logged_metrics
 from data_index.workspace import Workspace
 from forensics.reproduction import prepare
 from replay.determinism import deterministic

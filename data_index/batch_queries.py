@@ -1,0 +1,214 @@
+"""What steps read, and who read what: questions to a run's index, in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_index.batch import IndexedPlan, StepPlan
+from data_index.errors import UnknownInstance
+from data_index.run import Run
+from data_index.store import opened_for, readable, statement_text
+from data_index.tokens import BlockHashes, TokenReader
+from data_index.view_catalog import identifier
+from data_index.workspace import Workspace
+
+ROWS_TOGETHER = 2**22
+
+# Tokens of a file that are looked at together where documents are sought.
+BLOCK_TOKENS = 2**20
+
+
+def kept_condition(run: Run) -> str:
+    """An SQL condition on step and attempt: the attempt of each step whose checkpoint was kept."""
+    if all(segment.attempt == 1 for segment in run.segments):
+        return "attempt = 1"
+    kept = (f"(step BETWEEN {first} AND {last} AND attempt = {attempt})" for first, last, attempt in run.kept_steps())
+    return f"({' OR '.join(kept)})"
+
+
+@readable
+def plan_of(workspace: Workspace, run: Run, first: int, last: int) -> IndexedPlan:
+    """What steps first+1 .. last read: instances in batch order, masks, denominators."""
+    connection = opened_for(workspace, run, "batches edit_masks")
+    rows = connection.execute(
+        f"SELECT step, epoch, instance FROM batches WHERE step > ? AND step <= ? AND {kept_condition(run)} "
+        "ORDER BY step, position",
+        [first, last],
+    ).fetchnumpy()
+    masks = connection.execute(
+        f"SELECT step, position, start, stop FROM edit_masks WHERE step > ? AND step <= ? AND {kept_condition(run)} "
+        "ORDER BY ALL",
+        [first, last],
+    ).fetchall()
+    hidden: dict[int, list[tuple[int, int, int]]] = {}
+    for step, position, start, stop in masks:
+        row = position - run.segment_of_step(step).positions_of_step(step).start
+        hidden.setdefault(step, []).append((row, start, stop))
+    steps, starts = np.unique(rows["step"], return_index=True)
+    stops = [*starts[1:], len(rows["step"])]
+    return IndexedPlan(
+        by_step={
+            int(step): StepPlan(
+                step=int(step),
+                epoch=int(rows["epoch"][start]),
+                instances=np.asarray(rows["instance"][start:stop], dtype=np.int64),
+                masks=tuple(hidden.get(int(step), ())),
+                loss_denominator=run.segment_of_step(int(step)).loss_denominator,
+                outcome=run.segment_of_step(int(step)).outcome,
+            )
+            for step, start, stop in zip(steps, starts, stops, strict=True)
+        }
+    )
+
+
+@readable
+def count_readings(workspace: Workspace, run: Run) -> int:
+    """Rows of `batches`: instances read over all steps and attempts."""
+    found = opened_for(workspace, run, "batches").execute("SELECT count(*) FROM batches").fetchone()
+    return int(found[0]) if found else 0
+
+
+def reader_of(workspace: Workspace, run: Run, *, verify: bool = True) -> TokenReader:
+    """A reader of the run's token files, checking blocks against the hashes known for them."""
+    if not verify:
+        return TokenReader(run, None)
+    rows = workspace.learned(workspace.home(run.name), "block_hashes")
+    hashes: BlockHashes = {(row["file"], row["block"]): row["sha256"] for row in rows}
+    return TokenReader(run, hashes)
+
+
+@readable
+def batch_rows(workspace: Workspace, run: Run, first: int, last: int, instance: int | None = None) -> Any:
+    """Rows of `batch`: one for each row of steps first+1 .. last, as an Arrow table.
+
+    `masked` counts the tokens that edits hide from the loss; what the trainer hides is known once the tokens are read.
+    """
+    query = (
+        statement_text("batch_rows").replace("{kept}", kept_condition(run)).replace("{block_tokens}", str(BLOCK_TOKENS))
+    )
+    connection = opened_for(workspace, run, query)
+    return connection.sql(query, params={"first": first, "last": last, "instance": instance}).to_arrow_table()
+
+
+GROUPS = {
+    "document": "CAST(s.document_id AS VARCHAR)",
+    "source": "d.source",
+    "tag": "t.tag",
+    "file": "b.file",
+}
+
+# A document that lies in several files has a row for each in `documents`, but one source.
+_GROUP_JOINS = {
+    "document": "JOIN spans s ON s.instance = b.instance",
+    "source": "JOIN spans s ON s.instance = b.instance "
+    "JOIN (SELECT DISTINCT document_id, source FROM documents) d ON d.document_id = s.document_id",
+    "tag": "JOIN spans s ON s.instance = b.instance JOIN tags t ON t.document_id = s.document_id",
+    "file": "",
+}
+
+
+@readable
+def batch_groups(workspace: Workspace, run: Run, first: int, last: int, by: str) -> Any:
+    """Rows of `batch --by`: what steps first+1 .. last read, counted, beside the whole run's average.
+
+    Columns: the group; instances (readings of rows that hold a piece of it), tokens, share (of the stretch's tokens),
+    run_share (of all tokens of the run's steps), repeats (those readings whose instance had been read before).
+    """
+    group = GROUPS[by]
+    joins = _GROUP_JOINS[by]
+    tokens = "b.num_tokens" if by == "file" else "s.stop - s.start"
+    return (
+        opened_for(workspace, run, f"batches {GROUPS[by]} {_GROUP_JOINS[by]}")
+        .sql(
+            f"""
+            WITH readings AS (
+                SELECT *, row_number() OVER (PARTITION BY instance ORDER BY step, position) > 1 AS again FROM batches
+                WHERE {kept_condition(run)}),
+            pieces AS (
+                SELECT {group} AS "group", b.step, b.position, b.again, {tokens} AS tokens FROM readings b {joins}),
+            whole AS (SELECT "group", sum(tokens) AS tokens FROM pieces GROUP BY ALL),
+            stretch AS (SELECT sum(num_tokens) AS tokens FROM readings WHERE step > $first AND step <= $last)
+            SELECT p."group" AS "{by}", count(DISTINCT (p.step, p.position)) AS instances,
+                   sum(p.tokens)::BIGINT AS tokens,
+                   sum(p.tokens) / (SELECT tokens FROM stretch) AS share,
+                   any_value(w.tokens) / (SELECT sum(num_tokens) FROM readings) AS run_share,
+                   count(DISTINCT (p.step, p.position)) FILTER (p.again) AS repeats
+            FROM pieces p JOIN whole w ON w."group" = p."group"
+            WHERE p.step > $first AND p.step <= $last GROUP BY p."group" ORDER BY tokens DESC, "{by}"
+            """,
+            params={"first": first, "last": last},
+        )
+        .to_arrow_table()
+    )
+
+
+def mixture_rows(workspace: Workspace, run: Run, first: int, last: int, by: str, every: int) -> Any:
+    """Rows of `batch --by --every`: what each `every` steps of first+1 .. last read, the last maybe fewer.
+
+    Columns: first_step, last_step, the group, tokens, share (of the tokens of these steps).
+    """
+    tokens = "b.num_tokens" if by == "file" else "s.stop - s.start"
+    return (
+        opened_for(workspace, run, f"batches {GROUPS[by]} {_GROUP_JOINS[by]}")
+        .sql(
+            f"""
+            WITH readings AS (
+                SELECT *, (step - $first - 1) // $every AS stretch FROM batches
+                WHERE step > $first AND step <= $last AND {kept_condition(run)}),
+            whole AS (SELECT stretch, sum(num_tokens) AS tokens FROM readings GROUP BY stretch),
+            groups AS (
+                SELECT b.stretch, {GROUPS[by]} AS "group", sum({tokens}) AS tokens
+                FROM readings b {_GROUP_JOINS[by]} GROUP BY ALL)
+            SELECT $first + g.stretch * $every + 1 AS first_step,
+                   least($first + (g.stretch + 1) * $every, $last) AS last_step,
+                   g."group" AS "{by}", g.tokens::BIGINT AS tokens, g.tokens / w.tokens AS share
+            FROM groups g JOIN whole w USING (stretch) ORDER BY first_step, tokens DESC, "{by}"
+            """,
+            params={"first": first, "last": last, "every": every},
+        )
+        .to_arrow_table()
+    )
+
+
+@readable
+def readings_of_instances(workspace: Workspace, run: Run, instances: Sequence[int]) -> Any:
+    """Rows of `where`: every reading of the given instances, in step order.
+
+    Raises:
+        UnknownInstance
+    """
+    wrong = [i for i in instances if not 0 <= i < run.num_instances]
+    if wrong:
+        raise UnknownInstance(f"{run.name} has instances 0..{run.num_instances - 1}, not {wrong[0]}")
+    connection = opened_for(workspace, run, "instances")
+    connection.execute(f"USE {identifier(run.name)}")  # where the macro finds the run's tables
+    return connection.sql(
+        'SELECT step, attempt, position, instance, file, "offset", epoch FROM steps_of_instances($instances::BIGINT[])',
+        params={"instances": list(instances)},
+    ).to_arrow_table()
+
+
+def positions_by_instance(workspace: Workspace, run: Run, epoch: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The first position of every instance in an epoch's order, in stretches: (first instance, positions).
+
+    An instance that the order leaves out has the largest number of the array's type.
+    """
+    query = f"SELECT position FROM {identifier(run.name)}.inverse_{epoch}"
+    first = 0
+    for batch in opened_for(workspace, run, "files").sql(query).to_arrow_reader(ROWS_TOGETHER):
+        positions = batch.column(0)
+        if positions.null_count:
+            positions = positions.fill_null(2**positions.type.bit_width - 1)
+        yield first, positions.to_numpy()
+        first += batch.num_rows
+
+
+@readable
+def further_positions(workspace: Workspace, run: Run, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Instances that stand at several positions of an epoch's order, and the others of those positions; int64."""
+    query = f"SELECT instance, position FROM {identifier(run.name)}.inverse_more_{epoch} ORDER BY ALL"
+    found = opened_for(workspace, run, "files").execute(query).fetchnumpy()
+    return found["instance"], found["position"]
