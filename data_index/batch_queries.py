@@ -12,13 +12,15 @@ from data_index.errors import UnknownInstance
 from data_index.run import Run
 from data_index.store import opened_for, readable, statement_text
 from data_index.tokens import BlockHashes, TokenReader
-from data_index.view_catalog import identifier
+from data_index.view_catalog import identifier, text_literal
 from data_index.workspace import Workspace
 
 ROWS_TOGETHER = 2**22
 
 # Tokens of a file that are looked at together where documents are sought.
 BLOCK_TOKENS = 2**20
+# Above, what a run read in all is not counted to compare a step with: it would take minutes.
+ROWS_FOR_AN_AVERAGE = 50_000_000
 
 
 def kept_condition(run: Run) -> str:
@@ -115,34 +117,34 @@ def batch_groups(workspace: Workspace, run: Run, first: int, last: int, by: str)
     """Rows of `batch --by`: what steps first+1 .. last read, counted, beside the whole run's average.
 
     Columns: the group; instances (readings of rows that hold a piece of it), tokens, share (of the stretch's tokens),
-    run_share (of all tokens of the run's steps), repeats (those readings whose instance had been read before).
+    run_share (of all tokens of the run's steps; null for a run of more than `ROWS_FOR_AN_AVERAGE` rows), repeats (those
+    readings whose instance had been read before).
     """
-    group = GROUPS[by]
-    joins = _GROUP_JOINS[by]
-    tokens = "b.num_tokens" if by == "file" else "s.stop - s.start"
-    return (
-        opened_for(workspace, run, f"batches {GROUPS[by]} {_GROUP_JOINS[by]}")
-        .sql(
-            f"""
-            WITH readings AS (
-                SELECT *, row_number() OVER (PARTITION BY instance ORDER BY step, position) > 1 AS again FROM batches
-                WHERE {kept_condition(run)}),
-            pieces AS (
-                SELECT {group} AS "group", b.step, b.position, b.again, {tokens} AS tokens FROM readings b {joins}),
-            whole AS (SELECT "group", sum(tokens) AS tokens FROM pieces GROUP BY ALL),
-            stretch AS (SELECT sum(num_tokens) AS tokens FROM readings WHERE step > $first AND step <= $last)
-            SELECT p."group" AS "{by}", count(DISTINCT (p.step, p.position)) AS instances,
-                   sum(p.tokens)::BIGINT AS tokens,
-                   sum(p.tokens) / (SELECT tokens FROM stretch) AS share,
-                   any_value(w.tokens) / (SELECT sum(num_tokens) FROM readings) AS run_share,
-                   count(DISTINCT (p.step, p.position)) FILTER (p.again) AS repeats
-            FROM pieces p JOIN whole w ON w."group" = p."group"
-            WHERE p.step > $first AND p.step <= $last GROUP BY p."group" ORDER BY tokens DESC, "{by}"
-            """,
-            params={"first": first, "last": last},
-        )
-        .to_arrow_table()
+    question = statement_text("batch_groups").format(
+        by=by,
+        group=GROUPS[by],
+        joins=_GROUP_JOINS[by],
+        kept=kept_condition(run),
+        tokens="b.num_tokens" if by == "file" else "s.stop - s.start",
+        readings="{readings}",
+        run_share="{run_share}",
     )
+    connection = opened_for(workspace, run, f"batches {question}")
+    chosen: dict[str, Any] = {"first": first, "last": last}
+    if sum(segment.num_steps * segment.instances_per_batch for segment in run.segments) <= ROWS_FOR_AN_AVERAGE:
+        readings, run_share = "batches", "any_value(w.tokens) / (SELECT sum(num_tokens) FROM readings)"
+    else:
+        _see_macros_of(connection, run)
+        query = "SELECT DISTINCT instance FROM batches WHERE step > $first AND step <= $last"
+        chosen["instances"] = connection.execute(query, chosen).fetchnumpy()["instance"].tolist()
+        readings = f"(SELECT *, {run.sequence_length} AS num_tokens FROM steps_of_instances($instances::BIGINT[]))"
+        run_share = "NULL::DOUBLE"
+    return connection.sql(question.format(readings=readings, run_share=run_share), params=chosen).to_arrow_table()
+
+
+def _see_macros_of(connection: Any, run: Run) -> None:
+    """Let a cursor find the macros and tables of a run's index beside the joined views."""
+    connection.execute(f"SET search_path = {text_literal(f'memory.main,{identifier(run.name)}.main')}")
 
 
 def mixture_rows(workspace: Workspace, run: Run, first: int, last: int, by: str, every: int) -> Any:
@@ -184,7 +186,7 @@ def readings_of_instances(workspace: Workspace, run: Run, instances: Sequence[in
     if wrong:
         raise UnknownInstance(f"{run.name} has instances 0..{run.num_instances - 1}, not {wrong[0]}")
     connection = opened_for(workspace, run, "instances")
-    connection.execute(f"USE {identifier(run.name)}")  # where the macro finds the run's tables
+    _see_macros_of(connection, run)
     return connection.sql(
         'SELECT step, attempt, position, instance, file, "offset", epoch FROM steps_of_instances($instances::BIGINT[])',
         params={"instances": list(instances)},

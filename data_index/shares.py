@@ -4,22 +4,42 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from data_index.batch_queries import further_positions, positions_by_instance
+from data_index.batch_queries import further_positions, mixture_rows, positions_by_instance
 from data_index.pieces import read_pieces
 from data_index.readings import layers, steps_of_positions, stop_position
 from data_index.run import Run, Segment
 from data_index.workspace import Workspace
 
+ROWS_COUNTED_BY_SQL = 20_000_000
 
-def file_shares(workspace: Workspace, run: Run, every: int) -> Any:
+
+def mixture(workspace: Workspace, run: Run, first: int, last: int, by: str, every: int) -> Any:
+    """Rows of `batch --by --every` for steps first+1 .. last, as `mixture_rows` answers them.
+
+    Files of a great many rows are counted along the instances, which lie file by file.
+    """
+    num_rows = (run.tokens_after(last) - run.tokens_after(first)) // run.tokens_per_instance
+    if by != "file" or num_rows < ROWS_COUNTED_BY_SQL:
+        return mixture_rows(workspace, run, first, last, by, every)
+    shares = file_shares(workspace, run, every, (first, last))
+    tokens = shares.column("instances").to_numpy() * run.sequence_length
+    table = shares.append_column("tokens", [tokens]).select(["first_step", "last_step", "file", "tokens", "share"])
+    return table.sort_by([("first_step", "ascending"), ("tokens", "descending"), ("file", "ascending")])
+
+
+def file_shares(workspace: Workspace, run: Run, every: int, steps: tuple[int, int] | None = None) -> Any:
     """How much of each stretch of steps came from each file, as an Arrow table.
 
+    The whole inverse is gone through, whatever the steps: 10^9 instances take some ten seconds.
+
     Args:
-        every: steps of a stretch; the first begins with the run's first step, the last may be shorter.
+        every: steps of a stretch; the last may be shorter.
+        steps: from checkpoint to checkpoint; default: all that the run took.
     Returns:
         Rows of first_step, last_step, file, instances and share (of the stretch's instances), in this order; a file
         that a stretch did not read has no row. An instance counts for the file that it begins in, each time that it
@@ -29,27 +49,37 @@ def file_shares(workspace: Workspace, run: Run, every: int) -> Any:
     """
     import pyarrow
 
-    counts = np.zeros((len(run.files), (run.last_step - run.first_step) // every + 1), dtype=np.int64)
-    kept = run.kept_stretches()
+    first, last = steps or (run.first_step - 1, run.last_step)
+    counts = np.zeros((len(run.files), (last - first - 1) // every + 1), dtype=np.int64)
+    kept = [clipped for stretch in run.kept_stretches() if (clipped := _clip(stretch, first, last)) is not None]
     for epoch in run.epochs:
         for layer in layers([segment for segment in kept if segment.epoch == epoch]):
-            for first, positions in positions_by_instance(workspace, run, epoch):
-                for number, part in _files_between(run, first, first + len(positions)):
-                    counts[number] += _count(layer, positions[part], run.first_step, every, counts.shape[1])
+            for begin, positions in positions_by_instance(workspace, run, epoch):
+                for number, part in _files_between(run, begin, begin + len(positions)):
+                    counts[number] += _count(layer, positions[part], first + 1, every, counts.shape[1])
             instances, positions = further_positions(workspace, run, epoch)
             for number, part in _files_of(run, instances):
-                counts[number] += _count(layer, positions[part], run.first_step, every, counts.shape[1])
+                counts[number] += _count(layer, positions[part], first + 1, every, counts.shape[1])
     stretch, file = np.nonzero(counts.T)
-    first_step = run.first_step + stretch * every
+    first_step = first + 1 + stretch * every
     return pyarrow.table(
         {
             "first_step": first_step,
-            "last_step": np.minimum(first_step + every - 1, run.last_step),
+            "last_step": np.minimum(first_step + every - 1, last),
             "file": pyarrow.array([file.name for file in run.files], pyarrow.string()).take(pyarrow.array(file)),
             "instances": counts[file, stretch],
             "share": counts[file, stretch] / counts.sum(axis=0)[stretch],
         }
     )
+
+
+def _clip(segment: Segment, first: int, last: int) -> Segment | None:
+    """The part of a segment that steps first+1 .. last are."""
+    begin, end = max(segment.first_step, first + 1), min(segment.last_step, last)
+    if begin > end:
+        return None
+    start = segment.positions_of_step(begin).start
+    return replace(segment, first_step=begin, num_steps=end - begin + 1, first_position=start)
 
 
 def _count(

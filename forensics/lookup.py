@@ -10,7 +10,6 @@ from data_index.batch_queries import (
     GROUPS,
     batch_groups,
     batch_rows,
-    mixture_rows,
     plan_of,
     reader_of,
     readings_of_instances,
@@ -19,6 +18,7 @@ from data_index.document_queries import instances_of_document
 from data_index.errors import ForensicsError, InvalidRange, UnknownInstance
 from data_index.metric_queries import metrics_of_step
 from data_index.run import Run, parse_steps
+from data_index.shares import mixture
 from data_index.store import QUERY_SECONDS, run_query
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
@@ -62,7 +62,7 @@ def batch(
         if every is not None:
             if every < 1:
                 raise InvalidRange(f"--every takes a number of steps, not {every}")
-            return mixture_rows(workspace, record, first, last, by, every)
+            return mixture(workspace, record, first, last, by, every)
         return batch_groups(workspace, record, first, last, by)
     if every is not None:
         raise InvalidRange("--every counts groups: it goes with --by")

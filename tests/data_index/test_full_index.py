@@ -18,7 +18,7 @@ from data_index.readings import EpochOrder, layers, places_of_instances, steps_o
 from data_index.registration import add
 from data_index.run import Order, OrderTrust, Run, Segment, TokenFile
 from data_index.run_file import write_run
-from data_index.shares import file_shares
+from data_index.shares import file_shares, mixture
 from data_index.store import connect
 from data_index.workspace import Workspace
 from tests.benchmarks.index_build import BATCH, manifest
@@ -225,6 +225,20 @@ def test_shares_of_files_are_those_of_the_kept_rows(every: int, workspace: Works
         "ORDER BY ALL"
     )
     assert by_sql.fetchall() == [(row["first_step"], row["file"], row["instances"]) for row in known]
+
+
+@pytest.mark.parametrize("steps", [(0, 281), (25, 150), (268, 275), (140, 141)])
+def test_the_mixture_by_file_is_the_same_counted_either_way(
+    steps: tuple[int, int], workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = eventful_run()
+    registered(run, workspace)
+    by_sql = mixture(workspace, run, *steps, "file", 10)
+    monkeypatch.setattr("data_index.shares.ROWS_COUNTED_BY_SQL", 0)
+    monkeypatch.setattr("data_index.shares.mixture_rows", lambda *_: pytest.fail("counted by SQL"))
+
+    assert mixture(workspace, run, *steps, "file", 10).to_pylist() == by_sql.to_pylist()
+    assert sum(by_sql.column("tokens").to_pylist()) > 0
 
 
 # --- in parts, interrupted -------------------------------------------------------------------------------------------

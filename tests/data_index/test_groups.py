@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from data_index.batch_queries import batch_groups
 from data_index.errors import InvalidRange
 from data_index.kinds import table_of_rows
 from data_index.store import connect
@@ -97,3 +98,18 @@ def test_a_run_without_documents_is_counted_by_file_alone(core_shared: Workspace
     assert sum(row["instances"] for row in rows) == 26 * 8
     assert [row["share"] for row in rows] == [row["tokens"] / (26 * 8 * 128) for row in rows]
     assert batch("core", "0:26", by="tag", workspace=core_shared).num_rows == 0
+
+
+@pytest.mark.parametrize("by", ["document", "source", "tag", "file"])
+def test_of_a_run_too_large_for_an_average_all_else_is_counted(
+    by: str, tiny_shared: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_shared.run("tiny")
+    for first, last in ((0, 20), (10, 11), (13, 16)):
+        with monkeypatch.context() as patched:
+            known = batch_groups(tiny_shared, run, first, last, by).to_pylist()
+            patched.setattr("data_index.batch_queries.ROWS_FOR_AN_AVERAGE", 0)
+            found = batch_groups(tiny_shared, run, first, last, by).to_pylist()
+
+        assert sum(row["repeats"] for row in known) > 0 or last < 20
+        assert found == [row | {"run_share": None} for row in known]
