@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_index.errors import OrderMismatch
+from data_index.errors import CorruptFile, OrderMismatch
 from data_index.files import require_file
 from data_index.provenance import provenance_files, read_provenance
 from data_index.run import Run, TokenFile
@@ -34,7 +34,10 @@ def prove_provenance(run: Run) -> Run:
     if not described or sum(require_file(path) for _, path in described) > MAX_PROVENANCE_BYTES:
         return run
     reader = TokenReader(run, block_hashes=None)
-    documents = sum(_check(reader, file, path) for file, path in described)
+    try:
+        documents = sum(_check(reader, file, path) for file, path in described)
+    except (CorruptFile, OrderMismatch) as error:
+        raise type(error)(f"{error}; restore the .csv.gz files, or take them away to add the run without") from error
     ends = "" if run.eos_token_id is None else ", each with an end token"
     said = f"provenance of {documents:,} documents tiles {len(described)} of {len(run.files)} token files{ends}"
     return replace(run, trust=replace(run.trust, witness=f"{run.trust.witness}; {said}"))
@@ -47,8 +50,8 @@ def _check(reader: TokenReader, file: TokenFile, path: Path) -> int:
         starts, stops = (table.column(name).to_numpy() for name in ("start", "end"))
         if end_token is not None and len(stops):
             wrong = reader.read(file, int(starts[0]), int(stops[-1]))[stops - 1 - starts[0]] != end_token
-            if table.column("external_id").null_count and stops[-1] == num_tokens:
-                wrong[-1] = False  # what OLMo-core leaves out: tokens after the last end token
+            if stops[-1] == num_tokens:
+                wrong[-1] = False  # the last document of a file may have been cut off
             if wrong.any():
                 row = int(np.argmax(wrong))
                 raise OrderMismatch(

@@ -194,12 +194,7 @@ def _learn_documents(run: Run, building: Path, progress: Progress) -> None:
         rule = default_rule(run, progress)
     except UnknownDocument:
         return
-    try:
-        count = learn_documents(run, building, rule, TokenReader(run, None))
-    except CorruptFile as error:
-        if not rule.provenance:
-            raise
-        raise type(error)(f"{error}; restore the .csv.gz files, or take them away to add the run without") from error
+    count = learn_documents(run, building, rule, TokenReader(run, None))
     progress(f"found {count:,} documents by {rule.described()}")
 
 

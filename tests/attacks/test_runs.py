@@ -505,7 +505,7 @@ def test_an_index_of_another_kind_fetches_no_extension(tiny_source: Path, worksp
         database.execute("CREATE TABLE segments (a)")
     database.close()
     (index.parent / "seal.json").unlink()
-    with pytest.raises(CorruptFile, match="index.duckdb cannot be opened as an index .*not a valid DuckDB"):
+    with pytest.raises(CorruptFile, match="index.duckdb cannot be opened as an index; .*not a valid DuckDB"):
         connect(workspace)
     for change in NO_FILES.values():
         index.unlink()

@@ -27,12 +27,14 @@ PIECE = re.compile(r"(\d+-\d+|[0-9a-f]{16})\Z")
 HASHED_FILE = re.compile(r"\b[0-9a-f]{16}(?=\.parquet\Z)")
 # Keys of JSON objects that rightly differ from one time to the next.
 TIMES = frozenset({"finished"})
+# What is said of other files: how far they are, and hashes of bytes that may differ where their content does not.
+NO_CONTENT = frozenset({"progress.jsonl", "seal.json"})
 
 
 def content_hashes(folder: Path, base: Path | None = None) -> dict[str, str]:
     """Hash of each thing in a folder: by path, or by folder and `*` where pieces were joined.
 
-    Lock files, progress.jsonl and what dead writers left (`leftovers`) are not content.
+    Lock files, progress.jsonl, seal.json and what dead writers left (`leftovers`) are not content.
 
     Args:
         base: the folder above all that the files name by absolute path, such as the workspace; default: `folder`.
@@ -50,7 +52,7 @@ def content_hashes(folder: Path, base: Path | None = None) -> dict[str, str]:
 def content_files(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
         temporary = any(part.startswith(TEMPORARY_PREFIX) for part in path.relative_to(folder).parts)
-        if path.is_file() and not temporary and path.suffix != ".lock" and path.name != "progress.jsonl":
+        if path.is_file() and not temporary and path.suffix != ".lock" and path.name not in NO_CONTENT:
             yield path
 
 

@@ -281,7 +281,7 @@ def test_each_line_is_a_row(tmp_path: Path) -> None:
     assert reader.rows([2, 0, 1]).tolist() == [[0, 0, 0, 7], [1, 2, 3, 4], [5, 60000, 7, 2**31 - 1]]
     assert reader.read(run.files[0], 5, 7).tolist() == [60000, 7]
     assert list(find_token(run, reader, 7)) == [1, 2]
-    assert set(reader.first_seen) == {("train_0.jsonl", 0)}
+    assert set(reader.first_seen) == {("train_0.jsonl", 0), ("train_0.jsonl lines", 0)}
 
 
 DAMAGED = {

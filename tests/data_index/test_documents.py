@@ -20,7 +20,7 @@ from data_index.registration import add
 from data_index.run import Order, OrderTrust, Run, TokenFile
 from data_index.store import connect
 from data_index.tokens import TokenReader
-from data_index.workspace import Workspace
+from data_index.workspace import Workspace, learn
 from forensics.document_learning import documents, plan_documents
 from forensics.lookup import batch
 
@@ -221,9 +221,7 @@ def test_a_table_of_before_external_ids_can_be_read(tiny_copy: Path, workspace: 
     old = pyarrow.parquet.read_table(tiny_copy / "documents.parquet").drop_columns(["external_id", "line"])
     pyarrow.parquet.write_table(old, tiny_copy / "documents.parquet")
     add(tiny_copy, workspace=workspace)
-    home = workspace.home("tiny")
-    name = json.loads((home / "current.json").read_text())["documents"][0]
-    pyarrow.parquet.write_table(old, home / name)
+    learn(workspace.home("tiny"), "documents", old)
 
     found = connect(workspace).execute("SELECT external_id, line, document_id FROM documents").fetchall()
     assert found == [(None, None, d["document_id"]) for d in raw.documents]

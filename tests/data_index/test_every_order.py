@@ -291,7 +291,9 @@ def test_every_instance_is_the_tokens_of_its_places(added: Added) -> None:
     expected = np.full((run.num_instances, run.sequence_length), run.pad_token_id or 0, dtype=np.int64)
     filled = np.zeros(expected.shape, dtype=bool)
     places = connect(added.workspace).execute(
-        "SELECT instance, file, first_token, start, stop FROM placed ORDER BY instance, first_token"
+        'SELECT instance, file, first_token, start, stop FROM pieces UNION SELECT instance, file, 0, "offset", '
+        f'"offset" + {run.sequence_length} FROM instances ANTI JOIN pieces USING (instance) WHERE file IS NOT NULL '
+        "ORDER BY instance, first_token"
     )
     for instance, file, first, start, stop in places.fetchall():
         assert not filled[instance, first : first + stop - start].any() and filled[instance, :first].all()

@@ -24,6 +24,7 @@ from data_index.pieces import Pieces, write_pieces
 from data_index.registration import add
 from data_index.run import Masking, Order, OrderTrust, Run, Segment, TokenFile
 from data_index.run_file import read_run, write_run
+from data_index.seal import write_seal
 from data_index.step_rows import rows_of_step
 from data_index.store import connect
 from data_index.workspace import Workspace
@@ -556,6 +557,7 @@ def test_what_cannot_be_counted_is_said(tiny: Workspace) -> None:
     home = tiny.home("tiny")
     trust = OrderTrust(level="unknown", witness="nothing", missing="the data")
     write_run(replace(read_run(home), segments=(), trust=trust, facts={"last_step": "20"}), home)
+    write_seal(home)
     with pytest.raises(UnknownOrder, match="what the steps of tiny read is not known here"):
         exposures("tiny", workspace=tiny)
 

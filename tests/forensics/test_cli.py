@@ -237,6 +237,7 @@ def test_the_truth_file_is_never_needed(
         ["tag", "tiny", "--provenance"],
         ["where", "tiny", "--text", "import"],
         ["ngrams", "tiny"],
+        ["repeats", "tiny"],
         ["sql", "from runs"],
         ["audit", "tiny", "--deep"],
         ["forks", "tiny"],

@@ -20,7 +20,7 @@ from data_index.kinds import KINDS
 from data_index.metric_queries import logged_metrics
 from data_index.registration import add
 from data_index.store import connect, run_query
-from data_index.workspace import Workspace
+from data_index.workspace import Workspace, learn
 from forensics.imported_metrics import COLUMNS, import_metrics
 from tests.conftest import FIXTURES
 from tests.forensics import test_cli
@@ -301,7 +301,7 @@ def test_metrics_from_before_sources_were_kept_still_read(run: Workspace, tmp_pa
     home = run.home("olmo")
     (name,) = json.loads((home / "current.json").read_text())["metrics"]
     table = pyarrow.parquet.read_table(home / name).drop_columns(["source"])
-    pyarrow.parquet.write_table(table, home / name)
+    learn(home, "metrics", table)
     before = logged_metrics(run, run.run("olmo"), 0, 25)
     import_metrics("olmo", log(tmp_path, "log.jsonl", {"step": 1, "loss": 1.0}), workspace=run)
 

@@ -23,7 +23,7 @@ from data_index.run import Order, OrderTrust, Run, Segment, TokenFile
 from data_index.run_file import write_run
 from data_index.store import run_query
 from data_index.tokens import TokenReader
-from data_index.workspace import Workspace, learn
+from data_index.workspace import Workspace, learn, put_in_force
 from forensics import text_hashes
 from forensics.figure import write_figure
 from forensics.forking import fork
@@ -391,9 +391,11 @@ def test_a_fork_is_asked_like_its_parent(tiny: Workspace) -> None:
 # --- what cannot be answered -----------------------------------------------------------------------------------------
 
 
-def test_a_run_without_documents_says_what_to_do(core_shared: Workspace) -> None:
-    with pytest.raises(UnknownDocument, match="forensics documents olmo .*forensics repeats olmo --of instances"):
-        repeats("olmo", workspace=core_shared)
+def test_a_run_without_documents_says_what_to_do(tiny: Workspace) -> None:
+    put_in_force(tiny.home("tiny"), {"documents": []})
+
+    with pytest.raises(UnknownDocument, match="forensics documents tiny .*forensics repeats tiny --of instances"):
+        repeats("tiny", workspace=tiny)
 
 
 @pytest.mark.parametrize(
