@@ -182,9 +182,10 @@ def readings_of_instances(workspace: Workspace, run: Run, instances: Sequence[in
     Raises:
         UnknownInstance
     """
-    wrong = [i for i in instances if not 0 <= i < run.num_instances]
+    num_instances = run.num_instances  # a sum over all files
+    wrong = [i for i in instances if not 0 <= i < num_instances]
     if wrong:
-        raise UnknownInstance(f"{run.name} has instances 0..{run.num_instances - 1}, not {wrong[0]}")
+        raise UnknownInstance(f"{run.name} has instances 0..{num_instances - 1}, not {wrong[0]}")
     connection = opened_for(workspace, run, "instances")
     _see_macros_of(connection, run)
     return connection.sql(

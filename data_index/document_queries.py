@@ -27,13 +27,13 @@ def instances_of_document(workspace: Workspace, run: Run, document_id: int) -> l
         UnknownDocument
     """
     connection = opened_for(workspace, run, "documents spans")
-    if not connection.execute("SELECT 1 FROM documents WHERE document_id = ?", [document_id]).fetchone():
-        (count,) = connection.execute("SELECT count(*) FROM documents").fetchone() or (0,)
+    found = connection.execute("SELECT instance FROM spans WHERE document_id = ? ORDER BY 1", [document_id]).fetchall()
+    if not found and not connection.execute("FROM documents WHERE document_id = ?", [document_id]).fetchall():
+        ((count,),) = connection.execute("SELECT count(*) FROM documents").fetchall()
         raise UnknownDocument(
             f"{run.name} has no document {document_id}; it has {count:,} documents"
             + (f" (see forensics sql \"from documents where run = '{run.name}'\")" if count else "")
         )
-    found = connection.execute("SELECT instance FROM spans WHERE document_id = ? ORDER BY 1", [document_id]).fetchall()
     return [instance for (instance,) in found]
 
 

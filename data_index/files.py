@@ -197,7 +197,7 @@ def write_parquet(path: Path, table: Any) -> None:
     import pyarrow.parquet
 
     with atomic_file(path) as temporary:
-        pyarrow.parquet.write_table(table, temporary, compression="zstd")
+        pyarrow.parquet.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP_ROWS)
 
 
 def write_hashed_parquet(folder: Path, table: Any) -> Path:

@@ -47,7 +47,7 @@ STRETCH = 128 * 122_880
 # Instances whose inverse is made at once. With an order of 10^9 in memory beside it, this keeps a build below 9 GB.
 PART = 34 * STRETCH
 # Files are found by blocks of instances, of a size that gives no more than so many.
-MAX_FILE_BLOCKS = 2**16
+MAX_FILE_BLOCKS = 2**13
 BUILD_MEMORY = "1GB"
 _NOTHING = (
     "SELECT NULL::INTEGER AS epoch, NULL::BIGINT AS instance, NULL::BIGINT AS step, NULL::INTEGER AS attempt, "
@@ -291,6 +291,7 @@ def _write_inverse(
                 _insert(connection, f"inverse_{epoch}", {"position": position}, f"nullif(position, {order.nowhere})")
                 _insert(connection, f"inverse_blocks_{epoch}", {"positions": _in_blocks(position, order.nowhere)})
             progress(f"epoch {epoch}: wrote the places of {stop:,} of {order.num_instances:,} instances")
+        del places, position  # before the next ones are made
 
 
 def _in_blocks(position: np.ndarray, nowhere: int) -> Any:

@@ -37,7 +37,7 @@ from data_index.workspace import Workspace
 Answer = TypeVar("Answer")
 QUERY_SECONDS = 60.0
 QUERY_MEMORY = "2GB"
-MAX_OPEN_CONNECTIONS = 2
+MAX_OPEN_CONNECTIONS = 8
 
 
 def connect(workspace: Workspace | None = None, names: Sequence[str] | None = None) -> duckdb.DuckDBPyConnection:
