@@ -17,7 +17,7 @@ from data_index.errors import OrderMismatch
 from data_index.run import Segment
 
 # Positions scattered together, so that they stay in the processor's cache: five times as fast as all at once.
-SCATTER_POSITIONS = 2**20
+SCATTER_POSITIONS = 2**18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -164,12 +164,12 @@ def _scatter(order: EpochOrder, position: np.ndarray, first: int, start: int, st
 
 def _wanted(order: EpochOrder, count: int, first: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """Instances of a stretch that lie in first .. first + count, counted from `first`, and their positions."""
-    instances, places = order.stretch(start, stop), np.arange(start, stop, dtype=order.dtype)
+    instances = order.stretch(start, stop)
     if first == 0 and count == order.num_instances:
-        return instances, places
+        return instances, np.arange(start, stop, dtype=order.dtype)
     here = instances - order.dtype.type(first)  # what lies before wraps around to the top
-    inside = here < count
-    return here[inside], places[inside]
+    inside = np.flatnonzero(here < count)  # with numbers, taking is twice as fast as by a mask
+    return here[inside], (inside + start).astype(order.dtype)
 
 
 def _with_repeats(segments: Sequence[Segment], order: EpochOrder, position: np.ndarray, first: int) -> Places:

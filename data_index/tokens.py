@@ -43,6 +43,7 @@ class TokenReader:
         self._cut = [number for number, file in enumerate(run.files) if file.num_instances]
         self._starts = np.array([run.files[number].first_instance for number in self._cut], dtype=np.int64)
         self._length = run.sequence_length
+        self._num_instances = run.num_instances  # a sum over all files
         self._maps: dict[str, np.ndarray] = {}
         self._hashes = block_hashes
         self._remote = any(not isinstance(file.path, Path) for file in run.files)
@@ -59,8 +60,8 @@ class TokenReader:
         Raises:
             UnknownInstance
         """
-        if not 0 <= instance < self.run.num_instances:
-            raise UnknownInstance(f"{self.run.name} has instances 0..{self.run.num_instances - 1}, not {instance}")
+        if not 0 <= instance < self._num_instances:
+            raise UnknownInstance(f"{self.run.name} has instances 0..{self._num_instances - 1}, not {instance}")
         if self.pieces is not None and instance < self.pieces.num_instances:
             return self.pieces.of_instance(instance)
         number = self._cut[int(np.searchsorted(self._starts, instance, side="right")) - 1]

@@ -254,9 +254,10 @@ class Resolver:
             if kind != "instance":
                 raise InvalidEdit(f"{edit.operation} takes rows as instance:I,… or with=rows.jsonl, not {kind}:")
             rows = tuple(Row(instance) for instance in _numbers(text, "instance"))
-            wrong = [row.instance for row in rows if row.instance >= self.run.num_instances]
+            num_instances = self.run.num_instances  # a sum over all files
+            wrong = [row.instance for row in rows if row.instance >= num_instances]
             if wrong:
-                raise InvalidEdit(f"{self.run.name} has instances 0..{self.run.num_instances - 1}, not {wrong[0]}")
+                raise InvalidEdit(f"{self.run.name} has instances 0..{num_instances - 1}, not {wrong[0]}")
             return rows
         return tuple(
             self.inserted.add(*token_row(line, number, Path(value), self.run))
