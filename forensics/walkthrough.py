@@ -18,8 +18,11 @@ from forensics.divergence import NO_NULLS, compare
 from forensics.figure import write_figure
 from forensics.forking import fork
 from forensics.lookup import batch, where
+from forensics.mixture import mixture_figure
+from forensics.repetition import repeats
 from forensics.reproduction import prepare, replay, replay_folder
 from forensics.sample_run import SampleSpec, train_sample_run
+from forensics.token_counts import exposures
 
 Say = Callable[[str], None]
 
@@ -52,7 +55,7 @@ def demo(
         )
         return
     run = prepare_sample(workspace, spec, say, progress)
-    for question in (ask_step, ask_stretch, ask_document, ask_replay, ask_fork):
+    for question in QUESTIONS:
         question(Walk(workspace=workspace, run=run, spec=spec, show=show, progress=progress))
     show("\nNext:")
     for command in next_commands(spec):
@@ -138,6 +141,43 @@ def ask_document(walk: Walk) -> None:
     walk.rows(rows, ["step", "position", "instance", "file", "offset"])
 
 
+def ask_text(walk: Walk) -> None:
+    text = "import sys"
+    walk.ask(f"Which steps read the text {text!r}?", f'forensics where {walk.run.name} --text "{text}"')
+    walk.rows(
+        where(walk.run.name, text=text, workspace=walk.workspace).to_pylist(),
+        ["step", "position", "instance", "file", "offset", "document_ids"],
+        most=4,
+    )
+
+
+def ask_repeats(walk: Walk) -> None:
+    found = repeats(walk.run.name, of="instances", limit=2, workspace=walk.workspace)
+    walk.ask("Which rows did it read more than once?", f"forensics repeats {walk.run.name} --of instances --limit 2")
+    walk.rows(found.rows.to_pylist(), ["group", "step", "position", "instance", "num_tokens", "file"])
+    walk.show(f"  {found}")
+
+
+def ask_exposures(walk: Walk) -> None:
+    walk.ask("How often had it seen each token id?", f"forensics exposures {walk.run.name}")
+    counted = exposures(walk.run.name, workspace=walk.workspace)
+    rows = counted.summary[-3:]
+    walk.rows(rows, ["step", "seen_ids", "new_ids", "as_input", "as_target"])
+
+
+def ask_mixture(walk: Walk) -> None:
+    every = max(walk.spec.num_steps // 20, 1)
+    path = walk.workspace.folder / "findings" / f"mixture-{walk.run.name}.png"
+    steps = f"0:{walk.spec.num_steps}"
+    walk.ask(
+        "How did the mixture change over time?",
+        f"forensics batch {walk.run.name} {steps} --by tag --every {every} --picture {path.name}",
+    )
+    table = batch(walk.run.name, steps, by="tag", every=every, workspace=walk.workspace)
+    write_figure(mixture_figure(walk.workspace, walk.run, table, "tag", every), path)
+    walk.show(f"  picture: {path}")
+
+
 def ask_replay(walk: Walk) -> None:
     from forensics.explaining import summarize_report
 
@@ -195,11 +235,24 @@ def _show_comparison(walk: Walk, fork_id: str, bad_step: int) -> None:
     walk.show(f"  ({NO_NULLS})")
 
 
+QUESTIONS: tuple[Callable[[Walk], None], ...] = (
+    ask_step,
+    ask_stretch,
+    ask_mixture,
+    ask_document,
+    ask_text,
+    ask_repeats,
+    ask_exposures,
+    ask_replay,
+    ask_fork,
+)
+
+
 def next_commands(spec: SampleSpec) -> list[str]:
     name, (first, last) = spec.name, spec.stretch
     return [
         f"forensics at {name} {spec.look_at_step}",
-        f'forensics where {name} --text "import sys"',
+        f"forensics sql \"from exposures('{name}', {spec.look_at_step}) order by as_target limit 5\"",
         f"forensics sql \"from batch('{name}', {spec.look_at_step})\"",
         f"forensics replay {name} 0:{spec.num_steps} --explain",
         f'forensics fork {name} --from {first} --num-steps {last - first} --edit "shuffle @{first}:{last} seed=1"',

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -299,6 +303,39 @@ def test_a_build_interrupted_anywhere_goes_on_and_ends_the_same(
     assert written == [message for message in messages if "wrote" in message]
     # An order of five stretches is computed until all of it is written, and read back after that.
     assert (computed, starts) == ([1] * 5 + [2] * 5, 21)
+
+
+KILLED = """
+import os, random, signal, sys, threading
+from pathlib import Path
+from data_index import index
+from tests.data_index.test_full_index import eventful_run
+index.STRETCH, index.PART = 16 * index.BLOCK_INSTANCES, 32 * index.BLOCK_INSTANCES
+heard = 0
+def say(message):
+    global heard
+    heard += 1
+    if heard == 4:
+        threading.Timer(random.Random(sys.argv[3]).uniform(0, 0.02), os.kill, (os.getpid(), signal.SIGKILL)).start()
+index.build_index(eventful_run(), Path(sys.argv[1]), say, partial=Path(sys.argv[2]))
+"""
+
+
+def test_a_build_killed_again_and_again_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "STRETCH", 16 * BLOCK_INSTANCES)
+    monkeypatch.setattr(index, "PART", 32 * BLOCK_INSTANCES)
+    build_index(eventful_run(), tmp_path / "whole.duckdb")
+    done, partial = tmp_path / "index.duckdb", tmp_path / "partial"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    codes = []
+    while not codes or codes[-1]:
+        command = [sys.executable, "-c", KILLED, str(done), str(partial), str(len(codes))]
+        codes.append(subprocess.run(command, env=environment, capture_output=True).returncode)
+        assert len(codes) < 50
+
+    assert set(codes) == {-signal.SIGKILL, 0} and len(codes) > 4
+    assert contents(done) == contents(tmp_path / "whole.duckdb")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.duckdb", "whole.duckdb"]
 
 
 def test_a_build_that_is_wrong_leaves_nothing_to_go_on_with(tmp_path: Path) -> None:
