@@ -97,6 +97,9 @@ def readings_of_stretch(
         position = np.arange(first, last)
         steps = segment.first_step + (position - segment.first_position) // segment.instances_per_batch
         here = step[first - start : last - start]
+        if segment.attempt == 1 and not here.any():  # almost always; masks would cost as much as all the rest
+            here[:] = steps
+            continue
         free = (here == 0) & (segment.attempt == 1)
         here[free] = steps[free]
         if not free.all():

@@ -29,6 +29,7 @@ from data_index.view_catalog import (
     identifier,
     names_for,
     needs_indexes,
+    runs_for,
     statement_of,
     text_literal,
 )
@@ -77,7 +78,7 @@ def opened_for(workspace: Workspace, run: Run, question: str) -> duckdb.DuckDBPy
 
 def _statements(workspace: Workspace, names: Sequence[str] | None, question: str | None) -> list[_Statement]:
     """What makes a connection with the views that a question names, or with all: indexes attached, tables, views."""
-    names = workspace.run_names() + workspace.fork_ids() if names is None else list(names)
+    names = runs_for(question, workspace.run_names() + workspace.fork_ids()) if names is None else list(names)
     views = names_for(question)
     runs = {name: workspace.run(name) for name in names} if views else {}
     found: list[_Statement] = []

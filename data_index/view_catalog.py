@@ -115,6 +115,8 @@ DESCRIPTIONS: Mapping[str, tuple[str, str]] = {
     ),
 }
 _CREATED = re.compile(r"^CREATE (VIEW|MACRO) (\w+)", re.MULTILINE)
+# A macro's first argument is a run, where it has two.
+_CALL_ON_A_RUN = re.compile(r"\b(?:batch|steps_of_instance|exposures)\s*\(\s*'((?:[^']|'')*)'", re.IGNORECASE)
 # Who asks what there is, is shown all of it.
 _CATALOG_WORDS = re.compile(r"\b(duckdb_|information_schema|sqlite_|pg_|show\b|describe\b|summarize\b)", re.IGNORECASE)
 
@@ -164,6 +166,14 @@ def names_for(question: str | None) -> list[str]:
         return _all_names()
     wanted: frozenset[str] = frozenset().union(*(needs(name) for name in _named_in(question)))
     return [name for name in _all_names() if name in wanted]
+
+
+def runs_for(question: str | None, names: Sequence[str]) -> list[str]:
+    """The runs of which a question can tell anything: where it names no view, those that its macros are called with."""
+    called = [match[1].replace("''", "'") for match in _CALL_ON_A_RUN.finditer(question or "")]
+    if question is None or not called or names_for(_CALL_ON_A_RUN.sub(" ", question)):
+        return list(names)
+    return [name for name in names if name in called]
 
 
 def statement_of(name: str, workspace: Workspace, runs: Mapping[str, Run]) -> str:

@@ -17,7 +17,7 @@ from data_index.errors import CorruptFile, FailedQuery, RefusedQuery, UnknownDoc
 from data_index.registration import add
 from data_index.run_file import read_run, write_run
 from data_index.store import connect, query_rows, run_query, schema_text, view_columns
-from data_index.view_catalog import DESCRIPTIONS, names_for
+from data_index.view_catalog import DESCRIPTIONS, names_for, runs_for
 from data_index.workspace import Workspace
 from forensics.lookup import batch
 
@@ -269,6 +269,23 @@ def test_a_question_gets_all_that_the_views_it_names_stand_on(name: str, tiny_sh
 )
 def test_who_asks_what_there_is_is_shown_all_of_it(question: str) -> None:
     assert names_for(question) == names_for(None)
+
+
+@pytest.mark.parametrize(
+    ("question", "runs"),
+    [
+        ("FROM batch('a', 7)", ["a"]),
+        ("select * from Batch ( 'b''s', 7) join steps_of_instance('a', 3) using (step)", ["a", "b's"]),
+        ("FROM exposures('c', 7)", []),
+        ("FROM batch('a', 7) JOIN runs USING (run)", ["a", "b's"]),
+        ("SELECT 1", ["a", "b's"]),
+        ("FROM batches WHERE run = 'a'", ["a", "b's"]),
+        ("FROM batch('a', 7), duckdb_databases()", ["a", "b's"]),
+        ("FROM batch(getenv('X'), 7)", ["a", "b's"]),
+    ],
+)
+def test_a_question_about_one_run_opens_no_other(question: str, runs: list[str]) -> None:
+    assert runs_for(question, ["a", "b's"]) == runs
 
 
 def test_names_in_capitals_and_quotes_are_names(tiny_shared: Workspace) -> None:
