@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_index.errors import UnknownDocument
+from data_index.instances.documents import ends_in
 from data_index.run import Run, TokenFile
 from data_index.run_check import LINES
 from data_index.sources.folder import lookup
@@ -60,11 +61,7 @@ def ends_by_token(reader: TokenReader, file: TokenFile, eos: int, bos: int | Non
     num_tokens = num_tokens_of(file, reader.run)
     for start in range(0, num_tokens, SCAN_TOKENS):
         stop = min(start + SCAN_TOKENS, num_tokens)
-        tokens = reader.read(file, start, min(stop + 1, num_tokens))  # one more, to see what follows
-        found = tokens[: stop - start] == eos
-        if bos is not None:
-            found[: len(tokens) - 1] &= tokens[1:] == bos
-        ends = np.flatnonzero(found) + start + 1
+        ends = start + ends_in(reader.read(file, start, min(stop + 1, num_tokens)), stop - start, eos, bos)
         if stop == num_tokens and not (len(ends) and ends[-1] == num_tokens):
             ends = np.append(ends, num_tokens)
         yield ends

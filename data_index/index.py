@@ -94,8 +94,7 @@ def _resumed(partial: Path, path: Path) -> Iterator[Path]:
         except Busy:
             raise
         except ForensicsError:
-            partial.unlink(missing_ok=True)
-            _log_of(partial).unlink(missing_ok=True)
+            _remove(partial)
             raise
         fsync_file(partial)
         os.replace(partial, path)
@@ -113,15 +112,24 @@ def _log_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.wal")
 
 
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    _log_of(path).unlink(missing_ok=True)
+
+
 def _open(path: Path) -> Any:
+    """Go on with a file, or make it; what is no index any more cannot be gone on with."""
     import duckdb
 
     try:
         connection = duckdb.connect(str(path))
-    except duckdb.IOException as error:
-        if "lock" not in str(error):
+    except duckdb.Error as error:
+        if "Could not set lock" in str(error):
+            raise Busy(f"{path} is being built by another process: wait for it, or end it") from error
+        if not path.exists():
             raise
-        raise Busy(f"{path} is being built by another process: wait for it, or end it") from error
+        _remove(path)
+        connection = duckdb.connect(str(path))
     connection.execute(f"SET memory_limit = '{BUILD_MEMORY}'")
     connection.execute("SET enable_progress_bar = false")
     return connection

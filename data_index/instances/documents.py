@@ -14,6 +14,19 @@ import numpy as np
 BLOCK_TOKENS = 2**24
 
 
+def ends_in(block: np.ndarray, count: int, eos: int, bos: int | None = None) -> np.ndarray:
+    """Places after the last token of each document that ends among the first `count` tokens of a block, rising, int64.
+
+    Args:
+        block: one token more than `count`, where the file goes on, to see what follows.
+        bos: where given, a document ends only at an `eos` that a `bos` follows, or at the last token.
+    """
+    found = block[:count] == eos
+    if bos is not None:
+        found[: len(block) - 1] &= block[1:] == bos
+    return np.flatnonzero(found) + 1
+
+
 def documents_of(tokens: np.ndarray, eos: int, bos: int | None = None, *, to_the_end: bool = False) -> np.ndarray:
     """Documents of one file; each ends with its end-of-sequence token.
 
@@ -25,12 +38,7 @@ def documents_of(tokens: np.ndarray, eos: int, bos: int | None = None, *, to_the
     """
     ends = [np.zeros(1, dtype=np.int64)]
     for start in range(0, len(tokens), BLOCK_TOKENS):
-        block = tokens[start : start + BLOCK_TOKENS + 1]  # one more, to see what follows
-        found = block[:BLOCK_TOKENS] == eos
-        if bos is not None:
-            nothing_follows = np.ones(len(found) - len(block) + 1, dtype=bool)
-            found &= np.append(block[1:] == bos, nothing_follows)
-        ends.append(np.flatnonzero(found) + start + 1)
+        ends.append(start + ends_in(tokens[start : start + BLOCK_TOKENS + 1], BLOCK_TOKENS, eos, bos))
     borders = np.concatenate(ends)
     if to_the_end and borders[-1] != len(tokens):
         borders = np.append(borders, len(tokens))

@@ -16,6 +16,7 @@ import pytest
 
 from data_index import index
 from data_index.batch_queries import readings_of_instances
+from data_index.errors import Busy
 from data_index.index import BLOCK_INSTANCES, build_index, index_key
 from data_index.orders import epoch_order
 from data_index.readings import EpochOrder, layers, places_of_instances, steps_of_positions, stop_position
@@ -336,6 +337,27 @@ def test_a_build_killed_again_and_again_ends_the_same(tmp_path: Path, monkeypatc
     assert set(codes) == {-signal.SIGKILL, 0} and len(codes) > 4
     assert contents(done) == contents(tmp_path / "whole.duckdb")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.duckdb", "whole.duckdb"]
+
+
+def test_what_is_no_index_any_more_is_not_gone_on_with(tmp_path: Path) -> None:
+    build_index(eventful_run(), tmp_path / "whole.duckdb")
+    (tmp_path / "partial").write_bytes(b"no index" * 10_000)
+    (tmp_path / "partial.wal").write_bytes(b"no log")
+    build_index(eventful_run(), tmp_path / "index.duckdb", partial=tmp_path / "partial")
+
+    assert contents(tmp_path / "index.duckdb") == contents(tmp_path / "whole.duckdb")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.duckdb", "whole.duckdb"]
+
+
+def test_an_index_that_another_process_builds_is_left_to_it(tmp_path: Path) -> None:
+    code = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "partial")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"open\n"
+        with pytest.raises(Busy, match="is being built by another process: wait for it, or end it"):
+            build_index(eventful_run(), tmp_path / "index.duckdb", partial=tmp_path / "partial")
+        assert (tmp_path / "partial").exists()
+        other.communicate()
 
 
 def test_a_build_that_is_wrong_leaves_nothing_to_go_on_with(tmp_path: Path) -> None:
