@@ -24,7 +24,7 @@ from data_index.registration import add
 from data_index.run import Order, OrderTrust, Run, Segment, TokenFile
 from data_index.run_file import write_run
 from data_index.shares import file_shares, mixture
-from data_index.store import connect
+from data_index.store import connect, run_query
 from data_index.workspace import Workspace
 from tests.benchmarks.index_build import BATCH, manifest
 from tests.benchmarks.index_build import LENGTH as LENGTH_OF_ROWS
@@ -197,6 +197,17 @@ def registered(run: Run, workspace: Workspace) -> Path:
     write_run(run, home)
     build_index(run, home / "index.duckdb")
     return home
+
+
+def test_an_index_that_was_replaced_answers_at_once(workspace: Workspace) -> None:
+    """Connections are kept, but not those of a file that is no longer there."""
+    home = registered(eventful_run(), workspace)
+    question = "SELECT count(*) AS rows FROM batches"
+    before = run_query(workspace, question).to_pylist()
+    build_index(eventful_run(segments=SEGMENTS[:2]), home / "index.duckdb")
+
+    assert before == [{"rows": len(Known.of(eventful_run()).readings)}]
+    assert run_query(workspace, question).to_pylist() == [{"rows": 10 * 16 + 20 * 32}]
 
 
 @pytest.mark.parametrize("every", [1, 7, 100, 1000])
