@@ -6,6 +6,7 @@ No point is ever left out. Colours are Okabe and Ito's, which colour-blind reade
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from data_index.files import atomic_file
 from forensics.figure_matrix import Matrix, add_matrix, draw_matrix
 from forensics.figure_matrix import State as State
 
+NOTE_CHARACTERS = 130  # of a line under a picture; more would be cut off
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442", "#000000")
 BLACK = 8
 MARGIN_INCHES = 2.8  # beside the columns of a matrix: its rows' names
@@ -101,7 +103,9 @@ def write_png(figure: Figure, path: Path) -> None:
         else:
             axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
         if figure.note:
-            canvas.supxlabel(figure.note, x=0.01, ha="left", fontsize=8, color="#555555")
+            canvas.supxlabel(
+                textwrap.fill(figure.note, NOTE_CHARACTERS), x=0.01, ha="left", fontsize=8, color="#555555"
+            )
         with atomic_file(path) as temporary:
             canvas.savefig(temporary, format="png", dpi=150)
     finally:
