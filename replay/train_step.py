@@ -1,13 +1,13 @@
-"""One optimizer step; the only place where a model is changed.
+"""One optimizer step; the only place where a model is changed, for good (`train_step`) or for a while (`perturbed`).
 
     read batch -> labels -> forward and backward, a micro-batch at a time -> clip -> learning rate -> optimizer
 
 The arithmetic follows the trainers to the operation, because bits depend on the order: cross-entropy and z-loss are
-summed over a micro-batch and divided once by the denominator of the whole batch, each micro-batch is backpropagated
-alone, and the gradient norm is taken over parameters in the trainer's order.
+summed over a micro-batch (`replay.batch_losses`) and divided once by the denominator of the whole batch, each
+micro-batch is backpropagated alone, and the gradient norm is taken over parameters in the trainer's order.
 
-Sources: Python packages ai2-olmo-core 3.0.0 (train/train_module/transformer/train_module.py,
-nn/functional/cross_entropy_loss.py) and ai2-olmo 0.6.0 (olmo/train.py, olmo/optim.py); EleutherAI/gpt-neox v1.0
+Sources: Python packages ai2-olmo-core 3.0.0 (train/train_module/transformer/train_module.py)
+and ai2-olmo 0.6.0 (olmo/train.py, olmo/optim.py); EleutherAI/gpt-neox v1.0
 (megatron/training.py).
 """
 
@@ -15,22 +15,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from data_index.batch import Batch, denominator_of_rows
+from data_index.batch import Batch
 from data_index.errors import InvalidEdit
-from replay.models import document_masks
+from replay.batch_losses import microbatches, summed_losses
 from replay.recipe import Recipe
 from replay.skip_step import SkipStepAdamW
 from replay.train_state import TrainState
-
-IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,79 +139,12 @@ def accumulate_gradients(state: TrainState, batch: Batch, recipe: Recipe) -> Los
         raise InvalidEdit(f"no token of step {batch.step} counts in the loss: leave at least one row unmasked")
     loss, z_loss = torch.zeros([], device=state.device), torch.zeros([], device=state.device)
     for ids, wanted, denominator in microbatches(batch, recipe, state.device):
-        cross_entropy, z = microbatch_losses(state, ids, wanted, recipe)
+        cross_entropy, z = summed_losses(state.model, ids, wanted, recipe)
         if torch.is_grad_enabled():
             ((cross_entropy + z) / denominator).backward()
         loss += (cross_entropy / denominator).detach()
         z_loss += (z / denominator).detach()
     return Losses(logged=loss + z_loss if recipe.logs_z_loss_in_loss else loss, z_loss=z_loss, num_targets=num_targets)
-
-
-def microbatches(
-    batch: Batch, recipe: Recipe, device: torch.device
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Token ids, which of them are targets, and the denominator: of each micro-batch of each rank in turn."""
-    token_ids = torch.from_numpy(batch.token_ids).to(device)
-    counts = torch.from_numpy(batch.counts_as_target).to(device)
-    by_row = denominator_of_rows(batch, recipe.denominator)
-    ranks = min(recipe.num_ranks, len(token_ids))
-    for rank in range(ranks):
-        whole = by_row[rank::ranks].sum() * ranks if batch.loss_denominator is None else batch.loss_denominator
-        if not whole:
-            continue
-        # A tensor on the device, not a number: CUDA multiplies by the reciprocal of a number.
-        denominator = torch.tensor(int(whole), device=device)
-        rows, counted = token_ids[rank::ranks], counts[rank::ranks]
-        size = recipe.instances_per_microbatch or len(rows)
-        for ids, wanted in zip(rows.split(size), counted.split(size), strict=True):
-            yield ids, wanted, denominator
-
-
-def microbatch_losses(
-    state: TrainState, token_ids: torch.Tensor, counts: torch.Tensor, recipe: Recipe
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy and z-loss of a micro-batch, with gradients.
-
-    Args:
-        token_ids, counts: [rows, length]; what is read, and which of it counts as a target.
-    """
-    inputs, labels = inputs_and_labels(token_ids, counts, recipe)
-    settings = {}
-    if recipe.document_end_token is not None:
-        settings["attention_mask"] = document_masks(inputs, recipe.document_end_token, recipe.model)
-    with autocast(recipe, state.device):
-        logits = state.model(input_ids=inputs, **settings).logits
-    if recipe.labels == "last_dropped":
-        logits = logits[:, :-1].contiguous()
-    return loss_sums(logits, labels, recipe.z_loss)
-
-
-def inputs_and_labels(
-    token_ids: torch.Tensor, counts: torch.Tensor, recipe: Recipe
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the model reads, and the next token at each place where its loss is taken (IGNORED: no target).
-
-    The last token of a row predicts nothing (`last_ignored` keeps its place in the sum, `last_dropped` takes it out
-    first: equal in exact arithmetic, not in bits), or is only predicted (`extra_token`).
-    """
-    labels = torch.where(counts, token_ids, IGNORED)[:, 1:]
-    if recipe.labels == "extra_token":
-        return token_ids[:, :-1], labels
-    return token_ids, F.pad(labels, (0, 1), value=IGNORED) if recipe.labels == "last_ignored" else labels
-
-
-def loss_sums(logits: torch.Tensor, labels: torch.Tensor, z_multiplier: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy and z-loss of a micro-batch in fp32.
-
-    Args:
-        logits: [rows, length, vocabulary]. labels: [rows, length].
-    """
-    flat, wanted = logits.float().view(-1, logits.shape[-1]), labels.reshape(-1)
-    cross_entropy = F.cross_entropy(flat, wanted, ignore_index=IGNORED, reduction="sum")
-    if not z_multiplier:
-        return cross_entropy, torch.zeros_like(cross_entropy)
-    z_squared = (flat.logsumexp(-1).pow(2) * (wanted != IGNORED)).sum()
-    return cross_entropy, z_multiplier * z_squared
 
 
 def clip_gradients(state: TrainState, recipe: Recipe, step: int, tokens: int) -> torch.Tensor:
@@ -256,5 +186,28 @@ def update(
     return state.optimizer.skipped_last_step
 
 
-def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
-    return torch.autocast(device.type, dtype=torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
+@contextmanager
+def perturbed(model: torch.nn.Module, direction: Mapping[str, torch.Tensor], scale: float) -> Iterator[None]:
+    """Add `scale * direction` to the weights inside the block; after it they have their own bits again, in any case.
+
+    The weights themselves stay untouched beside the moved ones, so that inside the block the weights that `direction`
+    names are held twice. What the block does to the moved ones is lost.
+
+    Args:
+        direction: by parameter name; parameters that it does not name stay where they are.
+    Raises:
+        InvalidEdit: it names what the model does not have, or another shape.
+    """
+    parameters = dict(model.named_parameters())
+    for name, tensor in direction.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            there = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+            raise InvalidEdit(f"the direction has {name} of shape {tuple(tensor.shape)}; the model has {there}")
+    own = {name: parameters[name].data for name in direction}
+    try:
+        for name, weight in own.items():
+            parameters[name].data = torch.add(weight, direction[name].detach().to(weight), alpha=scale)
+        yield
+    finally:
+        for name, weight in own.items():
+            parameters[name].data = weight

@@ -7,12 +7,13 @@ import torch
 
 from data_index.batch import Batch
 from data_index.errors import InvalidEdit
+from replay.batch_losses import inputs_and_labels
 from replay.curves import ConstantWithWarmup
 from replay.determinism import deterministic
 from replay.recipe import Recipe
 from replay.schedule import Schedule
 from replay.train_state import TrainState, initial_state, moment_tensors, weight_tensors
-from replay.train_step import accumulate_gradients, inputs_and_labels, train_step
+from replay.train_step import accumulate_gradients, train_step
 from replay.weights import content_hash
 
 CPU = torch.device("cpu")
