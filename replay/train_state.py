@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -187,6 +188,44 @@ def moment_tensors(state: TrainState) -> dict[str, torch.Tensor]:
         if parameter in state.optimizer.state
         for moment in ("exp_avg", "exp_avg_sq", "step")
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KeptState:
+    """A copy of a state in memory, to come back to: weights and moments by parameter name, and all that counts."""
+
+    weights: Mapping[str, torch.Tensor]
+    moments: Mapping[str, Mapping[str, torch.Tensor]]
+    counts: tuple[int, int, int, bool]
+    skip_window: SkipWindow | None
+
+
+def keep_state(state: TrainState) -> KeptState:
+    """Copy a state on its own device; it takes as much memory again as weights and moments do."""
+    optimizer = state.optimizer
+    named = dict(state.model.named_parameters())
+    held = {name: optimizer.state[p] for name, p in named.items() if p in optimizer.state}
+    return KeptState(
+        weights={name: p.detach().clone() for name, p in named.items()},
+        moments={name: {key: tensor.clone() for key, tensor in moments.items()} for name, moments in held.items()},
+        counts=(state.step, state.tokens, state.num_skipped, state.restarted),
+        skip_window=copy.deepcopy(optimizer.window) if isinstance(optimizer, SkipStepAdamW) else None,
+    )
+
+
+def return_to(state: TrainState, kept: KeptState) -> None:
+    """Set a state back to a copy of it, bit for bit; the copy can be returned to again."""
+    for name, parameter in state.model.named_parameters():
+        with torch.no_grad():
+            parameter.copy_(kept.weights[name])
+        parameter.grad = None
+        if name in kept.moments:
+            state.optimizer.state[parameter] = {key: t.clone() for key, t in kept.moments[name].items()}
+        else:
+            state.optimizer.state.pop(parameter, None)
+    state.step, state.tokens, state.num_skipped, state.restarted = kept.counts
+    if isinstance(state.optimizer, SkipStepAdamW):
+        state.optimizer.window = copy.deepcopy(kept.skip_window)
 
 
 def save_state(state: TrainState, location: Path) -> None:

@@ -1,0 +1,126 @@
+"""Take rows or spans away, replay up to the peak, and see what it then comes to; beside as many random ones."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_index.batch import StepPlan
+from data_index.files import canonical_json, read_json, write_json
+from forensics.window_replay import WindowReplay
+from replay.intervention import Row, rows_of, with_rows
+
+Place = tuple[int, int]  # (step, row of its batch)
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """What is taken away, and what the peak comes to then.
+
+    Attributes:
+        places: rows that were taken out, or whose span was hidden, or that others were put in place of.
+        loss, grad_norm: at the peak.
+    """
+
+    places: tuple[Place, ...]
+    loss: float
+    grad_norm: float
+    span: tuple[int, int] | None = None
+
+    def value(self, measure: str) -> float:
+        return self.loss if measure == "loss" else self.grad_norm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """The lowest and the highest that random removals of the same size came to."""
+
+    low: float
+    high: float
+    num: int
+
+    @classmethod
+    def of(cls, removals: Iterable[Removal], measure: str) -> Band | None:
+        values = [removal.value(measure) for removal in removals]
+        return cls(low=min(values), high=max(values), num=len(values)) if values else None
+
+
+@dataclass(slots=True, kw_only=True)
+class Removals:
+    """Removals from the kept state of a window; what was computed once is kept in a file and not computed again.
+
+    Attributes:
+        path: where outcomes are kept, so that an interrupted search goes on.
+        elsewhere: instances that may stand in the place of others.
+    """
+
+    window: WindowReplay
+    path: Path
+    elsewhere: np.ndarray
+    progress: Progress = lambda what, done, total: None
+    known: dict[str, list[float]] = field(default_factory=dict)
+    num_computed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.path.exists():
+            found = read_json(self.path)
+            self.known = dict(found) if isinstance(found, dict) else {}
+
+    def without(self, places: Sequence[Place]) -> Removal:
+        """Drop rows; the loss of their steps is divided by what remains."""
+        edited = {step: self._plan_without(step, rows) for step, rows in by_step(places).items()}
+        return self._removal(places, edited)
+
+    def without_span(self, place: Place, start: int, stop: int) -> Removal:
+        """Hide tokens start .. stop of a row from the loss; they stay in its context."""
+        step, number = place
+        rows = rows_of(self.window.plan[step])
+        rows[number] = replace(rows[number], masks=(*rows[number].masks, (start, stop)))
+        edited = {step: with_rows(self.window.plan[step], rows, self.window.weight)}
+        return replace(self._removal([place], edited), span=(start, stop))
+
+    def replaced(self, step: int, seed: int) -> Removal:
+        """Put other rows of the run, drawn at random, in the place of a whole batch."""
+        random = np.random.Generator(np.random.PCG64(seed=seed))
+        plan = self.window.plan[step]
+        chosen = random.choice(self.elsewhere, size=len(plan.instances), replace=len(self.elsewhere) < len(plan.instances))
+        edited = {step: with_rows(plan, [Row(int(instance)) for instance in chosen], self.window.weight)}
+        return self._removal([(step, row) for row in range(len(plan.instances))], edited)
+
+    def _plan_without(self, step: int, rows: Sequence[int]) -> StepPlan:
+        plan, gone = self.window.plan[step], set(rows)
+        kept = [row for number, row in enumerate(rows_of(plan)) if number not in gone]
+        return with_rows(plan, kept, self.window.weight)
+
+    def _removal(self, places: Sequence[Place], edited: Mapping[int, StepPlan]) -> Removal:
+        key = key_of(edited)
+        if key not in self.known:
+            loss, grad_norm = self.window.outcome(edited)
+            # JSON has no NaN or infinity.
+            self.known[key] = [value if math.isfinite(value) else None for value in (loss, grad_norm)]  # type: ignore[misc]
+            self.num_computed += 1
+            write_json(self.path, self.known)
+        loss, grad_norm = (math.inf if value is None else value for value in self.known[key])
+        return Removal(places=tuple(places), loss=loss, grad_norm=grad_norm)
+
+
+def by_step(places: Sequence[Place]) -> dict[int, list[int]]:
+    rows: dict[int, list[int]] = {}
+    for step, row in places:
+        rows.setdefault(step, []).append(row)
+    return rows
+
+
+def key_of(edited: Mapping[int, StepPlan]) -> str:
+    """What an edited plan is called in the file of outcomes: equal plans have equal names."""
+    content: list[Any] = [
+        [step, plan.instances.tolist(), [list(mask) for mask in plan.masks]] for step, plan in sorted(edited.items())
+    ]
+    return hashlib.sha256(canonical_json({"plans": content})).hexdigest()[:16]
