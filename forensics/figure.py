@@ -1,6 +1,7 @@
 """One description of a picture, drawn as PNG (matplotlib) or as HTML (plotly), so that all outputs show the same.
 
-No point is ever left out. Colours are Okabe and Ito's, which colour-blind readers can tell apart.
+No point is ever left out of a line that is short enough to be drawn; of a longer one none that shows (forensics.thinned:
+every stretch keeps its highest and lowest value, and every gap). Colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from data_index.files import atomic_file
 from forensics.figure_matrix import Matrix, add_matrix, draw_matrix
 from forensics.figure_matrix import State as State
+from forensics.thinned import thinned
 
 NOTE_CHARACTERS = 130  # of a line under a picture; more would be cut off
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442", "#000000")
@@ -137,14 +139,13 @@ def shown_names(figure: Figure, most: int) -> list[int]:
 def _draw_panel(axis: Any, panel: Panel) -> None:
     floor: list[float] = []
     for series in panel.series:
-        values = [float("nan") if value is None else value for value in series.y]
+        x, y = _drawn(series)
+        values = [float("nan") if value is None else value for value in y]
         colour = COLOURS[series.colour % len(COLOURS)]
         if series.style == "area":
             floor = floor or [0.0] * len(values)
             roof = [low + value for low, value in zip(floor, values, strict=True)]
-            axis.fill_between(
-                series.x, floor, roof, step="post", label=_as_text(series.name), color=colour, linewidth=0
-            )
+            axis.fill_between(x, floor, roof, step="post", label=_as_text(series.name), color=colour, linewidth=0)
             floor = roof
             continue
         marker = "o" if series.style == "points" or len(values) < 3 else None
@@ -152,7 +153,7 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
         looks = {"linestyle": line, "marker": marker, "markersize": 4, "color": colour, "linewidth": 1.3}
         if series.style == "stairs":
             looks |= {"drawstyle": "steps-post", "marker": None}
-        axis.plot(series.x, values, label=_as_text(series.name), **looks)
+        axis.plot(x, values, label=_as_text(series.name), **looks)
     if panel.zero_line:
         axis.axhline(0, color="#888888", linewidth=0.8, zorder=0)
     for x, label in panel.marks:
@@ -176,6 +177,11 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     if panel.top is not None:
         axis.margins(x=0)
         axis.set_ylim(0, panel.top)
+
+
+def _drawn(series: Series) -> tuple[Sequence[float], Sequence[float | None]]:
+    """The points of a series that are drawn. Areas are stacked point by point, and points stand alone: all of them."""
+    return thinned(series.x, series.y) if series.style in ("line", "dashed") else (series.x, series.y)
 
 
 def _as_text(name: str) -> str:
@@ -211,7 +217,8 @@ def write_html(figure: Figure, path: Path) -> None:
             line: dict[str, Any] = {"color": colour, "dash": "dash" if series.style == "dashed" else "solid"}
             if series.style in ("stairs", "area"):
                 mode, line = "lines", line | {"shape": "hv"} | ({"width": 0} if series.style == "area" else {})
-            trace = Scatter(x=list(series.x), y=list(series.y), mode=mode, name=html.escape(series.name), line=line)
+            x, y = _drawn(series)
+            trace = Scatter(x=list(x), y=list(y), mode=mode, name=html.escape(series.name), line=line)
             if series.style == "area":
                 trace.update(stackgroup=f"panel {row}", fillcolor=colour)
             trace.showlegend = len(panel.series) > 1 or series.style == "area"
