@@ -166,7 +166,7 @@ def gradient_growth(grad_norm: JudgedSeries) -> SpikeEvent | None:
     """The stretch of at least a quarter of the log over which the gradient norm grows most, if it does grow.
 
     Stretches begin and end at eighths of the log. Growth is the slope of the logarithm (Theil-Sen, unflagged values)
-    times the stretch's length; it has to be 10 % or more, and significant at 0.01 (block bootstrap).
+    times the stretch's length; it has to be 10 % or more, and significant at 0.005 (block bootstrap).
     """
     places = grad_norm.unflagged[grad_norm.values[grad_norm.unflagged] > 0]
     if len(places) < FEWEST_TO_GROW:
@@ -185,6 +185,7 @@ def gradient_growth(grad_norm: JudgedSeries) -> SpikeEvent | None:
     if best is None:
         return None
     growth, slope, start, stop = best
+    middle = float(np.median(logs[start:stop]))
     spare = len(places) % (NUM_STRETCHES * 40)
     size = len(places) // (NUM_STRETCHES * 40)
     first, last = places[spare + start * size], places[spare + stop * size - 1]
@@ -193,6 +194,7 @@ def gradient_growth(grad_norm: JudgedSeries) -> SpikeEvent | None:
         last=int(grad_norm.steps[last]),
         kind="gradient_growth",
         series=(grad_norm.name,),
-        level=float(np.exp(logs[start])),
-        detail=f"gradient norm times {np.exp(growth):.2f}, {10_000 * slope:+.3g} in its logarithm per 10,000 steps",
+        level=float(np.exp(middle - growth / 2)),
+        peak_value=float(np.exp(middle + growth / 2)),
+        detail=f"times {np.exp(growth):.2f}; log {10_000 * slope:+.2g} per 10,000 steps",
     )

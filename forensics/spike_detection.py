@@ -19,6 +19,7 @@ from data_index.kinds import KINDS, table_of_rows
 from data_index.workspace import Workspace, learn
 from forensics.judged_series import JudgedSeries, judged
 from forensics.log_findings import Border, borders_of, gradient_growth, not_finite_events, split_shifts
+from forensics.logged_series import Points
 from forensics.restarts import Restart, restarts_of
 from forensics.spike_coincidence import Coincidence, coincidence
 from forensics.spike_definitions import PublishedDefinition, published_definitions
@@ -44,32 +45,37 @@ class Spikes:
     """What a log shows.
 
     Attributes:
-        run: a run, a fork, or a log file.
+        run: a run, a fork, or a log file; `label` is it without folders.
         rows: COLUMNS, ours first (definition `robust`), then the events of the published definitions.
-        events: ours, as records: of the attempts that were kept, then of earlier ones.
+        events: ours, as records, of the attempts that were kept; of earlier ones they are in `restarts`.
         definitions: one row a definition and series: flagged values, percent of those that were logged (the spike
-            score), events, parameters.
+            score), events, how many flags come of NaN or infinity in the window, parameters.
         restarts: steps that were taken twice.
         borders: changes of the run that are known from its record, learning rate or batch size.
+        given_up: points of earlier attempts, by series.
         messages: what one has to know to believe the answer.
-        coincidence: with another run, where one was named.
+        coincidence: with another run, where one was named; `other` is its series.
+        is_run: of the workspace, not a log file.
     """
 
     run: str
+    label: str
     rows: tuple[Row, ...]
     events: tuple[SpikeEvent, ...]
     definitions: tuple[Row, ...]
     restarts: tuple[Restart, ...]
     borders: tuple[Border, ...]
+    given_up: Mapping[str, tuple[Points, ...]]
     messages: tuple[str, ...]
     loss: JudgedSeries | None
     grad_norm: JudgedSeries | None
     other: JudgedSeries | None = None
     coincidence: Coincidence | None = None
+    is_run: bool = False
 
     @property
     def robust_rows(self) -> tuple[Row, ...]:
-        return self.rows[: len(self.events)]
+        return tuple(row for row in self.rows if row["definition"] == "robust")
 
 
 def spikes(
@@ -125,17 +131,19 @@ def _search(source: SpikeSource) -> Spikes:
     restarts = restarts_of(source.run, source.loss, source.grad_norm, list(pair.values()), _spikes(kept))
     earlier = [replace(event, detail=_given_up(restart)) for restart in restarts for event in restart.spikes]
     published = _published(loss, grad_norm)
-    events = tuple(kept + earlier)
     return Spikes(
         run=source.name,
-        rows=(*(_row(event) for event in events), *_published_rows(published)),
-        events=events,
-        definitions=(*_own_summary(pair, events), *_published_summary(published)),
+        label=source.label,
+        rows=(*(_row(event) for event in kept + earlier), *_published_rows(published)),
+        events=tuple(kept),
+        definitions=(*_own_summary(pair, kept), *_published_summary(published)),
         restarts=tuple(restarts),
         borders=tuple(borders),
-        messages=(*source.messages, *_messages(pair, events), *(restart.text for restart in restarts)),
+        given_up={series.name: series.given_up for series in source.both},
+        messages=(*source.messages, *_messages(pair, kept), *(restart.text for restart in restarts)),
         loss=loss,
         grad_norm=grad_norm,
+        is_run=source.run is not None,
     )
 
 
@@ -176,12 +184,16 @@ def _row(event: SpikeEvent) -> Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Published:
-    """A definition with the steps at which the series it judged were logged."""
+    """A definition with the steps at which the series it judged were logged.
+
+    `remembers_not_finite`: where the value, or one of the 128 before it, is NaN or infinite in either series.
+    """
 
     definition: PublishedDefinition
     steps: np.ndarray
     loss: np.ndarray | None
     gap_steps: int
+    remembers_not_finite: np.ndarray
 
     def events(self) -> list[tuple[int, int]]:
         return list(grouped(self.steps[self.definition.flagged], self.gap_steps))
@@ -196,8 +208,16 @@ def _published(loss: JudgedSeries | None, grad_norm: JudgedSeries | None) -> lis
         {series.name: series.values[np.searchsorted(series.steps, steps)] for series in there} if len(steps) else {}
     )
     gap = max(GAP_STEPS, *(series.interval for series in there))
+    bad = np.cumsum(~np.logical_and.reduce([np.isfinite(of) for of in values.values()]))
+    remembered = bad > np.concatenate([np.zeros(min(WINDOW + 1, len(bad)), int), bad[: -(WINDOW + 1)]])
     return [
-        _Published(definition=definition, steps=steps, loss=values.get("loss"), gap_steps=gap)
+        _Published(
+            definition=definition,
+            steps=steps,
+            loss=values.get("loss"),
+            gap_steps=gap,
+            remembers_not_finite=remembered,
+        )
         for definition in (published_definitions(values) if len(steps) else [])
     ]
 
@@ -233,14 +253,24 @@ def _lead(one: _Published, start: int, stop: int, peak: int | None) -> int | Non
 
 
 def _own_summary(pair: Mapping[str, JudgedSeries], events: Sequence[SpikeEvent]) -> Iterator[Row]:
-    for name, series in pair.items():
-        flagged = series.outliers.flagged
+    spikes = _spikes(events)
+    counts = {
+        name: (series.outliers.flagged, len(series.steps), sum(name in event.series for event in spikes))
+        for name, series in pair.items()
+    }
+    rows = [(name, int(flags.sum()), total, num_events) for name, (flags, total, num_events) in counts.items()]
+    if len(pair) > 1:
+        flagged = np.unique(np.concatenate([series.flagged_steps for series in pair.values()]))
+        logged = np.unique(np.concatenate([series.steps for series in pair.values()]))
+        rows.append(("either", len(flagged), len(logged), len(spikes)))
+    for name, num_flagged, total, num_events in rows:
         yield {
             "definition": "robust",
             "series": name,
-            "flagged": int(flagged.sum()),
-            "percent": 100 * float(flagged.mean()) if len(flagged) else 0.0,
-            "events": sum(name in event.series for event in _spikes(events)),
+            "flagged": num_flagged,
+            "percent": 100 * num_flagged / max(total, 1),
+            "events": num_events,
+            "by_not_finite": 0,
             "parameters": dict(ROBUST),
         }
 
@@ -255,6 +285,7 @@ def _published_summary(published: Sequence[_Published]) -> Iterator[Row]:
                 "flagged": int(flags.sum()),
                 "percent": score,
                 "events": len(list(grouped(one.steps[flags], one.gap_steps))),
+                "by_not_finite": int((flags & one.remembers_not_finite).sum()),
                 "parameters": dict(one.definition.parameters),
             }
 
@@ -298,6 +329,6 @@ def _with_other(found: Spikes, source: SpikeSource) -> Spikes:
 
         raise MissingMetric(f"{found.run} and {source.name} logged no loss and no gradient norm that both have")
     other = judged(name, theirs.kept, theirs.interval)
-    together = coincidence(found.run, source.name, one, other)
+    together = coincidence(found.label, source.label, one, other)
     messages = tuple(dict.fromkeys((*found.messages, *source.messages, together.answer)))
     return replace(found, messages=messages, other=other, coincidence=together)

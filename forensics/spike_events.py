@@ -14,7 +14,7 @@ GAP_STEPS = 32
 FAST_STEPS = 50
 SLOW_LEAD_STEPS = 50
 STEPS_BEFORE = 100
-SIGNIFICANCE = 0.01
+SIGNIFICANCE = 0.005
 
 Kind = Literal["fast", "slow", "not_finite", "gradient_growth", "level_shift"]
 
@@ -33,7 +33,8 @@ class SpikeEvent:
         lead_steps: from the first flag of the gradient norm to the peak of the loss; None where one of them has none.
         attempt: of the steps; earlier ones than the last were given up at a restart.
         series: those that were flagged.
-        level, peak_value, peak_z: median before the peak, value at it and its robust z, in the series of the peak.
+        level, peak_value, peak_z: median before the peak, value at it and its robust z, in the series of the peak. Of a
+            gradient growth, `level` and `peak_value` are the ends of the line through the stretch.
         area: sum of loss minus its level over the event until its recovery, in nats x steps.
         lasting_offset: of the loss, after minus before, local trend removed, in nats.
     """

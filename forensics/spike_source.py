@@ -36,6 +36,11 @@ class SpikeSource:
     messages: tuple[str, ...]
 
     @property
+    def label(self) -> str:
+        """Short enough for a title or a sentence."""
+        return self.name if self.run is not None else Path(self.name).name
+
+    @property
     def both(self) -> tuple[LoggedSeries, ...]:
         return tuple(series for series in (self.loss, self.grad_norm) if series is not None)
 
@@ -77,6 +82,7 @@ def read_source(
     found = {LOSS: _chosen(read, loss, LOSS, name, there), GRAD_NORM: _chosen(read, grad_norm, GRAD_NORM, name, there)}
     if not any(found.values()):
         raise MissingMetric(missing_metric(name, LOSS, there))
+    said = _about(name if run is not None else Path(name).name, found[LOSS], found[GRAD_NORM])
     return SpikeSource(
         name=name,
         run=run,
@@ -84,8 +90,13 @@ def read_source(
         grad_norm=found[GRAD_NORM],
         learning_rate=read("learning_rate"),
         batch_size=read("batch_size"),
-        messages=(*messages, *_about(name, found[LOSS], found[GRAD_NORM])),
+        messages=(*_worth_saying(name, messages), *said),
     )
+
+
+def _worth_saying(name: str, messages: list[str]) -> list[str]:
+    """What the reader of a log noticed, but for the step's name where it is the usual one."""
+    return [message for message in messages if message != f"{name}: its step is step"]
 
 
 def _is_run(workspace: Workspace, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Fewer points for a line that looks the same: of each stretch of x the first, last, lowest and highest, and all gaps."""
+"""Fewer points for a line that looks the same: of each stretch of x the first, last, lowest, highest, and all gaps."""
 
 from __future__ import annotations
 
