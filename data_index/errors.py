@@ -2,7 +2,8 @@
 
     ForensicsError
     ├── UnknownRun, RunExists, UnknownLayout, NewerWorkspace
-    ├── StepOutOfRange, MissingCheckpoint, MissingState, UnknownInstance, UnknownDocument, UnknownOrigin
+    ├── StepOutOfRange, MissingCheckpoint, MissingState, UnknownInstance, UnknownDocument, UnknownOrigin,
+    │   MissingMetric
     ├── MissingFile
     ├── Unreachable              a server gave no right answer
     │   ├── Offline              and was not asked
@@ -83,6 +84,10 @@ class UnknownDocument(ForensicsError, LookupError):
 
 class UnknownOrigin(ForensicsError, LookupError):
     """No tags came from there."""
+
+
+class MissingMetric(ForensicsError, LookupError):
+    """The run logged nothing of that name."""
 
 
 class MissingFile(ForensicsError, FileNotFoundError):

@@ -105,6 +105,25 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "num_fewshot": "BIGINT",
         "source": "VARCHAR",
     },
+    # What `spikes` found. `offset` would be a word of SQL.
+    "spikes": {
+        "onset": "BIGINT",
+        "peak": "BIGINT",
+        "last": "BIGINT",
+        "recovery": "BIGINT",
+        "kind": "VARCHAR",
+        "lead_steps": "BIGINT",
+        "attempt": "INTEGER",
+        "series": "VARCHAR[]",
+        "level": "DOUBLE",
+        "peak_value": "DOUBLE",
+        "peak_z": "DOUBLE",
+        "area": "DOUBLE",
+        "lasting_offset": "DOUBLE",
+        "detail": "VARCHAR",
+        "definition": "VARCHAR",
+        "parameters": "VARCHAR",
+    },
     # What `repeats` hashed. `documents` names the documents table whose ids these are.
     "document_hashes": {
         "document_id": "BIGINT",

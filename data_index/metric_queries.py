@@ -43,6 +43,26 @@ def logged_metrics(
     return metrics
 
 
+def points_of_metric(workspace: Workspace, run: Run, name: str) -> dict[str, Any]:
+    """All points of one metric, every attempt: arrays `step, attempt, value`, in step order, the one that counts last.
+
+    Args:
+        name: the canonical one; else the one that the log gave it.
+    """
+    found = opened_for(workspace, run, "metrics").execute(
+        "SELECT step, attempt, value FROM metrics WHERE name = $name OR (original_name = $name AND NOT EXISTS "
+        f"(SELECT 1 FROM metrics WHERE name = $name)) ORDER BY step, {_PRIORITY}",
+        {"name": name},
+    )
+    arrays: dict[str, Any] = found.fetchnumpy()
+    return arrays
+
+
+def names_of_metrics(workspace: Workspace, run: Run) -> list[str]:
+    found = opened_for(workspace, run, "metrics").execute("SELECT DISTINCT name FROM metrics ORDER BY name")
+    return [name for (name,) in found.fetchall()]
+
+
 def logged_skips(workspace: Workspace, run: Run) -> frozenset[int]:
     """Steps whose last attempt the trainer logged as skipped: it computed the update and did not apply it."""
     found = opened_for(workspace, run, "metrics").execute(

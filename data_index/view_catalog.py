@@ -104,6 +104,7 @@ DESCRIPTIONS: Mapping[str, tuple[str, str]] = {
     "minhashes": ("MinHash signatures of texts, by the hash of the text", "from minhashes limit 5"),
     "audit": ("what forensics audit found", "from audit where result <> 'ok'"),
     "evaluations": ("published evaluations by task", "from evaluations where task = 'lambada'"),
+    "spikes": ("what forensics spikes found in the log", "from spikes where run = 'demo' order by peak_z desc"),
     "batch()": ("batch(run, step): the rows of a step", "from batch('demo', 137)"),
     "exposures()": (
         "exposures(run, step): counts of each token id up to the last record not after a step",

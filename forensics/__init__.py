@@ -29,6 +29,7 @@ _PUBLIC = {
     "exposures": "forensics.token_counts",
     "import_metrics": "forensics.imported_metrics",
     "ngrams": "forensics.text_index",
+    "spikes": "forensics.spike_detection",
 }
 __all__ = sorted(_PUBLIC)
 

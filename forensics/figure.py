@@ -1,6 +1,7 @@
 """One description of a picture, drawn as PNG (matplotlib) or as HTML (plotly), so that all outputs show the same.
 
-No point is ever left out. Colours are Okabe and Ito's, which colour-blind readers can tell apart.
+A line that is short enough keeps every point; a longer one everything that shows (forensics.thinned): each stretch its
+highest and lowest value, and every gap. Colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from typing import Any, Literal
 from data_index.files import atomic_file
 from forensics.figure_matrix import Matrix, add_matrix, draw_matrix
 from forensics.figure_matrix import State as State
+from forensics.thinned import thinned
 
 NOTE_CHARACTERS = 130  # of a line under a picture; more would be cut off
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442", "#000000")
-BLACK = 8
+BLACK, GREY = 8, 6
+BAND = "#F3DCCF"
+MANY_POINTS = 100  # are drawn smaller, and lines through twenty times as many thinner
 MARGIN_INCHES = 2.8  # beside the columns of a matrix: its rows' names
 
 
@@ -40,7 +44,7 @@ class Series:
 class Panel:
     """One pair of axes. `marks` are labelled vertical lines; `x_label`, `log_x`: where the figure's x is not shared.
 
-    `top`: the y axis goes from 0 to it.
+    `bands`: stretches of x that are shaded, (first, last, label). `top`: the y axis goes from 0 to it.
     """
 
     title: str
@@ -49,6 +53,7 @@ class Panel:
     log_y: bool = False
     zero_line: bool = False
     marks: Sequence[tuple[float, str]] = ()
+    bands: Sequence[tuple[float, float, str]] = ()
     x_label: str = ""
     log_x: bool = False
     top: float | None = None
@@ -137,31 +142,36 @@ def shown_names(figure: Figure, most: int) -> list[int]:
 def _draw_panel(axis: Any, panel: Panel) -> None:
     floor: list[float] = []
     for series in panel.series:
-        values = [float("nan") if value is None else value for value in series.y]
+        steps, y = _drawn(series)
+        values = [float("nan") if value is None else value for value in y]
         colour = COLOURS[series.colour % len(COLOURS)]
         if series.style == "area":
             floor = floor or [0.0] * len(values)
             roof = [low + value for low, value in zip(floor, values, strict=True)]
-            axis.fill_between(
-                series.x, floor, roof, step="post", label=_as_text(series.name), color=colour, linewidth=0
-            )
+            axis.fill_between(steps, floor, roof, step="post", label=_as_text(series.name), color=colour, linewidth=0)
             floor = roof
             continue
         marker = "o" if series.style == "points" or len(values) < 3 else None
         line = {"line": "-", "stairs": "-", "dashed": "--", "points": "none"}[series.style]
-        looks = {"linestyle": line, "marker": marker, "markersize": 4, "color": colour, "linewidth": 1.3}
+        size, width = (4 if len(values) < MANY_POINTS else 2.5), (1.3 if len(values) < 20 * MANY_POINTS else 0.7)
+        looks = {"linestyle": line, "marker": marker, "markersize": size, "color": colour, "linewidth": width}
         if series.style == "stairs":
             looks |= {"drawstyle": "steps-post", "marker": None}
-        axis.plot(series.x, values, label=_as_text(series.name), **looks)
+        axis.plot(steps, values, label=_as_text(series.name), **looks)
     if panel.zero_line:
         axis.axhline(0, color="#888888", linewidth=0.8, zorder=0)
     for x, label in panel.marks:
         axis.axvline(x, color="#888888", linewidth=0.8, linestyle=":")
         axis.annotate(label, (x, 1), xycoords=("data", "axes fraction"), fontsize=8, va="bottom", ha="center")
+    for first, last, label in panel.bands:
+        axis.axvspan(first, last, color=BAND, linewidth=0, zorder=0)
+        axis.annotate(label, (first, 0.98), xycoords=("data", "axes fraction"), fontsize=8, color="#555555", va="top")
     if panel.log_y:
         axis.set_yscale("log")
     if panel.log_x:
         axis.set_xscale("log")
+    else:
+        axis.ticklabel_format(axis="x", style="plain", useOffset=False)
     if panel.x_label:
         axis.set_xlabel(panel.x_label, fontsize=9)
     axis.set_title(panel.title, loc="left", fontsize=10, pad=14 if panel.marks else 6)
@@ -176,6 +186,11 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     if panel.top is not None:
         axis.margins(x=0)
         axis.set_ylim(0, panel.top)
+
+
+def _drawn(series: Series) -> tuple[Sequence[float], Sequence[float | None]]:
+    """The points of a series that are drawn. Areas are stacked point by point, and points stand alone: all of them."""
+    return thinned(series.x, series.y) if series.style in ("line", "dashed") else (series.x, series.y)
 
 
 def _as_text(name: str) -> str:
@@ -211,7 +226,8 @@ def write_html(figure: Figure, path: Path) -> None:
             line: dict[str, Any] = {"color": colour, "dash": "dash" if series.style == "dashed" else "solid"}
             if series.style in ("stairs", "area"):
                 mode, line = "lines", line | {"shape": "hv"} | ({"width": 0} if series.style == "area" else {})
-            trace = Scatter(x=list(series.x), y=list(series.y), mode=mode, name=html.escape(series.name), line=line)
+            steps, values = _drawn(series)
+            trace = Scatter(x=list(steps), y=list(values), mode=mode, name=html.escape(series.name), line=line)
             if series.style == "area":
                 trace.update(stackgroup=f"panel {row}", fillcolor=colour)
             trace.showlegend = len(panel.series) > 1 or series.style == "area"
@@ -222,6 +238,18 @@ def write_html(figure: Figure, path: Path) -> None:
             canvas.update_yaxes(range=[0, panel.top], row=row, col=1)
         if panel.zero_line:
             canvas.add_hline(y=0, line_width=1, line_color="#888888", row=row, col=1)
+        for first, last, label in panel.bands:
+            canvas.add_vrect(
+                x0=first,
+                x1=last,
+                fillcolor=BAND,
+                line_width=0,
+                layer="below",
+                annotation_text=html.escape(label),
+                annotation_position="top left",
+                row=row,
+                col=1,
+            )
         for x, label in panel.marks:
             canvas.add_vline(x=x, line_width=1, line_dash="dot", annotation_text=label, row=row, col=1)
     canvas.update_xaxes(title_text=figure.x_label, row=len(titles), col=1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_index.errors import CorruptFile, ForensicsError, InvalidRange
+from data_index.errors import CorruptFile, ForensicsError, InvalidRange, UnknownLayout
 from data_index.evaluations import Evaluation, read_evaluations, read_tokens
 from data_index.files import exclusive_lock
 from data_index.kinds import KINDS, table_of_rows
@@ -109,6 +109,29 @@ def import_metrics(
         messages=tuple(messages),
         kinds=tuple(written),
     )
+
+
+def table_of_logs(
+    *files: Path | str,
+    format: str | None = None,
+    step_field: str | None = None,
+    only: Mapping[str, str] | None = None,
+    messages: list[str],
+) -> Any:
+    """What `import` would write of logs that belong to no run: an Arrow table of the kind `metrics`.
+
+    Raises:
+        MissingFile, UnsafeFile, CorruptFile, UnknownLayout
+    """
+    from data_index.logs.table import metrics_table
+
+    places = [Path(file) for file in files]
+    formats = {place: require_format(format) if format else recognise(place, step_field) for place in places}
+    for place, of in formats.items():
+        if of == LM_EVAL:
+            raise UnknownLayout(f"{place} holds evaluations of checkpoints, and no log of training steps")
+    logs = _read_logs(formats, step_field, 0, only or {}, messages, lambda message: None)
+    return metrics_table(logs.series, unclear=logs.unclear)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from forensics.cli.options import FormatOption, PlanOption, RunArgument, WorkspaceOption, open_workspace
+from forensics.cli.options import FormatOption, PlanOption, RunArgument, WorkspaceOption, open_workspace, pairs_of
 from forensics.cli.output import Format, emit_rows, printable, say
 
 
@@ -44,14 +44,13 @@ def import_(
     """
     from forensics.imported_metrics import COLUMNS, import_metrics
 
-    chosen = dict(pair.split("=", 1) if "=" in pair else _refuse(pair) for pair in only or [])
     found = import_metrics(
         run,
         *files,
         format=as_format,
         step_field=step_field,
         step_offset=step_offset,
-        only=chosen,
+        only=pairs_of("--only", only),
         replace=replace,
         plan=plan,
         workspace=open_workspace(workspace),
@@ -62,10 +61,6 @@ def import_(
         say(printable(message))
     done = "nothing was written (--plan)" if plan else "imported" if found.kinds else "nothing was written"
     say(f"{run}: {found.num_points:,} points of {len(found.rows):,} metrics; {done}")
-
-
-def _refuse(pair: str) -> list[str]:
-    raise typer.BadParameter(f"--only takes FIELD=TEXT, not {pair!r}")
 
 
 import_.__name__ = "import"  # the verb is a word of Python's

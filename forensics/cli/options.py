@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -39,3 +40,11 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run or a fork
 
 def open_workspace(folder: Path | None) -> Workspace:
     return Workspace(folder)
+
+
+def pairs_of(option: str, given: Sequence[str] | None) -> dict[str, str]:
+    """FIELD=TEXT, as often as it was given."""
+    for pair in given or ():
+        if "=" not in pair:
+            raise typer.BadParameter(f"{option} takes FIELD=TEXT, not {pair!r}")
+    return dict(pair.split("=", 1) for pair in given or ())

@@ -6,7 +6,18 @@ import os
 
 import typer
 
-from forensics.cli import acting, auditing, counting, importing, labelling, looking, releases, repeating, searching
+from forensics.cli import (
+    acting,
+    auditing,
+    counting,
+    importing,
+    labelling,
+    looking,
+    releases,
+    repeating,
+    searching,
+    spiking,
+)
 from forensics.cli.options import WorkspaceOption
 
 app = typer.Typer(
@@ -38,6 +49,7 @@ COMMANDS = (
     *counting.COMMANDS,
     *repeating.COMMANDS,
     *importing.COMMANDS,
+    *spiking.COMMANDS,
     *auditing.COMMANDS,
     *releases.COMMANDS,
 )

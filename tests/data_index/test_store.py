@@ -41,6 +41,8 @@ VIEWS = {
     "exposures": "run step token_id as_input as_target masked_target filtered_input filtered_target not_applied "
     "first_step last_step",
     "metrics": "run step attempt name value original_name source",
+    "spikes": "run onset peak last recovery kind lead_steps attempt series level peak_value peak_z area lasting_offset "
+    "detail definition parameters",
     "consumed": "run step attempt instances input_ids_sha256",
     "document_hashes": "run document_id num_tokens sha256 documents",
     "instance_hashes": "run instance num_tokens sha256",

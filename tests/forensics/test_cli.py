@@ -242,6 +242,7 @@ def test_the_truth_file_is_never_needed(
         ["audit", "tiny", "--deep"],
         ["forks", "tiny"],
         ["exposures", "tiny"],
+        ["spikes", "tiny"],
         ["replay", "tiny", "0:20"],
         ["compare", fork["id"]],
         ["prune", fork["id"], "--keep-every", "5"],

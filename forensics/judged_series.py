@@ -1,0 +1,135 @@
+"""A series with what stands out of it, and the local measures that an event is described by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from forensics.logged_series import Points
+from probes.robust_statistics import FEWEST, SD_PER_MAD, growth_p_value, robust_z, window_statistics
+from probes.upward_outliers import Outliers, upward_outliers
+
+TRAILING = 8  # logged values whose mean has to be back for a spike to be over
+AROUND = 64  # unflagged values on either side, for what an event leaves behind
+BEFORE = 500  # unflagged values before an event, for whether the gradient norm crept up
+FEWEST_BEFORE = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class JudgedSeries:
+    """
+    Attributes:
+        steps: int64, rising.
+        values: float64, as many.
+        interval: steps from one logged value to the next, as a rule.
+        unflagged: places of values that are finite and do not stand out.
+        finite: places of values that are finite.
+    """
+
+    name: str
+    steps: np.ndarray
+    values: np.ndarray
+    outliers: Outliers
+    interval: int
+    unflagged: np.ndarray
+    finite: np.ndarray
+
+    @property
+    def flagged_steps(self) -> np.ndarray:
+        return self.steps[self.outliers.flagged]
+
+    def z(self) -> np.ndarray:
+        """The robust z of every value; NaN where there is none."""
+        return robust_z(self.values, self.outliers.flagged, self.outliers.starts, self.outliers.floor)
+
+    def level_at(self, place: int) -> tuple[float, float]:
+        """Median and robust standard deviation of the window before a value; NaN where the history is too short."""
+        if self.outliers.flagged[place]:
+            return float(self.outliers.medians[place]), float(self.outliers.scales[place])
+        before = self._unflagged_before(place)
+        if len(before) < FEWEST:
+            return float("nan"), float("nan")
+        medians, mads = window_statistics(self.values[before], np.array([len(before)]))
+        return float(medians[0]), max(SD_PER_MAD * float(mads[0]), self.outliers.floor)
+
+    def _unflagged_before(self, place: int, most: int = 128) -> np.ndarray:
+        """Places of the last unflagged values of the window before a value."""
+        begin = self.outliers.starts[np.searchsorted(self.outliers.starts, place, "right") - 1]
+        stop = int(np.searchsorted(self.unflagged, place))
+        before = self.unflagged[max(stop - most, 0) : stop]
+        return before[before >= begin]
+
+    def recovery(self, place: int, median: float, scale: float, limit: int) -> int | None:
+        """The first step after a place where the mean of the trailing values is back within one deviation of a level.
+
+        The mean is of the last 8 logged values. Where steps are missing from the log it does not reach back over the
+        hole; of fewer values n it may be further away, by sqrt(8 / n), as its own error is larger.
+
+        Args:
+            limit: the place to stop at.
+        """
+        begin, size = int(np.searchsorted(self.finite, place, "right")), TRAILING * 4
+        stop = int(np.searchsorted(self.finite, limit))
+        while begin < stop:
+            here = np.arange(begin, min(begin + size, stop))
+            rows = here[:, None] - np.arange(TRAILING)
+            places = self.finite[np.maximum(rows, 0)]
+            near = self.steps[places] > self.steps[self.finite[here], None] - TRAILING * self.interval
+            near &= rows >= 0
+            counts = near.sum(axis=1)
+            means = np.where(near, self.values[places], 0.0).sum(axis=1) / counts
+            back = means <= median + scale * np.sqrt(TRAILING / counts)
+            if back.any():
+                return int(self.steps[self.finite[here[back.argmax()]]])
+            begin, size = begin + size, size * 4
+        return None
+
+    def lasting_offset(self, first: int, last: int) -> float | None:
+        """Median of the 64 unflagged values after places first .. last minus that of those before, trend taken away.
+
+        The trend is the median slope between values that lie half of the 64 apart, on the same side. None with fewer
+        than 16 values on a side.
+        """
+        start, stop = np.searchsorted(self.unflagged, (first, last), ("left"))
+        before = self.unflagged[max(start - AROUND, 0) : start]
+        after = self.unflagged[stop : stop + AROUND]
+        if min(len(before), len(after)) < FEWEST:
+            return None
+        slopes = [self._slopes(side) for side in (before, after)]
+        slope = np.median(np.concatenate(slopes))
+        levels = [
+            np.median(self.values[side] - slope * (self.steps[side] - self.steps[first])) for side in (before, after)
+        ]
+        return float(levels[1] - levels[0])
+
+    def _slopes(self, places: np.ndarray) -> np.ndarray:
+        half = len(places) // 2
+        rises: np.ndarray = self.values[places[half:]] - self.values[places[: len(places) - half]]
+        return rises / (self.steps[places[half:]] - self.steps[places[: len(places) - half]])
+
+    def crept_up(self, place: int, significance: float) -> bool | None:
+        """Did the logarithm of the series rise over the 500 unflagged values before? None: too few of them."""
+        before = self._unflagged_before(place, BEFORE)
+        before = before[self.values[before] > 0]
+        if len(before) < FEWEST_BEFORE:
+            return None
+        return growth_p_value(self.steps[before].astype(float), np.log(self.values[before])) < significance
+
+
+def judged(name: str, points: Points, interval: int, floor: float | None = None) -> JudgedSeries:
+    """
+    Args:
+        floor: of the robust standard deviation; default: what the precision of these values allows.
+    """
+    outliers = upward_outliers(points.values, floor)
+    finite = np.isfinite(points.values)
+    return JudgedSeries(
+        name=name,
+        steps=points.steps,
+        values=points.values,
+        outliers=outliers,
+        interval=interval,
+        unflagged=np.flatnonzero(finite & ~outliers.flagged),
+        finite=np.flatnonzero(finite),
+    )
