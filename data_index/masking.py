@@ -66,12 +66,17 @@ def longest_runs(rows: np.ndarray, period: int) -> tuple[np.ndarray, np.ndarray]
     Both int of shape [rows]; of equally long runs the first. A run of n tokens and the period before it are one piece
     of n + period tokens, which the same `period` tokens fill over and over.
     """
-    equal = rows[:, period:] == rows[:, :-period]
-    places = np.arange(equal.shape[1])
-    last_different = np.maximum.accumulate(np.where(equal, -1, places), axis=1)
-    lengths = places - last_different
-    ends = lengths.argmax(axis=1)
-    return lengths[np.arange(len(rows)), ends], ends + 1 + period
+    # Each row ends with a break, so that none of its runs goes on into the next.
+    breaks = np.ones((len(rows), rows.shape[1] - period + 1), dtype=bool)
+    np.not_equal(rows[:, period:], rows[:, :-period], out=breaks[:, :-1])
+    places = np.flatnonzero(breaks)
+    lengths = np.diff(places, prepend=-1) - 1
+    begins = np.arange(len(rows)) * breaks.shape[1]
+    first = np.searchsorted(places, begins)
+    longest = np.maximum.reduceat(lengths, first)
+    row, column = np.divmod(places[lengths == np.repeat(longest, np.diff(first, append=len(places)))], breaks.shape[1])
+    _, earliest = np.unique(row, return_index=True)
+    return longest, column[earliest] + period
 
 
 def document_lengths(row: np.ndarray, eos: int, bos: int | None = None) -> np.ndarray:
