@@ -221,7 +221,8 @@ class BaseCounts:
         return {
             "binary_text": odd_character_share(characters),
             "byte_entropy": byte_entropy(text),
-            "script_shift": script_surprise(own, self.scripts - own if counted else self.scripts),
+            # Rows of one script differ by what one row less in the counts does, and that is no difference.
+            "script_shift": round(script_surprise(own, self.scripts - own if counted else self.scripts), 2),
         }
 
 
