@@ -67,6 +67,23 @@ def plan_of(workspace: Workspace, run: Run, first: int, last: int) -> IndexedPla
 
 
 @readable
+def instances_at(workspace: Workspace, run: Run, steps: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """The instances that kept attempts read at some steps and positions of the order, int64, in the order given."""
+    import pyarrow
+
+    connection = opened_for(workspace, run, "batches")
+    connection.register(
+        "wanted", pyarrow.table({"number": np.arange(len(steps)), "step": steps, "position": positions})
+    )
+    found = connection.execute(
+        f"SELECT number, instance FROM (FROM batches WHERE {kept_condition(run)}) JOIN wanted USING (step, position) "
+        "ORDER BY number"
+    ).fetchnumpy()
+    assert np.array_equal(found["number"], np.arange(len(steps)))  # each place of a kept step was read once
+    return np.asarray(found["instance"], dtype=np.int64)
+
+
+@readable
 def count_readings(workspace: Workspace, run: Run) -> int:
     """Rows of `batches`: instances read over all steps and attempts."""
     found = opened_for(workspace, run, "batches").execute("SELECT count(*) FROM batches").fetchone()

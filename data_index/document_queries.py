@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from data_index.errors import UnknownDocument
 from data_index.kinds import KINDS
 from data_index.run import Run
@@ -51,6 +53,45 @@ def documents_of_stretches(workspace: Workspace, run: Run, stretches: Any) -> li
         "WHERE s.instance IN (SELECT instance FROM stretches) GROUP BY ALL ORDER BY s.instance, min(s.start)"
     )
     return found.fetchall()
+
+
+@readable
+def documents_of_instances(workspace: Workspace, run: Run, instances: Any) -> dict[str, np.ndarray]:
+    """The documents in rows: columns instance, documents (how many have a piece in it), shortest and longest (whole
+    documents, tokens), by instance; an instance with no known document is left out.
+
+    Args:
+        instances: int64 of any length.
+    """
+    found = _opened_with(workspace, run, "documents spans", instances).execute(
+        """
+        WITH here AS (SELECT DISTINCT instance, document_id FROM spans
+                      WHERE instance IN (SELECT instance FROM wanted)),
+        lengths AS (SELECT document_id, sum("end" - start)::BIGINT AS length FROM documents
+                    WHERE document_id IN (SELECT document_id FROM here) GROUP BY ALL)
+        SELECT instance, count(*) AS documents, min(length) AS shortest, max(length) AS longest
+        FROM here JOIN lengths USING (document_id) GROUP BY ALL ORDER BY instance"""
+    )
+    return dict(found.fetchnumpy())
+
+
+@readable
+def tags_of_instances(workspace: Workspace, run: Run, instances: Any) -> list[tuple[int, str]]:
+    """(instance, tag) for each tag of the documents with a piece in these rows, each once, rising."""
+    found = _opened_with(workspace, run, "tags spans", instances).execute(
+        "SELECT DISTINCT instance, tag FROM spans JOIN tags USING (document_id) "
+        "WHERE instance IN (SELECT instance FROM wanted) ORDER BY ALL"
+    )
+    return found.fetchall()
+
+
+def _opened_with(workspace: Workspace, run: Run, question: str, instances: Any) -> Any:
+    """A cursor with the views of a question and a table `wanted` of instances."""
+    import pyarrow
+
+    connection = opened_for(workspace, run, question)
+    connection.register("wanted", pyarrow.table({"instance": np.asarray(instances, dtype=np.int64)}))
+    return connection
 
 
 def documents_by_file(workspace: Workspace, run: Run) -> Any:

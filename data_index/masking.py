@@ -40,13 +40,13 @@ def hidden_by_repetition(
             # n repeats are n - 1 periods of tokens that equal the token one period earlier.
             run_length = (max(max_count, 3) - 1) * period
             open_rows = np.flatnonzero(~hidden[start : start + len(block)])
-            candidates = open_rows[_may_hold_a_run(block, period, run_length)[open_rows]]
+            candidates = open_rows[may_hold_a_run(block, period, run_length)[open_rows]]
             if len(candidates):
-                hidden[start + candidates] = _longest_run(block[candidates], period) >= run_length
+                hidden[start + candidates] = longest_runs(block[candidates], period)[0] >= run_length
     return hidden
 
 
-def _may_hold_a_run(rows: np.ndarray, period: int, run_length: int) -> np.ndarray:
+def may_hold_a_run(rows: np.ndarray, period: int, run_length: int) -> np.ndarray:
     """False only for rows with no run of `run_length` tokens equal to the one a period earlier; looks at few."""
     stride = max(run_length // 4, 1)
     num_needed = min(run_length // stride, 4)  # any run covers so many neighbouring points of the grid
@@ -60,12 +60,23 @@ def _may_hold_a_run(rows: np.ndarray, period: int, run_length: int) -> np.ndarra
     return together.any(axis=1)
 
 
-def _longest_run(rows: np.ndarray, period: int) -> np.ndarray:
-    """Length of the longest run of tokens equal to the one a period earlier, int of shape [rows]."""
-    equal = rows[:, period:] == rows[:, :-period]
-    places = np.arange(equal.shape[1])
-    last_different = np.maximum.accumulate(np.where(equal, -1, places), axis=1)
-    return (places - last_different).max(axis=1)
+def longest_runs(rows: np.ndarray, period: int) -> tuple[np.ndarray, np.ndarray]:
+    """The longest run of tokens that equal the one a period earlier: its length, and the place after its last token.
+
+    Both int of shape [rows]; of equally long runs the first. A run of n tokens and the period before it are one piece
+    of n + period tokens, which the same `period` tokens fill over and over.
+    """
+    # Each row ends with a break, so that none of its runs goes on into the next.
+    breaks = np.ones((len(rows), rows.shape[1] - period + 1), dtype=bool)
+    np.not_equal(rows[:, period:], rows[:, :-period], out=breaks[:, :-1])
+    places = np.flatnonzero(breaks)
+    lengths = np.diff(places, prepend=-1) - 1
+    begins = np.arange(len(rows)) * breaks.shape[1]
+    first = np.searchsorted(places, begins)
+    longest = np.maximum.reduceat(lengths, first)
+    row, column = np.divmod(places[lengths == np.repeat(longest, np.diff(first, append=len(places)))], breaks.shape[1])
+    _, earliest = np.unique(row, return_index=True)
+    return longest, column[earliest] + period
 
 
 def document_lengths(row: np.ndarray, eos: int, bos: int | None = None) -> np.ndarray:

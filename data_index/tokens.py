@@ -69,13 +69,14 @@ class TokenReader:
         start = file.first_token + (instance - file.first_instance) * self._length
         found, missing = [], self._length
         while missing:
-            stop = min(start + missing, self._num_tokens(number))
+            stop = min(start + missing, self.num_tokens_in(number))
             if stop > start:  # a file may be empty
                 found.append((number, start, stop))
             number, missing, start = number + 1, missing - (stop - start), 0
         return found
 
-    def _num_tokens(self, number: int) -> int:
+    def num_tokens_in(self, number: int) -> int:
+        """Tokens of a file, by its number."""
         file = self.run.files[number]
         if file.dtype == LINES:
             return file.num_instances * self._length
