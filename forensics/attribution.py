@@ -1,78 +1,108 @@
 """`blame`: which rows of which step made a spike, proved by taking the steps again without them.
 
-A funnel, each stage dearer than the one before and looking at less:
-
-    scan      losses of all rows around the event under the weights of the checkpoint before it; forwards only
-    replay    the steps again up to the peak, with the loss of the peak's batch before and after every update
-    shares    of the suspect steps: each row's signed share of the gradient, and the norm of its own gradient
-    removal   the steps again without a row, a group, a span, a batch; and without as many random ones
-
-Only the last is a claim about causes: where no removal brings the peak down, the answer is `unexplained`.
+The stages are in `investigation`, what they allow to say in `attribution_result`. Here the question is taken, the
+suspects' contents are looked at, and everything is put into rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from data_index.batch_queries import plan_of
+from data_index.document_queries import documents_of_stretches
 from data_index.errors import StepOutOfRange
 from data_index.files import canonical_json, exclusive_lock, sha256_of_file
 from data_index.run import Run
+from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
-from forensics.attribution_result import Attribution, Suspect, restored_share
+from forensics.attribution_result import Attribution, Cause
 from forensics.configured import configured_run
-from forensics.removal import Band, Place, Removal, Removals, by_step
+from forensics.content_odds import OddsRatio
+from forensics.content_signals import ContentSignals, RowSignals, base_of_run
+from forensics.investigation import Investigation, Progress, Search
+from forensics.removal import by_step
 from forensics.reproduction import Setup, prepare
-from forensics.spans import standing_out
-from forensics.spike_window import (
-    MEASURES,
-    STEPS_BEFORE_ONSET,
-    SpikeWindow,
-    UsualValue,
-    window_of,
-)
-from forensics.suspects import GradientTrace, RowGradients, order_of_rows, robust_z, suspect_steps
-from forensics.window_replay import TakenStep, WindowReplay, mean_of_targets
+from forensics.spike_window import SpikeWindow, window_of
+from forensics.window_replay import WindowReplay
 from replay.determinism import deterministic
 
-Progress = Callable[[str, int, int], None]
-
-GROUP_NULLS = 5
-DRAWS = 3
-SPANS_TRIED = 3
-SPAN_NULLS = 5
-FULLY_RESTORED = 0.9
-NO_FURTHER = 0.05
-EARLIER_STEPS = 32  # whose rows may stand in the place of others
+Row = Mapping[str, Any]
+STRONGEST_ODDS = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
-    """How far to look.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Blame:
+    """The answer.
 
     Attributes:
-        before: at least so many steps before the onset are looked at, if there is a checkpoint to begin from.
-        top: so many rows are taken away one by one. nulls: and as many random ones.
+        verdict: `data` or `unexplained`; cause: of the data `instance`, `group` or `batch`; reason: what it rests on.
+        candidates: one row each: rank, step, row, instance, file, offset, share (of the step's gradient, signed, mean
+            1), grad_norm_share, loss, loss_z, loss_if_removed, grad_norm_if_removed, null_low, null_high (of the loss
+            without random rows), restored (share of the excess), span_start, span_stop, loss_if_span_hidden,
+            documents, signals.
+        group, batch: the same of several rows at once; None: none was tried.
+        steps: of the window: loss and gradient norm as logged and as taken again, and by how much the step's update
+            changed the loss of the peak's batch.
+        odds: content signals of the suspect rows beside the run's other rows.
+        commands: that take the same steps as a fork, to look further.
     """
 
-    before: int = STEPS_BEFORE_ONSET
-    top: int = 10
-    nulls: int = 10
-    seed: int = 0
+    run: str
+    verdict: str
+    cause: Cause | None
+    reason: str
+    found: Attribution
+    candidates: tuple[Row, ...]
+    group: Row | None
+    batch: Row | None
+    steps: tuple[Row, ...]
+    odds: tuple[OddsRatio, ...]
+    signals: tuple[RowSignals, ...]
+    commands: tuple[str, ...]
+    notes: tuple[str, ...]
+    replayed: WindowReplay
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the tensors, by stable names."""
+        window, found = self.found.window, self.found
+        usual = {name: value.value for name, value in window.usual.items()}
+        return {
+            "run": self.run,
+            "asked": window.asked,
+            "verdict": self.verdict,
+            "cause": self.cause,
+            "reason": self.reason,
+            "measure": window.measure,
+            "onset": window.onset,
+            "peak": window.peak,
+            "checkpoint": window.start.step,
+            "suspect_steps": list(found.steps),
+            "loss": found.peak_loss,
+            "loss_logged": window.logged.get("loss"),
+            "loss_usual": usual.get("loss"),
+            "grad_norm": found.peak_grad_norm,
+            "grad_norm_logged": window.logged.get("grad_norm"),
+            "grad_norm_usual": usual.get("grad_norm"),
+            "candidates": list(self.candidates),
+            "group": self.group,
+            "batch": self.batch,
+            "steps": list(self.steps),
+            "odds": [asdict(odds) for odds in self.odds],
+            "commands": list(self.commands),
+            "notes": list(self.notes),
+        }
 
 
-def attribute(
-    workspace: Workspace,
-    run: Run,
+def blame(
+    run: str,
     step: int,
-    search: Search,
     *,
+    workspace: Workspace | None = None,
+    search: Search | None = None,
     device: str = "auto",
     precision: str = "recipe",
     enforce_determinism: bool = True,
@@ -80,15 +110,18 @@ def attribute(
     fresh_optimizer: bool = False,
     verify: bool = True,
     progress: Progress = lambda stage, done, total: None,
-) -> tuple[Attribution, Setup, WindowReplay]:
-    """Find what made the spike that a step belongs to.
+) -> Blame:
+    """Find which data made the spike that a step belongs to, or say that no data did.
+
+    What was computed is kept: the same call goes on where it was interrupted.
 
     Raises:
-        StepOutOfRange, MissingCheckpoint, MissingState, CorruptFile, UnsupportedRecipe, OutOfMemory, Busy
+        UnknownRun, StepOutOfRange, MissingCheckpoint, MissingState, CorruptFile, UnsupportedRecipe, OutOfMemory, Busy
     """
+    workspace, search = workspace or Workspace(), search or Search()
     window, setup = prepare_search(
         workspace,
-        run,
+        workspace.run(run),
         step,
         search,
         device=device,
@@ -99,12 +132,13 @@ def attribute(
     )
     folder = workspace.folder / "attributions" / identity_of(setup, window)
     with (
-        exclusive_lock(folder.with_name(f".{folder.name}.lock"), f"looking into step {step} of {run.name}"),
+        exclusive_lock(folder.with_name(f".{folder.name}.lock"), f"looking into step {step} of {run}"),
         deterministic(setup.recipe.num_threads, enforce=enforce_determinism),
     ):
         replayed = WindowReplay.open(setup, window.start, window.peak, verify=verify)
         found = Investigation(window=window, search=search, replayed=replayed, folder=folder, progress=progress).run()
-    return found, setup, replayed
+    seen = remember_first_seen(workspace, setup.run, replayed.reader)
+    return _answer(setup, found, replayed, [*replayed.notes, *([f"{seen}."] if seen else [])])
 
 
 def prepare_search(
@@ -144,193 +178,146 @@ def identity_of(setup: Setup, window: SpikeWindow) -> str:
     return hashlib.sha256(canonical_json(identity)).hexdigest()[:12]
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Investigation:
-    """The stages in turn. Each writes down what it found; the next looks at less."""
+# --- into rows -----------------------------------------------------------------------------------------------------
 
-    window: SpikeWindow
-    search: Search
-    replayed: WindowReplay
-    folder: Path
-    progress: Progress
-    scan: dict[int, np.ndarray] = field(default_factory=dict)
-    taken: list[TakenStep] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    gradients: dict[int, RowGradients] = field(default_factory=dict)
-    loss_z: dict[int, np.ndarray] = field(default_factory=dict)
-    random: np.random.Generator = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.random = np.random.Generator(np.random.PCG64(seed=self.search.seed))
+def _answer(setup: Setup, found: Attribution, replayed: WindowReplay, notes: Sequence[str]) -> Blame:
+    workspace, run = setup.workspace, setup.run
+    cause, reason = found.verdict()
+    base = base_of_run(workspace, run, without=[suspect.instance for suspect in found.suspects])
+    signals = _signals(base, found, replayed)
+    documents = _documents(workspace, run, found)
+    return Blame(
+        run=run.name,
+        verdict="data" if cause else "unexplained",
+        cause=cause,
+        reason=reason,
+        found=found,
+        candidates=tuple(_candidates(found, replayed, signals, documents)),
+        group=_removal_row(found, found.group, found.group_bands),
+        batch=_removal_row(found, found.batch, {}),
+        steps=tuple(_steps(found)),
+        odds=tuple(_odds(base, found, cause, signals, replayed)),
+        signals=tuple(signals),
+        commands=tuple(_commands(run, found, cause)),
+        notes=tuple(notes),
+        replayed=replayed,
+    )
 
-    @property
-    def usual(self) -> UsualValue | None:
-        return self.window.usual.get(self.window.measure)
 
-    def run(self) -> Attribution:
-        self._scan_and_replay()
-        self._measure_rows()
-        removals = Removals(window=self.replayed, path=self.folder / "outcomes.json", elsewhere=self._elsewhere())
-        order = order_of_rows(self.window, self.gradients, self.loss_z)
-        # Of few rows no more than half are suspects: the others are what they are compared with.
-        num_suspects = max(min(self.search.top, len(order) // 2), 1)
-        others = order[num_suspects:]
-        nulls = self._drawn(others, min(self.search.nulls, len(others)))
-        singles = self._without_each(removals, order[:num_suspects], "rows")
-        ranked = sorted(singles, key=self._value)
-        bands = self._bands(self._without_each(removals, nulls, "random rows"))
-        group, group_bands = self._group(removals, ranked, others)
-        suspects = tuple(self._suspect(removal) for removal in ranked)
-        result = Attribution(
-            window=self.window,
-            usual=self.usual,
-            scan=self.scan,
-            taken=tuple(self.taken),
-            steps=tuple(self.steps),
-            gradients=self.gradients,
-            suspects=suspects,
-            bands=bands,
-            group=group,
-            group_bands=group_bands,
-            batch=None,
-        )
-        if result.usual is not None and result.verdict()[0] is None:
-            result = replace(result, batch=self._whole_batch(removals))
-        return replace(result, suspects=self._with_spans(removals, result, others))
+def _signals(base: ContentSignals, found: Attribution, replayed: WindowReplay) -> list[RowSignals]:
+    if not found.suspects:
+        return []
+    rows = [replayed.batch(s.place[0]).token_ids[s.place[1]] for s in found.suspects]
+    instances = [suspect.instance for suspect in found.suspects]
+    return base.describe(instances, np.stack(rows), steps=[suspect.place[0] for suspect in found.suspects])
 
-    # --- cheap stages ------------------------------------------------------------------------------------------------
 
-    def _scan_and_replay(self) -> None:
-        numbers = range(self.window.start.step + 1, self.window.peak + 1)
-        for done, (step, losses) in enumerate(self.replayed.scan(numbers), 1):
-            self.scan[step] = losses
-            self.progress("scan", done, len(numbers))
-        for done, step in enumerate(self.replayed.take(), 1):
-            self.taken.append(step)
-            self.progress("replay", done, len(numbers))
+def _odds(
+    base: ContentSignals, found: Attribution, cause: Cause | None, signals: Sequence[RowSignals], replayed: WindowReplay
+) -> list[OddsRatio]:
+    """Of the rows that are the cause; where none is, of the rows of the suspect steps that were taken away."""
+    if cause == "batch" and found.batch is not None:
+        step = found.batch.places[0][0]
+        batch = replayed.batch(step)
+        signals = base.describe(batch.instances, batch.token_ids, steps=step)
+    elif cause == "instance":
+        signals = signals[:1]
+    elif cause == "group" and found.group is not None:
+        there = [suspect.place in found.group.places for suspect in found.suspects]
+        signals = [row for row, belongs in zip(signals, there, strict=True) if belongs]
+    return [odds for odds in base.odds_ratios(signals) if odds.suspects_with][:STRONGEST_ODDS] if signals else []
 
-    def _measure_rows(self) -> None:
-        excess = None if self.usual is None else self._peak_value() - self.usual.value
-        self.steps = suspect_steps(self.window, self.taken, excess)
-        base = [losses for step, losses in self.scan.items() if step not in self.steps] or list(self.scan.values())
-        self.loss_z = {step: robust_z(self.scan[step], np.concatenate(base)) for step in self.steps}
-        self.replayed.keep_before(min(self.steps))
-        trace = GradientTrace(recipe=self.replayed.recipe)
-        self.replayed.watch(self.steps, trace)
-        self.gradients = trace.steps
-        self.progress("shares", len(self.steps), len(self.steps))
 
-    def _peak_value(self) -> float:
-        result = self.taken[-1].result
-        return result.loss if self.window.measure == "loss" else result.grad_norm
+def _documents(workspace: Workspace, run: Run, found: Attribution) -> dict[int, list[int]]:
+    """Documents of the suspects' rows, or of their spans where one stands out."""
+    import pyarrow
 
-    def _value(self, removal: Removal) -> float:
-        value = removal.value(self.window.measure)
-        return math.inf if math.isnan(value) else value
+    stretches = [
+        {"instance": s.instance, "start": s.span.span[0], "stop": s.span.span[1]}
+        if s.span is not None and s.span.span is not None
+        else {"instance": s.instance, "start": 0, "stop": run.sequence_length}
+        for s in found.suspects
+    ]
+    documents: dict[int, list[int]] = {}
+    for instance, document in documents_of_stretches(workspace, run, pyarrow.Table.from_pylist(stretches)):
+        documents.setdefault(instance, []).append(document)
+    return documents
 
-    # --- removal -----------------------------------------------------------------------------------------------------
 
-    def _without_each(self, removals: Removals, places: list[Place], what: str) -> list[Removal]:
-        found = []
-        for done, place in enumerate(places, 1):
-            found.append(removals.without([place]))
-            self.progress(f"removal of {what}", done, len(places))
-        return found
+def _candidates(
+    found: Attribution, replayed: WindowReplay, signals: Sequence[RowSignals], documents: Mapping[int, list[int]]
+) -> Iterator[Row]:
+    reader, band = replayed.reader, found.bands.get("loss")
+    for rank, (suspect, told) in enumerate(zip(found.suspects, signals, strict=True), 1):
+        file, offset = reader.place_of(suspect.instance)
+        span = suspect.span.span if suspect.span is not None else None
+        yield {
+            "rank": rank,
+            "step": suspect.place[0],
+            "row": suspect.place[1],
+            "instance": suspect.instance,
+            "file": file.name,
+            "offset": offset,
+            "share": suspect.share,
+            "grad_norm_share": suspect.norm,
+            "loss": suspect.loss,
+            "loss_z": suspect.loss_z,
+            "loss_if_removed": suspect.removal.loss,
+            "null_low": None if band is None else band.low,
+            "null_high": None if band is None else band.high,
+            "grad_norm_if_removed": suspect.removal.grad_norm,
+            "restored": found.restored(suspect.removal),
+            "span_start": span[0] if span else None,
+            "span_stop": span[1] if span else None,
+            "loss_if_span_hidden": suspect.span.loss if suspect.span is not None else None,
+            "restored_by_span": found.restored(suspect.span) if suspect.span is not None else None,
+            "documents": documents.get(suspect.instance, []),
+            "signals": sorted(told.flags),
+        }
 
-    def _drawn(self, places: list[Place], size: int) -> list[Place]:
-        chosen = self.random.choice(len(places), size=size, replace=False) if places else []
-        return [places[number] for number in sorted(chosen)]
 
-    def _bands(self, nulls: list[Removal]) -> dict[str, Band]:
-        return {measure: band for measure in MEASURES if (band := Band.of(nulls, measure)) is not None}
+def _removal_row(found: Attribution, removal: Any, bands: Mapping[str, Any]) -> Row | None:
+    if removal is None:
+        return None
+    by_measure = {
+        f"{measure}_null_{end}": getattr(bands[measure], end) if measure in bands else None
+        for measure in ("loss", "grad_norm")
+        for end in ("low", "high")
+    }
+    return {
+        "steps": sorted({step for step, _ in removal.places}),
+        "rows": [list(place) for place in removal.places],
+        "loss_if_removed": removal.loss,
+        "grad_norm_if_removed": removal.grad_norm,
+        "restored": found.restored(removal),
+        **by_measure,
+    }
 
-    def _group(
-        self, removals: Removals, ranked: list[Removal], others: list[Place]
-    ) -> tuple[Removal | None, dict[str, Band]]:
-        """Take away the first two, three … of the ranking, until the peak is as usual or falls no further."""
-        tried: list[tuple[float, Removal]] = []
-        best, without_gain = restored_share(self._peak_value(), self.usual, self._value(ranked[0])), 0
-        while len(tried) + 2 <= len(ranked) and best < FULLY_RESTORED and without_gain < 2:
-            places = [removal.places[0] for removal in ranked[: len(tried) + 2]]
-            if any(len(rows) == len(self.replayed.plan[step].instances) for step, rows in by_step(places).items()):
-                break
-            removal = removals.without(places)
-            share = restored_share(self._peak_value(), self.usual, self._value(removal))
-            without_gain = 0 if share > best + NO_FURTHER else without_gain + 1
-            best = max(best, share)
-            tried.append((share, removal))
-            self.progress("removal of groups", len(tried), len(ranked) - 1)
-        if not tried:
-            return None, {}
-        highest = max(share for share, _ in tried)
-        group = next(removal for share, removal in tried if share >= FULLY_RESTORED * highest)
-        size = min(len(group.places), len(others))
-        nulls = [removals.without(self._drawn(others, size)) for _ in range(GROUP_NULLS)] if size else []
-        return group, self._bands(nulls)
 
-    def _whole_batch(self, removals: Removals) -> Removal | None:
-        """Put others in the place of a step's whole batch; of several draws the one that helps least, of the best step."""
-        worst = []
-        for done, step in enumerate(self.steps, 1):
-            worst.append(max((removals.replaced(step, seed) for seed in range(DRAWS)), key=self._value))
-            self.progress("removal of batches", done, len(self.steps))
-        return min(worst, key=self._value, default=None)
+def _steps(found: Attribution) -> Iterator[Row]:
+    for step in found.taken:
+        yield {
+            "step": step.step,
+            "loss": step.result.loss,
+            "grad_norm": step.result.grad_norm,
+            "learning_rate": step.result.learning_rate,
+            "peak_loss_before": step.peak_loss_before,
+            "moved": step.moved,
+            "suspect": step.step in found.steps,
+        }
 
-    def _elsewhere(self) -> np.ndarray:
-        """Instances that may stand in the place of others: of steps before the window, else of ordinary steps in it."""
-        setup, first = self.replayed.setup, self.window.start.step
-        run = setup.run
-        before = max(first - EARLIER_STEPS, run.first_step - 1)
-        plans = [self.replayed.plan[step] for step in self.scan if step not in self.steps]
-        if first > before:
-            earlier = plan_of(setup.workspace, run, before, first)
-            plans = [earlier[step] for step in earlier.steps] + plans
-        if not plans:
-            return np.arange(run.num_instances)
-        return np.unique(np.concatenate([plan.instances for plan in plans]))
 
-    # --- rows and spans ----------------------------------------------------------------------------------------------
-
-    def _suspect(self, removal: Removal) -> Suspect:
-        step, row = removal.places[0]
-        found, batch = self.gradients[step], self.replayed.batch(step)
-        return Suspect(
-            place=(step, row),
-            instance=int(batch.instances[row]),
-            loss=float(mean_of_targets(found.token_losses, batch)[row]),
-            loss_z=float(self.loss_z[step][row]),
-            share=float(found.shares[row]),
-            norm=float(found.norms[row] / found.grad_norm),
-            removal=removal,
-        )
-
-    def _with_spans(self, removals: Removals, result: Attribution, others: list[Place]) -> tuple[Suspect, ...]:
-        """Of the first rows, hide the stretch that stands out; beside it random stretches of the same length."""
-        band, measure = result.bands.get(self.window.measure), self.window.measure
-        suspects = list(result.suspects)
-        for number, suspect in enumerate(suspects[:SPANS_TRIED]):
-            if band is not None and not suspect.removal.value(measure) < band.low:
-                continue
-            if (span := self._span_of(suspect.place)) is None:
-                continue
-            length, row_length = span[1] - span[0], self.replayed.batch(suspect.place[0]).token_ids.shape[1]
-            nulls = [
-                removals.without_span(place, start, start + length)
-                for place in self._drawn(others, min(SPAN_NULLS, len(others)))
-                for start in [int(self.random.integers(1, row_length - length + 1))]
-            ]
-            hidden = removals.without_span(suspect.place, *span)
-            suspects[number] = replace(suspect, span=hidden, span_band=Band.of(nulls, measure))
-        return tuple(suspects)
-
-    def _span_of(self, place: Place) -> tuple[int, int] | None:
-        """Of a row of the peak's own batch the tokens that lose most, else those that pushed the gradient most."""
-        step, row = place
-        found = self.gradients[step]
-        own_loss = step == self.window.peak and self.window.measure == "loss"
-        scores = (found.token_losses if own_loss else found.token_shares).astype(np.float64)
-        targets = self.replayed.batch(step).counts_as_target[:, 1:]
-        ordinary = np.argsort(found.norms)[: max(len(scores) // 2, 1)]
-        base = scores[ordinary][targets[ordinary]]
-        return standing_out(np.where(targets[row], scores[row], base.min() if len(base) else 0.0), base)
-
+def _commands(run: Run, found: Attribution, cause: Cause | None) -> Iterator[str]:
+    """The removal that is called the cause, as a fork."""
+    removal = {"instance": found.suspects[0].removal if found.suspects else None, "group": found.group}.get(cause or "")
+    if removal is None:
+        return
+    window = found.window
+    instances = {suspect.place: suspect.instance for suspect in found.suspects}
+    edits = [
+        f"--edit 'drop instance:{','.join(str(instances[step, row]) for row in rows)} @{step}'"
+        for step, rows in sorted(by_step(removal.places).items())
+    ]
+    steps = window.peak - window.start.step
+    yield f"forensics fork {run.name} --from {window.start.step} --num-steps {steps} {' '.join(edits)}"

@@ -91,14 +91,17 @@ class Attribution:
         window, usual, peak = self.window, self.usual, self.peak_value
         name = {"loss": "loss", "grad_norm": "gradient norm"}[window.measure]
         if usual is None:
-            return None, f"too little history: fewer than 16 values of the {name} were logged before step {window.onset}"
+            return (
+                None,
+                f"too little history: {name} was logged fewer than 16 times before step {window.onset}",
+            )
         if usual.z(peak) < SPIKE_Z:
             logged = window.logged.get(window.measure)
             if logged is not None and usual.z(logged) >= SPIKE_Z:
                 return None, (
                     f"taking the steps again from checkpoint {window.start.step} gives a {name} of {peak:.4g} at step "
-                    f"{window.peak}, where {logged:.4g} was logged and {usual.value:.4g} is usual: what made the spike is "
-                    "neither in the data nor in the recipe as recorded"
+                    f"{window.peak}, where {logged:.4g} was logged and {usual.value:.4g} is usual: what made the spike "
+                    "is neither in the data nor in the recipe as recorded"
                 )
             return None, (
                 f"the {name} of step {window.peak} is no spike: {peak:.4g}, {usual.z(peak):.1f} robust standard "
@@ -111,8 +114,8 @@ class Attribution:
                 return cause, self._told(cause, removal, band, name)
         best = max((self.restored(removal) for _, removal, _ in self._causes() if removal is not None), default=0.0)
         return None, (
-            f"no row, group of rows or batch explains it: without the best of them the {name} of step {window.peak} comes "
-            f"down by {max(best, 0.0):.0%} of its excess over the usual, or by no more than without random ones"
+            f"no row, group of rows or batch explains it: without the best of them the {name} of step {window.peak} "
+            f"comes down by {max(best, 0.0):.0%} of its excess over the usual, or by no more than without random ones"
         )
 
     def _causes(self) -> tuple[tuple[Cause, Removal | None, Band | None], ...]:

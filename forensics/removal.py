@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from forensics.window_replay import WindowReplay
 from replay.intervention import Row, rows_of, with_rows
 
 Place = tuple[int, int]  # (step, row of its batch)
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +62,7 @@ class Removals:
     window: WindowReplay
     path: Path
     elsewhere: np.ndarray
-    progress: Progress = lambda what, done, total: None
     known: dict[str, list[float]] = field(default_factory=dict)
-    num_computed: int = 0
 
     def __post_init__(self) -> None:
         if self.path.exists():
@@ -90,7 +86,9 @@ class Removals:
         """Put other rows of the run, drawn at random, in the place of a whole batch."""
         random = np.random.Generator(np.random.PCG64(seed=seed))
         plan = self.window.plan[step]
-        chosen = random.choice(self.elsewhere, size=len(plan.instances), replace=len(self.elsewhere) < len(plan.instances))
+        chosen = random.choice(
+            self.elsewhere, size=len(plan.instances), replace=len(self.elsewhere) < len(plan.instances)
+        )
         edited = {step: with_rows(plan, [Row(int(instance)) for instance in chosen], self.window.weight)}
         return self._removal([(step, row) for row in range(len(plan.instances))], edited)
 
@@ -102,12 +100,9 @@ class Removals:
     def _removal(self, places: Sequence[Place], edited: Mapping[int, StepPlan]) -> Removal:
         key = key_of(edited)
         if key not in self.known:
-            loss, grad_norm = self.window.outcome(edited)
-            # JSON has no NaN or infinity.
-            self.known[key] = [value if math.isfinite(value) else None for value in (loss, grad_norm)]  # type: ignore[misc]
-            self.num_computed += 1
+            self.known[key] = list(self.window.outcome(edited))
             write_json(self.path, self.known)
-        loss, grad_norm = (math.inf if value is None else value for value in self.known[key])
+        loss, grad_norm = self.known[key]
         return Removal(places=tuple(places), loss=loss, grad_norm=grad_norm)
 
 

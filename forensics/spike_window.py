@@ -12,6 +12,10 @@ from data_index.errors import MissingCheckpoint
 from data_index.metric_queries import logged_metrics
 from data_index.run import Checkpoint, Run
 from data_index.workspace import Workspace
+from forensics.judged_series import JudgedSeries, judged
+from forensics.log_findings import not_finite_events
+from forensics.logged_series import LoggedSeries, Points
+from forensics.spike_events import spike_events
 from forensics.starting import require_optimizer
 
 Measure = str  # "loss" or "grad_norm"
@@ -127,8 +131,23 @@ def logged_with_parents(workspace: Workspace, run: Run, last: int) -> dict[Measu
 
 
 def event_at(series: Mapping[Measure, Mapping[int, float]], step: int) -> tuple[int, int]:
-    """(onset, peak) of the spike that a step belongs to; (step, step) where there is none."""
-    return step, step
+    """(onset, peak) of the event that a step belongs to, as `spikes` finds it; (step, step) where there is none."""
+    loss, grad_norm = (judged_values(name, series[name]) if series[name] else None for name in MEASURES)
+    if loss is None and grad_norm is None:
+        return step, step
+    events = [*spike_events(loss, grad_norm), *not_finite_events(loss, grad_norm)]
+    around = [e for e in events if e.onset <= step <= max(e.recovery or 0, e.last or 0, e.peak or 0)]
+    if not around:
+        return step, step
+    # Where values are not finite, the first of them is what has to be explained.
+    event = min(around, key=lambda e: abs((e.peak or e.onset) - step))
+    return event.onset, event.peak if event.peak is not None else event.onset
+
+
+def judged_values(name: Measure, values: Mapping[int, float]) -> JudgedSeries:
+    steps = np.array(sorted(values), dtype=np.int64)
+    points = Points(steps=steps, values=np.array([values[s] for s in steps.tolist()]), attempts=np.ones_like(steps))
+    return judged(name, points, LoggedSeries(name=name, kept=points).interval)
 
 
 def start_before(workspace: Workspace, run: Run, onset: int, before: int, fresh_optimizer: bool) -> Checkpoint:

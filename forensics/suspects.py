@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 
 import numpy as np
@@ -94,10 +95,11 @@ def row_gradients(state: TrainState, batch: Batch, recipe: Recipe) -> RowGradien
         weights,
         gradient.values(),
     )
-    rows_at_once = recipe.instances_per_microbatch or len(batch.token_ids)
+    size = recipe.instances_per_microbatch or len(batch.token_ids)
+    parts = (slice(first, first + size) for first in range(0, len(batch.token_ids), size))
     norms = [
-        instance_gradient_norms(model, lambda rows=rows: loss_of_rows(model, batch, recipe, rows, device=device))
-        for rows in (slice(first, first + rows_at_once) for first in range(0, len(batch.token_ids), rows_at_once))
+        instance_gradient_norms(model, partial(loss_of_rows, model, batch, recipe, rows, device=device))
+        for rows in parts
     ]
     squares = [float(g.double().square().sum()) for g in gradient.values()]
     return RowGradients(
@@ -145,8 +147,8 @@ def order_of_rows(
 ) -> list[Place]:
     """All rows of the suspect steps, those first that any measurement finds extreme.
 
-    The measurements take turns, so that none is trusted alone: what the peak's own batch comes to without the row (exact
-    there), share of the gradient, gradient norm, and loss under the checkpoint's weights.
+    The measurements take turns, so that none is trusted alone: what the peak's own batch comes to without the row
+    (exact there), share of the gradient, gradient norm, and loss under the checkpoint's weights.
     """
     rankings: list[list[Place]] = []
     if window.peak in gradients:
@@ -163,5 +165,5 @@ def order_of_rows(
 def _ranked(scores: Mapping[int, np.ndarray]) -> list[Place]:
     """Places by falling score; those without a number last."""
     places = [(step, row) for step, values in scores.items() for row in range(len(values))]
-    flat = np.concatenate([np.nan_to_num(values, nan=-np.inf) for values in scores.values()]) if scores else []
-    return [places[number] for number in np.argsort(-np.asarray(flat), kind="stable")]
+    flat = np.concatenate([np.empty(0), *(np.nan_to_num(values, nan=-np.inf) for values in scores.values())])
+    return [places[number] for number in np.argsort(-flat, kind="stable")]

@@ -224,7 +224,7 @@ def return_to(state: TrainState, kept: KeptState) -> None:
         else:
             state.optimizer.state.pop(parameter, None)
     state.step, state.tokens, state.num_skipped, state.restarted = kept.counts
-    if isinstance(state.optimizer, SkipStepAdamW):
+    if isinstance(state.optimizer, SkipStepAdamW) and kept.skip_window is not None:
         state.optimizer.window = copy.deepcopy(kept.skip_window)
 
 

@@ -29,7 +29,9 @@ class Text:
         from tokenizers import Tokenizer
 
         documents = list(corpus.take(corpus.library_sources(), CHARACTERS, 6000))
-        texts = [d.text[at : at + PIECE_CHARACTERS] for d in documents for at in range(0, len(d.text), PIECE_CHARACTERS)]
+        texts = [
+            d.text[at : at + PIECE_CHARACTERS] for d in documents for at in range(0, len(d.text), PIECE_CHARACTERS)
+        ]
         path = folder / "tokenizer.json"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
