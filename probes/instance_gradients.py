@@ -94,7 +94,7 @@ class Collector:
             if not is_known(module):
                 self.refuse(module, "one instance's part of its gradient is known for linear layers, embeddings, norms")
         self.partners = self.tied_pairs()
-        self.num_rows = 0
+        self.num_rows, self.device = 0, torch.device("cpu")
         self.inputs: dict[nn.Module, torch.Tensor] = {}
         self.awaited: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
         self.squares: dict[str, torch.Tensor] = {}
@@ -133,7 +133,7 @@ class Collector:
         if module in self.inputs:
             self.refuse(module, "it is used more than once")
         inputs = arguments[0]
-        self.num_rows = self.num_rows or len(inputs)
+        self.num_rows, self.device = self.num_rows or len(inputs), output.device
         if len(inputs) != self.num_rows:
             self.refuse(module, f"it reads {len(inputs)} rows where the first module read {self.num_rows}")
         if not output.requires_grad:
@@ -174,8 +174,9 @@ class Collector:
         for module in self.modules:
             if module not in self.inputs:
                 self.refuse(module, "the loss was computed without it, or with its parameters outside of it")
-        nothing = torch.zeros(self.num_rows, dtype=torch.float64)
-        return {name: self.squares.get(name, nothing) for name in self.names.values()}
+        nothing = torch.zeros(self.num_rows, dtype=torch.float64, device=self.device)
+        # Sums over pairs may round to less than 0.
+        return {name: self.squares.get(name, nothing).clamp(min=0.0) for name in self.names.values()}
 
 
 def is_known(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def main(names: list[str]) -> None:
     from tests.benchmarks import (
+        attribution_cost,
         continuity,
         documents,
         exposures,
@@ -42,6 +43,7 @@ def main(names: list[str]) -> None:
         "planted_faults": planted_faults.main,
         "documents": documents.main,
         "text_search": text_search.main,
+        "attribution_cost": attribution_cost.main,
     }
     import duckdb
     import numpy
