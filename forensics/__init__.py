@@ -30,6 +30,7 @@ _PUBLIC = {
     "import_metrics": "forensics.imported_metrics",
     "ngrams": "forensics.text_index",
     "spikes": "forensics.spike_detection",
+    "blame": "forensics.attribution",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_index.files import atomic_file
+from forensics.figure_bars import Bar as Bar
+from forensics.figure_bars import Bars, add_bars, draw_bars
 from forensics.figure_matrix import Matrix, add_matrix, draw_matrix
 from forensics.figure_matrix import State as State
 from forensics.thinned import thinned
@@ -70,7 +72,7 @@ class Figure:
 
     title: str
     x_label: str
-    panels: Sequence[Panel | Matrix]
+    panels: Sequence[Panel | Matrix | Bars]
     note: str = ""
     x_names: Sequence[str] = ()
     x_always: Sequence[int] = ()
@@ -99,13 +101,16 @@ def write_png(figure: Figure, path: Path) -> None:
         for axis, panel in zip(axes[:, 0], figure.panels, strict=True):
             if isinstance(panel, Matrix):
                 draw_matrix(axis, panel, inches=width - MARGIN_INCHES)
+            elif isinstance(panel, Bars):
+                draw_bars(axis, panel)
             else:
                 _draw_panel(axis, panel)
-        axes[-1, 0].set_xlabel(figure.x_label)
+        if figure.x_label:
+            axes[-1, 0].set_xlabel(figure.x_label)
         if figure.x_names:
             shown = shown_names(figure, most=int(3 * (width - MARGIN_INCHES)))
             axes[-1, 0].set_xticks(shown, [figure.x_names[x] for x in shown], rotation=60, ha="right", fontsize=7)
-        else:
+        elif not isinstance(figure.panels[-1], Bars):
             axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
         if figure.note:
             canvas.supxlabel(
@@ -117,8 +122,10 @@ def write_png(figure: Figure, path: Path) -> None:
         pyplot.close(canvas)
 
 
-def _height(panel: Panel | Matrix) -> float:
+def _height(panel: Panel | Matrix | Bars) -> float:
     """Inches."""
+    if isinstance(panel, Bars):
+        return 0.9 + 0.26 * len(panel.bars)
     return 0.6 + 0.24 * len(panel.rows) if isinstance(panel, Matrix) else 2.3
 
 
@@ -199,8 +206,12 @@ def _as_text(name: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def write_html(figure: Figure, path: Path) -> None:
-    """A page that needs no network: plotly's script is inside."""
+def write_html(figure: Figure, path: Path, below: str = "") -> None:
+    """A page that needs no network: plotly's script is inside.
+
+    Args:
+        below: HTML that follows the picture, whatever comes from data in it escaped.
+    """
     from plotly.graph_objects import Figure as Canvas
     from plotly.graph_objects import Scatter
     from plotly.subplots import make_subplots
@@ -219,6 +230,9 @@ def write_html(figure: Figure, path: Path) -> None:
     for row, panel in enumerate(figure.panels, 1):
         if isinstance(panel, Matrix):
             add_matrix(canvas, panel, row, figure.x_names)
+            continue
+        if isinstance(panel, Bars):
+            add_bars(canvas, panel, row)
             continue
         for series in panel.series:
             mode = "markers" if series.style == "points" else "lines" if len(series.y) > 2 else "lines+markers"
@@ -252,7 +266,8 @@ def write_html(figure: Figure, path: Path) -> None:
             )
         for x, label in panel.marks:
             canvas.add_vline(x=x, line_width=1, line_dash="dot", annotation_text=label, row=row, col=1)
-    canvas.update_xaxes(title_text=figure.x_label, row=len(titles), col=1)
+    if figure.x_label:
+        canvas.update_xaxes(title_text=figure.x_label, row=len(titles), col=1)
     if figure.x_names:
         shown = shown_names(figure, most=60)
         canvas.update_xaxes(tickvals=shown, ticktext=[figure.x_names[x] for x in shown], tickangle=-60)
@@ -264,12 +279,13 @@ def write_html(figure: Figure, path: Path) -> None:
     width = 300 + 8 * len(figure.x_names) if len(figure.x_names) > 120 else None
     canvas.update_layout(title_text=title, height=height, width=width, template="plotly_white")
     with atomic_file(path) as temporary:
-        temporary.write_text(canvas.to_html(include_plotlyjs=True, full_html=True))
+        page = canvas.to_html(include_plotlyjs=True, full_html=True)
+        temporary.write_text(page.replace("</body>", f"{below}</body>") if below else page)
 
 
-def write_figure(figure: Figure, path: Path) -> None:
-    """PNG or HTML, by the file's ending."""
+def write_figure(figure: Figure, path: Path, below: str = "") -> None:
+    """PNG or HTML, by the file's ending; `below` only in HTML."""
     if path.suffix == ".html":
-        write_html(figure, path)
+        write_html(figure, path, below)
     else:
         write_png(figure, path)

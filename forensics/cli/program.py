@@ -8,6 +8,7 @@ import typer
 
 from forensics.cli import (
     acting,
+    attributing,
     auditing,
     counting,
     importing,
@@ -50,6 +51,7 @@ COMMANDS = (
     *repeating.COMMANDS,
     *importing.COMMANDS,
     *spiking.COMMANDS,
+    *attributing.COMMANDS,
     *auditing.COMMANDS,
     *releases.COMMANDS,
 )

@@ -1,0 +1,101 @@
+"""A row's text with the span that stands out marked, and each token coloured by its loss."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_index.errors import ForensicsError
+from data_index.run import Run
+from data_index.text import decode
+from forensics.cli.output import printable
+
+HIGHEST_LOSS = 12.0  # nats: the deepest colour
+COLOUR = (213, 94, 0)  # Okabe and Ito's vermilion, over white
+AROUND_CHARACTERS = 80
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MarkedText:
+    """A row as text.
+
+    Attributes:
+        pieces: the text of each token; of a run without a tokenizer, its ids.
+        losses: nats, of each token; NaN where it is no target (the first of a row never is).
+        span: tokens start .. stop, half-open, that are marked; None: none.
+    """
+
+    title: str
+    pieces: tuple[str, ...]
+    losses: np.ndarray
+    span: tuple[int, int] | None = None
+
+    def plain(self) -> str:
+        """For a terminal: the span between ⟦ and ⟧ with some text around it, or the beginning of the row."""
+        start, stop = self.span or (0, len(self.pieces))
+        inside = _shortened(shown("".join(self.pieces[start:stop])), 3 * AROUND_CHARACTERS)
+        if self.span is None:
+            return inside
+        before = shown("".join(self.pieces[:start]))[-AROUND_CHARACTERS:]
+        after = shown("".join(self.pieces[stop:]))[:AROUND_CHARACTERS]
+        return f"{before}⟦{inside}⟧{after}"
+
+    def as_html(self) -> str:
+        """A paragraph; everything from data is escaped."""
+        parts = [
+            f"<h3>{html.escape(printable(self.title))}</h3>",
+            '<p style="font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7">',
+        ]
+        for number, (piece, loss) in enumerate(zip(self.pieces, self.losses.tolist(), strict=True)):
+            inside = self.span is not None and self.span[0] <= number < self.span[1]
+            border = "border-bottom:2px solid #0072B2;" if inside else ""
+            told = "no target" if np.isnan(loss) else f"{loss:.2f} nats"
+            parts.append(
+                f'<span style="background:{_background(loss)};{border}" title="token {number}: {told}">'
+                f"{html.escape(shown(piece))}</span>"
+            )
+        return "".join([*parts, "</p>"])
+
+
+def marked_text(
+    run: Run, token_ids: np.ndarray, losses: np.ndarray, title: str, span: tuple[int, int] | None
+) -> MarkedText:
+    """
+    Args:
+        token_ids: [length]. losses: [length - 1] of the tokens from the second on, 0 where one is no target.
+    """
+    by_token = np.concatenate([[np.nan], np.where(losses == 0, np.nan, losses)])
+    return MarkedText(title=title, pieces=pieces_of(run, token_ids), losses=by_token, span=span)
+
+
+def pieces_of(run: Run, token_ids: np.ndarray) -> tuple[str, ...]:
+    """The text that each token adds to the row; ids where the run has no tokenizer."""
+    try:
+        pieces = [decode(run, token_ids[number : number + 1]) for number in range(len(token_ids))]
+    except ForensicsError:
+        return tuple(f"{token} " for token in token_ids.tolist())
+    return tuple(pieces)
+
+
+def shown(text: str) -> str:
+    """Text from data as text: line ends as ⏎, what a terminal or page would obey escaped."""
+    return printable(text.replace("\r\n", "⏎").replace("\n", "⏎").replace("\t", "→"))
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
+
+
+def _background(loss: float) -> str:
+    """White to vermilion; readers who cannot tell colours see it darken."""
+    depth = 0.0 if np.isnan(loss) else min(loss / HIGHEST_LOSS, 1.0)
+    red, green, blue = (round(255 + (channel - 255) * 0.85 * depth) for channel in COLOUR)
+    return f"rgb({red},{green},{blue})"
+
+
+def legend_html() -> str:
+    steps = [0.0, 3.0, 6.0, 9.0, HIGHEST_LOSS]
+    boxes = "".join(f'<span style="background:{_background(loss)};padding:0 6px">{loss:g}</span>' for loss in steps)
+    return f"<p>Loss of each token, nats: {boxes}; the span that stands out is underlined.</p>"
