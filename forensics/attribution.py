@@ -41,9 +41,9 @@ class Blame:
     Attributes:
         verdict: `data` or `unexplained`; cause: of the data `instance`, `group` or `batch`; reason: what it rests on.
         candidates: one row each: rank, step, row, instance, file, offset, share (of the step's gradient, signed, mean
-            1), grad_norm_share, loss, loss_z, loss_if_removed, grad_norm_if_removed, null_low, null_high (of the loss
-            without random rows), restored (share of the excess), span_start, span_stop, loss_if_span_hidden,
-            documents, signals.
+            1), grad_norm_share, loss, loss_z, loss_if_removed, null_low, null_high (of the loss without random rows),
+            the same three of grad_norm, restored (share of the excess), span_start, span_stop, loss_if_span_hidden,
+            restored_by_span, documents, signals.
         group, batch: the same of several rows at once; None: none was tried.
         steps: of the window: loss and gradient norm as logged and as taken again, and by how much the step's update
             changed the loss of the peak's batch.
@@ -248,7 +248,7 @@ def _documents(workspace: Workspace, run: Run, found: Attribution) -> dict[int, 
 def _candidates(
     found: Attribution, replayed: WindowReplay, signals: Sequence[RowSignals], documents: Mapping[int, list[int]]
 ) -> Iterator[Row]:
-    reader, band = replayed.reader, found.bands.get("loss")
+    reader, bands = replayed.reader, found.bands
     for rank, (suspect, told) in enumerate(zip(found.suspects, signals, strict=True), 1):
         file, offset = reader.place_of(suspect.instance)
         span = suspect.span.span if suspect.span is not None else None
@@ -264,9 +264,11 @@ def _candidates(
             "loss": suspect.loss,
             "loss_z": suspect.loss_z,
             "loss_if_removed": suspect.removal.loss,
-            "null_low": None if band is None else band.low,
-            "null_high": None if band is None else band.high,
+            "null_low": bands["loss"].low if bands else None,
+            "null_high": bands["loss"].high if bands else None,
             "grad_norm_if_removed": suspect.removal.grad_norm,
+            "grad_norm_null_low": bands["grad_norm"].low if bands else None,
+            "grad_norm_null_high": bands["grad_norm"].high if bands else None,
             "restored": found.restored(suspect.removal),
             "span_start": span[0] if span else None,
             "span_stop": span[1] if span else None,

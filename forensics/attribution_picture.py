@@ -1,4 +1,4 @@
-"""The pictures of `blame`: the event, the waterfall from the usual to the peak and back, rows and tokens; marked text."""
+"""The pictures of `blame`: the event, the waterfall from the usual to the peak and back, rows, tokens, marked text."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from forensics.figure import BLACK, COLOURS, GREY, Bar, Bars, Figure, Panel, Ser
 from forensics.marked_text import MarkedText, legend_html, marked_text
 from forensics.removal import Band, Removal
 from forensics.spike_window import logged_with_parents
+from forensics.window_replay import TakenStep
 
 NAMES = {"loss": "loss", "grad_norm": "gradient norm"}
 UNITS = {"loss": "nats per token", "grad_norm": "L2, before clipping"}
@@ -124,36 +125,39 @@ def _rises(answer: Blame) -> Iterator[Bar]:
     """How the excess came about: the batch itself under the checkpoint's weights, then update by update."""
     found, usual = answer.found, answer.found.usual
     assert usual is not None
-    start, peak, window = usual.value, found.peak_value, found.window
+    window, peak = found.window, found.peak_value
     if window.measure == "loss":
-        first = found.taken[0].peak_loss_before
-        yield _step_bar(f"batch {window.peak} itself, at checkpoint {window.start.step}", start, first)
-        start, together = first, []
-        least = LEAST_MOVED * abs(peak - usual.value)
-        for step in found.taken[:-1]:
-            moved = step.moved or 0.0
-            if step.step in found.steps or abs(moved) >= least:
-                if together:
-                    yield _step_bar(_updates(together), start, start + sum(by for _, by in together))
-                    start, together = start + sum(by for _, by in together), []
-                yield _step_bar(f"update of step {step.step}", start, start + moved)
-                start += moved
-            else:
-                together.append((step.step, moved))
-        if together:
-            yield _step_bar(_updates(together), start, start + sum(by for _, by in together))
+        place = found.taken[0].peak_loss_before
+        yield _rise(f"batch {window.peak} itself, at checkpoint {window.start.step}", usual.value, place)
+        for steps in _together(answer):
+            moved = sum(step.moved or 0.0 for step in steps)
+            yield _rise(_updates(steps[0].step, steps[-1].step), place, place + moved)
+            place += moved
     yield Bar(name=f"peak at step {window.peak}", start=usual.value, stop=peak, colour=WHOLE, text=f"{peak:.4g}")
 
 
-def _updates(together: list[tuple[int, float]]) -> str:
-    first, last = together[0][0], together[-1][0]
+def _together(answer: Blame) -> list[list[TakenStep]]:
+    """Steps before the peak; neighbours of which none did much are told as one."""
+    found = answer.found
+    least = LEAST_MOVED * abs(found.excess or 0.0)
+    groups: list[list[TakenStep]] = []
+    alone = True
+    for step in found.taken[:-1]:
+        tells = step.step in found.steps or abs(step.moved or 0.0) >= least
+        if alone or tells:
+            groups.append([])
+        groups[-1].append(step)
+        alone = tells
+    return groups
+
+
+def _updates(first: int, last: int) -> str:
     return f"update of step {first}" if first == last else f"updates of steps {first}..{last}"
 
 
-def _step_bar(name: str, start: float, stop: float) -> Bar:
-    return Bar(
-        name=name, start=start, stop=stop, colour=RAISED if stop >= start else LOWERED, text=f"{stop - start:+.3g}"
-    )
+def _rise(name: str, start: float, stop: float) -> Bar:
+    colour = RAISED if stop >= start else LOWERED
+    return Bar(name=name, start=start, stop=stop, colour=colour, text=f"{stop - start:+.3g}")
 
 
 def _removals(answer: Blame) -> Iterator[Bar]:
@@ -236,7 +240,7 @@ def _tokens(answer: Blame) -> Iterator[Panel]:
         losses = [None if math.isnan(loss) else loss for loss in text.losses.tolist()]
         bands = [(text.span[0], text.span[1], "stands out")] if text.span else []
         yield Panel(
-            title=f"Loss of each token: {text.title}",
+            title=f"Loss of each token of instance {answer.found.suspects[0].instance}, just before its step",
             y_label="nats",
             x_label="token of the row",
             series=[Series(name="loss", x=list(range(len(losses))), y=losses, style="stairs")],

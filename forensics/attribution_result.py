@@ -82,6 +82,11 @@ class Attribution:
         """Of the measure that spikes, replayed."""
         return self.peak_loss if self.window.measure == "loss" else self.peak_grad_norm
 
+    @property
+    def excess(self) -> float | None:
+        """Of the replayed peak over the usual value."""
+        return None if self.usual is None else self.peak_value - self.usual.value
+
     def restored(self, removal: Removal) -> float:
         """The share of the excess that a removal takes away; 1: the peak is as usual. NaN where that is not known."""
         return restored_share(self.peak_value, self.usual, removal.value(self.window.measure))
@@ -110,7 +115,9 @@ class Attribution:
         if (gap := self._not_reproduced()) is not None:
             return None, gap
         for cause, removal, band in self._causes():
-            if removal is not None and self.restored(removal) >= RESTORED and self._outside(removal, band):
+            if removal is None or not self.restored(removal) >= RESTORED:
+                continue
+            if band is None or band.is_below(removal.value(window.measure)):
                 return cause, self._told(cause, removal, band, name)
         best = max((self.restored(removal) for _, removal, _ in self._causes() if removal is not None), default=0.0)
         return None, (
@@ -126,12 +133,6 @@ class Attribution:
             ("group", self.group, self.group_bands.get(measure)),
             ("batch", self.batch, None),
         )
-
-    def _outside(self, removal: Removal, band: Band | None) -> bool:
-        """Below everything that random removals came to, and by more than they differ among themselves."""
-        if band is None:
-            return True
-        return removal.value(self.window.measure) < band.low - (band.high - band.low) / 2
 
     def _told(self, cause: Cause, removal: Removal, band: Band | None, name: str) -> str:
         steps = ", ".join(map(str, sorted({step for step, _ in removal.places})))

@@ -12,7 +12,7 @@ BAND = "#D9D9D9"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """A bar between two values of the x axis; `text` stands at its end.
+    """A bar between two values of the x axis; `text` stands to the right of it.
 
     `band`: (low, high), shaded behind it: what chance gives.
     """
@@ -40,8 +40,8 @@ class Bars:
         """Lowest and highest value drawn, with room for the texts."""
         values = [v for bar in self.bars for v in (bar.start, bar.stop, *(bar.band or ()))] + [x for x, _ in self.lines]
         low, high = min(values), max(values)
-        room = 0.18 * (high - low or abs(high) or 1.0)
-        return low - room, high + room
+        size = high - low or abs(high) or 1.0
+        return low - 0.04 * size, high + 0.3 * size
 
 
 def draw_bars(axis: Any, panel: Bars) -> None:
@@ -52,17 +52,8 @@ def draw_bars(axis: Any, panel: Bars) -> None:
             axis.barh(y, high - low or 1e-9, left=low, height=0.9, color=BAND, zorder=1)
         axis.barh(y, bar.stop - bar.start, left=bar.start, height=0.55, color=bar.colour, zorder=2)
         axis.plot([bar.stop, bar.stop], [y - 0.38, y + 0.38], color=bar.colour, linewidth=2, zorder=3)
-        right = bar.stop >= bar.start
-        axis.annotate(
-            bar.text,
-            (bar.stop, y),
-            xytext=(5 if right else -5, 0),
-            textcoords="offset points",
-            ha="left" if right else "right",
-            va="center",
-            fontsize=8,
-            zorder=4,
-        )
+        place = (max(bar.start, bar.stop), y)
+        axis.annotate(bar.text, place, xytext=(5, 0), textcoords="offset points", va="center", fontsize=8, zorder=4)
     for x, label in panel.lines:
         axis.axvline(x, color="#555555", linewidth=0.8, linestyle=":", zorder=0)
         axis.annotate(label, (x, 1), xycoords=("data", "axes fraction"), fontsize=8, va="bottom", ha="center")
@@ -85,6 +76,7 @@ def draw_bars(axis: Any, panel: Bars) -> None:
 def add_bars(canvas: Any, panel: Bars, row: int) -> None:
     """With plotly."""
     from plotly.graph_objects import Bar as Trace
+    from plotly.graph_objects import Scatter
 
     numbers = list(range(len(panel.bars)))
     banded = [(y, bar.band) for y, bar in zip(numbers, panel.bars, strict=True) if bar.band is not None]
@@ -107,13 +99,21 @@ def add_bars(canvas: Any, panel: Bars, row: int) -> None:
         width=0.55,
         orientation="h",
         marker_color=[bar.colour for bar in panel.bars],
-        text=[html.escape(bar.text) for bar in panel.bars],
-        textposition="outside",
         hovertext=[html.escape(f"{bar.name}: {bar.text}") for bar in panel.bars],
         hoverinfo="text",
         showlegend=False,
     )
     canvas.add_trace(trace, row=row, col=1)
+    texts = Scatter(
+        y=numbers,
+        x=[max(bar.start, bar.stop) for bar in panel.bars],
+        text=[f" {html.escape(bar.text)}" for bar in panel.bars],
+        mode="text",
+        textposition="middle right",
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    canvas.add_trace(texts, row=row, col=1)
     names = [html.escape(bar.name) for bar in panel.bars]
     canvas.update_yaxes(tickvals=numbers, ticktext=names, autorange="reversed", row=row, col=1)
     canvas.update_xaxes(title_text=panel.x_label, range=list(panel.extent), row=row, col=1)

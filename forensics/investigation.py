@@ -102,7 +102,7 @@ class Investigation:
             batch=None,
         )
         if result.usual is not None and result.verdict()[0] is None:
-            result = replace(result, batch=self._whole_batch(removals))
+            return replace(result, batch=self._whole_batch(removals))
         return replace(result, suspects=self._with_spans(removals, result, others))
 
     # --- cheap stages ------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ class Investigation:
         band, measure = result.bands.get(self.window.measure), self.window.measure
         suspects = list(result.suspects)
         for number, suspect in enumerate(suspects[:SPANS_TRIED]):
-            if band is not None and not suspect.removal.value(measure) < band.low:
+            if band is not None and not band.is_below(suspect.removal.value(measure)):
                 continue
             if (span := self._span_of(suspect.place)) is None:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import html
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from data_index.errors import ForensicsError
 from data_index.run import Run
-from data_index.text import decode
+from data_index.text import load_tokenizer, token_bytes
 from forensics.cli.output import printable
 
 HIGHEST_LOSS = 12.0  # nats: the deepest colour
@@ -71,11 +72,19 @@ def marked_text(
 
 
 def pieces_of(run: Run, token_ids: np.ndarray) -> tuple[str, ...]:
-    """The text that each token adds to the row; ids where the run has no tokenizer."""
+    """The text that each token adds to the row; ids where no tokenizer tells.
+
+    A character of several tokens comes with the last of them. A special token stands as its own name.
+    """
     try:
-        pieces = [decode(run, token_ids[number : number + 1]) for number in range(len(token_ids))]
+        by_id, tokenizer = token_bytes(run), load_tokenizer(run)
     except ForensicsError:
         return tuple(f"{token} " for token in token_ids.tolist())
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    pieces = []
+    for token in token_ids.tolist():
+        content = by_id[token] if token < len(by_id) else b""
+        pieces.append(decoder.decode(content) if content else tokenizer.id_to_token(token) or f"[{token}]")
     return tuple(pieces)
 
 

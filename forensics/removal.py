@@ -49,6 +49,10 @@ class Band:
         values = [removal.value(measure) for removal in removals]
         return cls(low=min(values), high=max(values), num=len(values)) if values else None
 
+    def is_below(self, value: float) -> bool:
+        """Is a value lower than all that random removals came to, by half of what they differ among themselves?"""
+        return value < self.low - (self.high - self.low) / 2
+
 
 @dataclass(slots=True, kw_only=True)
 class Removals:

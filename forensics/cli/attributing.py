@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     from data_index.workspace import Workspace
     from forensics.attribution import Blame
 
-SHOWN = (
-    *("rank", "step", "instance", "loss", "share", "grad_norm_share", "loss_if_removed", "null_low", "null_high"),
-    *("restored", "span", "documents", "signals"),
-)
+SHOWN = {
+    "loss": ("loss_if_removed", "null_low", "null_high"),
+    "grad_norm": ("grad_norm_if_removed", "grad_norm_null_low", "grad_norm_null_high"),
+}
 ODDS_SHOWN = 5
 
 
@@ -61,29 +62,30 @@ def blame(
     from forensics.investigation import Search
 
     there, search = open_workspace(workspace), Search(before=before, top=top, nulls=nulls)
-    accepted = {"approximate": approximate, "fresh_optimizer": fresh_optimizer}
-    computed = {"device": device, "precision": precision, "enforce_determinism": deterministic}
+    given: dict[str, Any] = {
+        "device": device,
+        "precision": precision,
+        "enforce_determinism": deterministic,
+        "approximate": approximate,
+        "fresh_optimizer": fresh_optimizer,
+    }
     if plan:
         from forensics.attribution import prepare_search
         from forensics.attribution_plan import plan_attribution
 
-        window, setup = prepare_search(there, there.run(run), step, search, **computed, **accepted)
+        window, setup = prepare_search(there, there.run(run), step, search, **given)
         cost = plan_attribution(there, setup, window, search)
         emit_object(cost, format, lambda: _print_plan(cost))
         return
-    found = find(
-        run, step, workspace=there, search=search, verify=verify, progress=StageProgress(), **computed, **accepted
-    )
+    found = find(run, step, workspace=there, search=search, verify=verify, progress=StageProgress(), **given)
     _keep(found, picture, there)
     emit_object(found.to_json(), format, lambda: _print_answer(found))
     for note in found.notes:
         say(note)
 
 
-def _print_plan(cost: dict[str, object]) -> None:
-    stages = cost["stages"]
-    assert isinstance(stages, list)
-    print_table(("stage", "does", "forwards", "seconds"), stages)
+def _print_plan(cost: Mapping[str, Any]) -> None:
+    print_table(("stage", "does", "forwards", "seconds"), cost["stages"])
     say(", ".join(f"{name} {value}" for name, value in cost.items() if name != "stages"))
 
 
@@ -97,13 +99,14 @@ def _print_answer(found: Blame) -> None:
         {**row, "span": f"{row['span_start']}..{row['span_stop']}" if row["span_start"] is not None else None}
         for row in found.candidates
     ]
-    print_table([name for name in SHOWN if name != "span" or any(row["span"] for row in rows)], rows)
+    columns = ["rank", "step", "instance", "loss", "share", "grad_norm_share", *SHOWN[window.measure], "restored"]
+    print_table([*columns, *(["span"] if any(row["span"] for row in rows) else []), "documents", "signals"], rows)
     for row, text in zip(found.candidates, texts_of(found), strict=False):
         print(f"\n{row['rank']}. instance {row['instance']} of step {row['step']}\n   {text.plain()}")
     if found.odds:
-        print(f"\nWhat {'the cause' if found.cause else 'suspects'} hold beside the run's other rows:")
-        columns = ("signal", "suspects_with", "suspects", "base_with", "base", "ratio", "low", "high", "p_value")
-        print_table(columns, [{name: getattr(odds, name) for name in columns} for odds in found.odds[:ODDS_SHOWN]])
+        print(f"\nWhat {'the cause holds' if found.cause else 'suspects hold'} beside the run's other rows:")
+        names = ("signal", "suspects_with", "suspects", "base_with", "base", "ratio", "low", "high", "p_value")
+        print_table(names, [{name: getattr(odds, name) for name in names} for odds in found.odds[:ODDS_SHOWN]])
     moved = [row for row in found.steps if row["suspect"] and row["moved"] is not None]
     for row in moved:
         say(f"the update of step {row['step']} changed the loss of step {window.peak}'s batch by {row['moved']:+.4g}")
