@@ -25,12 +25,10 @@ LEAST_MOVED = 0.05  # of the excess; smaller updates are told as one
 
 def picture_of(answer: Blame) -> Figure:
     measure = answer.found.window.measure
-    panels = [
-        _event(answer),
-        *([_waterfall(answer)] if _waterfall_bars(answer) else []),
-        *_rows(answer),
-        *_tokens(answer),
-    ]
+    panels: list[Panel | Bars] = [_event(answer)]
+    if _waterfall_bars(answer):
+        panels.append(_waterfall(answer))
+    panels += [*_rows(answer), *_tokens(answer)]
     return Figure(
         title=f"{answer.run}, step {answer.found.window.peak}: {answer.verdict}"
         + (f" ({answer.cause})" if answer.cause else ""),

@@ -24,11 +24,11 @@ class Text:
     pieces: list[list[int]]
 
     @classmethod
-    def collect(cls, folder: Path, vocabulary: int) -> Text:
+    def collect(cls, folder: Path, vocabulary: int, characters: int = CHARACTERS) -> Text:
         """Made once in a folder, found there later."""
         from tokenizers import Tokenizer
 
-        documents = list(corpus.take(corpus.library_sources(), CHARACTERS, 6000))
+        documents = list(corpus.take(corpus.library_sources(), characters, 6000))
         texts = [
             d.text[at : at + PIECE_CHARACTERS] for d in documents for at in range(0, len(d.text), PIECE_CHARACTERS)
         ]

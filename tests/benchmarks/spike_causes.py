@@ -1,0 +1,163 @@
+"""Spikes of known causes: does `blame` name the planted rows, and say `unexplained` where the data are innocent?
+
+    python -m tests.benchmarks.spike_causes [RUNS OF EACH KIND] [FOLDER] [PROCESSES]
+
+Each run is trained, added, asked for its spikes, and asked who is to blame for the one that was planted. Results are
+kept in FOLDER as they come: the same call goes on where it was interrupted. A seed whose log shows no spike where one
+was planted is passed over and counted. Of the kind `nothing` the step is asked about that stands out most without being
+a spike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+RUNS = 20
+MOST_SEEDS = 4  # for each run that is wanted
+Result = Mapping[str, Any]
+
+
+def one(folder: Path, kind: str, seed: int) -> Result:
+    """Train a run, and ask."""
+    import torch
+
+    from data_index.registration import add
+    from data_index.workspace import Workspace
+    from forensics.attribution import blame
+    from tests.spiked.causes import CAUSES
+    from tests.spiked.runs import BENCHMARK, make_spiked_run
+    from tests.spiked.text import Text
+
+    torch.set_num_threads(1)
+    cause = CAUSES[kind][seed % len(CAUSES[kind])]
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        began = time.monotonic()
+        text = Text.collect(folder / "text", BENCHMARK.vocabulary)
+        planted = make_spiked_run(Path(place) / "spiked", text, cause, seed)
+        workspace = Workspace(Path(place) / "workspace")
+        workspace.create()
+        add(planted.folder, workspace=workspace)
+        trained = time.monotonic() - began
+        found: dict[str, Any] = {"kind": kind, "seed": seed, "planted_step": planted.step, "trained": trained}
+        step = _asked(workspace, planted.step, is_nothing=kind == "nothing")
+        if step is None:
+            return found | {"spiked": False}
+        answer = blame("spiked", step, workspace=workspace)
+        told = answer.to_json()
+    group = told["group"] or {"rows": []}
+    top = [row["instance"] for row in told["candidates"]][: max(len(planted.instances), 1)]
+    return found | {
+        "spiked": True,
+        "asked": step,
+        "seconds": time.monotonic() - began - trained,
+        "verdict": told["verdict"],
+        "cause": told["cause"],
+        "measure": told["measure"],
+        "reason": told["reason"],
+        "ranked_first": set(top) == set(planted.instances),
+        "group_rows": len(group["rows"]),
+    }
+
+
+def _asked(workspace: Any, planted: int, *, is_nothing: bool) -> int | None:
+    """The step that a user would ask about, having looked at the spikes; None where there is none to ask about."""
+    from forensics.spike_detection import spikes
+    from forensics.spike_window import MEASURES, SPIKE_Z, logged_with_parents, usual_value
+    from tests.spiked.runs import BENCHMARK, STEPS_AFTER
+
+    events = [event for event in spikes("spiked", workspace=workspace).events if event.is_spike]
+    if not is_nothing:
+        around = [e for e in events if e.onset <= planted + STEPS_AFTER and (e.last or e.onset) >= planted]
+        if around:
+            return around[0].peak
+    series = logged_with_parents(workspace, workspace.run("spiked"), BENCHMARK.num_steps)
+
+    def z(step: int) -> float:
+        usual = {name: usual_value(series[name], step, step) for name in MEASURES}
+        return max(value.z(series[name][step]) for name, value in usual.items() if value is not None)
+
+    if is_nothing:
+        return max((s for s in range(BENCHMARK.first_spike, BENCHMARK.num_steps) if z(s) < SPIKE_Z), key=z)
+    return planted if z(planted) >= SPIKE_Z else None
+
+
+def is_right(result: Result, kind: str) -> bool:
+    from tests.spiked.causes import CAUSES
+
+    if CAUSES[kind][0].spoil is None:
+        return result["verdict"] == "unexplained"
+    return result["verdict"] == "data" and bool(result["ranked_first"])
+
+
+def campaign(folder: Path, runs: int, processes: int) -> list[Result]:
+    """Results of at least so many spiked runs of each kind; those that are in the folder count."""
+    from tests.spiked.causes import CAUSES
+    from tests.spiked.runs import BENCHMARK
+    from tests.spiked.text import Text
+
+    Text.collect(folder / "text", BENCHMARK.vocabulary)
+    path = folder / "results.jsonl"
+    results = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    with ProcessPoolExecutor(processes) as pool:
+        while wanted := list(_wanted(results, list(CAUSES), runs)):
+            for result in pool.map(one, *zip(*((folder, kind, seed) for kind, seed in wanted), strict=True)):
+                results.append(dict(result))
+                with path.open("a") as file:
+                    file.write(json.dumps(result) + "\n")
+                told = result.get("verdict", "no spike")
+                print(f"{result['kind']}, seed {result['seed']}: {told}", file=sys.stderr, flush=True)
+    return results
+
+
+def _wanted(results: list[dict[str, Any]], kinds: list[str], runs: int) -> Iterator[tuple[str, int]]:
+    """The next seeds of each kind that has too few spiked runs."""
+    for kind in kinds:
+        there = [result for result in results if result["kind"] == kind]
+        missing = runs - sum(result["spiked"] for result in there)
+        first = max((result["seed"] for result in there), default=-1) + 1
+        if missing > 0 and first < MOST_SEEDS * runs:
+            yield from ((kind, seed) for seed in range(first, first + missing))
+
+
+def main(runs: int = RUNS, folder: Path | None = None, processes: int = 2) -> None:
+    place = folder or Path(tempfile.mkdtemp())
+    place.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    by_kind: defaultdict[str, list[Result]] = defaultdict(list)
+    for result in campaign(place, runs, processes):
+        by_kind[result["kind"]].append(result)
+    print(f"{'planted':32}{'runs':>6}{'right':>7}{'share':>7}{'no spike':>10}{'seconds a run':>15}")
+    for kind, results in by_kind.items():
+        spiked = [result for result in results if result["spiked"]]
+        right = sum(is_right(result, kind) for result in spiked)
+        seconds = sorted(result["seconds"] for result in spiked)[len(spiked) // 2]
+        print(
+            f"{kind:32}{len(spiked):6}{right:7}{right / len(spiked):7.0%}{len(results) - len(spiked):10}{seconds:15.1f}"
+        )
+        for result in spiked:
+            if not is_right(result, kind):
+                print(f"    seed {result['seed']}, step {result['asked']}: {result['verdict']}, {result['reason']}")
+    print(f"{time.monotonic() - began:,.0f} s with {processes} processes")
+    if folder is None:
+        shutil.rmtree(place)
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    main(
+        int(given[0]) if given else RUNS,
+        Path(given[1]) if len(given) > 1 else None,
+        int(given[2]) if len(given) > 2 else 2,
+    )

@@ -1,0 +1,156 @@
+"""`blame` on runs whose cause is known, and on the ways in which it must not claim one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_index.registration import add
+from data_index.workspace import Workspace
+from forensics.attribution import Blame, blame
+from forensics.forking import fork
+from forensics.window_replay import WindowReplay
+from tests.spiked.causes import Cause, forget_second_moments, glitched_rate, repeated_ngram, span_of_ngrams
+from tests.spiked.runs import SMALL, Planted, Sizes, make_spiked_run
+from tests.spiked.text import Text
+
+MODELS = {
+    "grouped-query": {"model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "sliding window": {
+        "model_type": "olmo3",
+        "num_key_value_heads": 2,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "GPT-NeoX": {"model_type": "gpt_neox", "layer_norm_eps": 1e-5, "use_parallel_residual": True, "rotary_pct": 0.25},
+}
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
+    return Text.collect(tmp_path_factory.mktemp("text"), SMALL.vocabulary, characters=200_000)
+
+
+def spiked(folder: Path, text: Text, cause: Cause, seed: int = 1, sizes: Sizes = SMALL) -> tuple[Workspace, Planted]:
+    """A workspace with a run called `spiked`, and what was planted in it."""
+    planted = make_spiked_run(folder / "spiked", text, cause, seed, sizes)
+    workspace = Workspace(folder / "workspace")
+    workspace.create()
+    add(planted.folder, workspace=workspace)
+    return workspace, planted
+
+
+@pytest.fixture(scope="module")
+def ngram_run(text: Text, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Planted, Blame]:
+    """A run with one instance of a repeated n-gram, and whom it blames."""
+    workspace, planted = spiked(tmp_path_factory.mktemp("ngram"), text, Cause(rows=1, spoil=repeated_ngram))
+    return workspace, planted, blame("spiked", planted.step, workspace=workspace)
+
+
+def test_the_planted_instance_is_first_and_its_removal_restores_the_loss(
+    ngram_run: tuple[Workspace, Planted, Blame],
+) -> None:
+    _, planted, answer = ngram_run
+    first = answer.candidates[0]
+
+    assert (answer.verdict, answer.cause) == ("data", "instance")
+    assert (first["step"], first["instance"]) == (planted.step, planted.instances[0])
+    assert first["restored"] > 0.8 and first["loss_if_removed"] < first["null_low"] <= first["null_high"]
+    assert "repetition" in first["signals"] and answer.odds[0].base_with <= 1
+
+
+def test_a_removal_is_the_fork_without_the_row(ngram_run: tuple[Workspace, Planted, Blame]) -> None:
+    """What blame states is what anyone gets who takes the steps again without the row, to the bit."""
+    workspace, planted, answer = ngram_run
+    start = answer.found.window.start.step
+    edit = f"drop instance:{planted.instances[0]} @{planted.step}"
+    made = fork("spiked", from_step=start, num_steps=planted.step - start, edits=[edit], workspace=workspace)
+
+    assert made.steps[-1]["loss"] == answer.candidates[0]["loss_if_removed"]
+    assert made.steps[-1]["grad_norm"] == answer.candidates[0]["grad_norm_if_removed"]
+    assert f"--from {start}" in answer.commands[0] and edit in answer.commands[0]
+
+
+def test_what_is_predicted_of_a_row_of_the_peak_is_what_its_removal_gives(
+    ngram_run: tuple[Workspace, Planted, Blame],
+) -> None:
+    """Loss and gradient norm without a row of the peak's own batch follow from losses, shares and norms."""
+    _, planted, answer = ngram_run
+    rows = answer.found.gradients[planted.step]
+    for suspect in answer.found.suspects:
+        _, row = suspect.place
+        assert rows.losses_without[row] == pytest.approx(suspect.removal.loss, rel=1e-5)
+        # The shares are a finite difference in fp32.
+        assert rows.norms_without[row] == pytest.approx(suspect.removal.grad_norm, rel=5e-3)
+
+
+def test_the_same_question_computes_no_removal_again(
+    ngram_run: tuple[Workspace, Planted, Blame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted search goes on with what it has."""
+    workspace, planted, answer = ngram_run
+
+    def never(self: WindowReplay, edited: object) -> tuple[float, float]:
+        raise AssertionError("a removal was computed again")
+
+    monkeypatch.setattr(WindowReplay, "outcome", never)
+    again = blame("spiked", planted.step, workspace=workspace)
+    assert json.dumps(again.to_json()) == json.dumps(answer.to_json())
+
+
+def test_a_span_is_found_inside_an_ordinary_row(text: Text, tmp_path: Path) -> None:
+    workspace, planted = spiked(tmp_path, text, Cause(rows=1, spoil=span_of_ngrams), seed=5)
+    answer = blame("spiked", planted.step, workspace=workspace)
+    first = answer.candidates[0]
+    found = np.zeros(SMALL.length, dtype=bool)
+    found[first["span_start"] : first["span_stop"]] = True
+
+    assert first["instance"] == planted.instances[0]
+    assert (found & planted.changed[0]).sum() > 0.7 * planted.changed[0].sum()
+    assert (found & ~planted.changed[0]).sum() < 0.3 * planted.changed[0].sum()
+    assert first["restored_by_span"] > 0.5
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        Cause(tamper=forget_second_moments),
+        Cause(tamper=forget_second_moments, recorded=True),
+        Cause(recipe=glitched_rate),
+        Cause(recipe=glitched_rate, recorded=True),
+    ],
+    ids=["moments", "moments in the checkpoint", "rate", "rate in the recipe"],
+)
+def test_a_spike_that_the_data_did_not_make_is_unexplained(cause: Cause, text: Text, tmp_path: Path) -> None:
+    workspace, planted = spiked(tmp_path, text, cause)
+    answer = blame("spiked", planted.step + 1, workspace=workspace)
+
+    assert answer.verdict == "unexplained" and answer.cause is None
+    if cause.recorded:
+        assert "no row, group of rows or batch explains it" in answer.reason
+        assert planted.step in answer.found.steps  # the update that did it
+    else:
+        assert "neither in the data nor in the recipe" in answer.reason or "something besides" in answer.reason
+
+
+def test_where_nothing_spikes_nothing_is_blamed(ngram_run: tuple[Workspace, Planted, Blame]) -> None:
+    workspace, planted, _ = ngram_run
+    answer = blame("spiked", planted.step - 3, workspace=workspace)
+
+    assert answer.verdict == "unexplained" and "is no spike" in answer.reason
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_architecture(name: str, text: Text, tmp_path: Path) -> None:
+    sizes = replace(SMALL, model=MODELS[name])
+    workspace, planted = spiked(tmp_path, text, Cause(rows=3, spoil=repeated_ngram), sizes=sizes)
+    answer = blame("spiked", planted.step, workspace=workspace)
+
+    assert answer.verdict == "data"
+    assert {row["instance"] for row in answer.candidates[:3]} == set(planted.instances)
+    assert all(abs(found.agreement - 1) < 0.01 for found in answer.found.gradients.values())
+    assert np.isclose(answer.found.gradients[planted.step].shares.mean(), 1.0)
