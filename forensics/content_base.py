@@ -22,7 +22,7 @@ from data_index.workspace import Workspace
 from forensics.fetching import bytes_of_instances
 
 NUM_ROWS = 2048
-MAX_BASE_TOKENS = 2**23  # of long rows fewer are taken
+MAX_BASE_TOKENS = 2**22  # of long rows fewer are taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

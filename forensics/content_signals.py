@@ -15,7 +15,16 @@ from data_index.run import Run
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
 from forensics.content_base import NUM_ROWS, Readings, RowContents, cost_of_readings, drawn_readings
-from forensics.content_measures import FAR_SHARE, MEASURES, BaseCounts, Measure, base_counts, content_of, known_values
+from forensics.content_measures import (
+    FAR_SHARE,
+    MEASURES,
+    BaseCounts,
+    Content,
+    Measure,
+    base_counts,
+    content_of,
+    known_values,
+)
 from forensics.content_odds import OddsRatio, Shift, odds_ratio, shift
 from forensics.fetching import require_allowed
 from probes.token_content import Repetition, longest_repetitions
@@ -65,11 +74,10 @@ class ContentSignals:
         self.contents, self.readings = contents, readings
         self.without_text = contents.without_text
         unique, place = np.unique(readings.instances, return_inverse=True)
-        rows = contents.reader.rows(unique)
-        trimmed = contents.trimmed(unique, rows)
-        content = content_of(unique, trimmed, contents.texts(trimmed))
+        token_ids = contents.reader.rows(unique)
+        content = self._content(unique, token_ids)
         self.counts: BaseCounts = base_counts(content, contents.run.vocabulary_size or 0)
-        found, _ = self._measured(unique, rows)
+        found, _ = self._measured(content, token_ids)
         self._columns = {name: values[place] for name, values in found.items()}
         self._columns["read_before"] = contents.read_before(readings.instances, readings.steps).astype(float)
         self._tags = contents.tags(unique)
@@ -89,7 +97,8 @@ class ContentSignals:
         """
         given = np.asarray(instances, dtype=np.int64)
         unique, first, place = np.unique(given, return_index=True, return_inverse=True)
-        found, repetitions = self._measured(unique, np.asarray(token_ids)[first])
+        token_ids = np.asarray(token_ids)[first]
+        found, repetitions = self._measured(self._content(unique, token_ids), token_ids)
         columns = {name: values[place] for name, values in found.items()}
         if steps is not None:
             of_rows = np.broadcast_to(np.asarray(steps, dtype=np.int64), given.shape)
@@ -147,16 +156,20 @@ class ContentSignals:
         """Which readings of the base are of none of these rows."""
         return ~np.isin(self.readings.instances, [row.instance for row in rows])
 
-    def _measured(
-        self, instances: np.ndarray, token_ids: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], list[Repetition | None]]:
-        """Measures of rows, each instance once, and the repetition in each."""
+    def _content(self, instances: np.ndarray, token_ids: np.ndarray) -> Content:
         rows = self.contents.trimmed(instances, token_ids)
-        found = self.counts.measure(content_of(instances, rows, self.contents.texts(rows)))
+        return content_of(instances, rows, self.contents.texts(rows))
+
+    def _measured(
+        self, content: Content, token_ids: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], list[Repetition | None]]:
+        """Measures of rows, and the repetition in each."""
+        rows = content.rows
+        found = self.counts.measure(content)
         lengths = np.array([len(row) for row in rows])
         repetitions = longest_repetitions(token_ids, lengths=None if (lengths == token_ids.shape[1]).all() else lengths)
         found["repetition"] = np.array([float(r.num_repeats) if r else 0.0 for r in repetitions])
-        documents = self.contents.documents(instances, rows)
+        documents = self.contents.documents(content.instances, rows)
         found["many_documents"] = documents["documents"]
         found["short_document"], found["long_document"] = documents["shortest"], documents["longest"]
         return found, repetitions

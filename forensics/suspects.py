@@ -132,7 +132,9 @@ def suspect_steps(window: SpikeWindow, taken: Sequence[TakenStep], excess: float
     moved = {step.step: step.moved for step in taken if step.moved is not None}
     values = np.array(list(moved.values()))
     standing_out = robust_z(values, values)
-    least = MOVED_SHARE * excess if excess is not None and excess > 0 else 0.0
+    # An excess of the gradient norm is in other units than what updates do to the loss.
+    known = window.measure == "loss" and excess is not None
+    least = MOVED_SHARE * max(excess or 0.0, 0.0) if known else 0.0
     ranked = sorted(zip(moved, values, standing_out, strict=True), key=lambda row: -row[1])
     chosen = [step for step, by, z in ranked if by > least and not z < MOVED_Z]
     if not chosen and ranked and ranked[0][1] > least:

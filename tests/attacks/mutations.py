@@ -250,6 +250,9 @@ def write_trace_folder(folder: Path) -> Path:
     return folder
 
 
+PROCESSES = 2
+
+
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
@@ -289,7 +292,7 @@ def fuzz(target: Target, folder: Path, seeds: range) -> Outcome:
 def fuzz_apart(
     native: Path, folder: Path, seeds: range, *, names: list[str] | None = None, seconds: float = 60.0
 ) -> dict[str, Outcome]:
-    """All targets in a process of their own: a library that ends the process has crashed as well.
+    """All targets in `PROCESSES` processes of their own: a library that ends the process has crashed as well.
 
     Args:
         folder: where the damaged copies are made.
@@ -299,23 +302,31 @@ def fuzz_apart(
     chosen = names or list(targets(native, trace))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED, "tests.attacks.mutations"])
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_send_all, args=(chosen, native, trace, folder, seeds, sender), daemon=True)
-    child.start()
-    sender.close()
+    parts = [chosen[number::PROCESSES] for number in range(PROCESSES)]
+    children = []
+    for number, part in enumerate(parts):
+        receiver, sender = context.Pipe(duplex=False)
+        there = (part, native, trace, folder / f"part {number}", seeds, sender)
+        child = context.Process(target=_send_all, args=there, daemon=True)
+        child.start()
+        sender.close()
+        children.append((child, receiver))
     found: dict[str, Outcome] = {}
     try:
-        for name in chosen:
-            assert receiver.poll(seconds), f"{name}: more than {seconds} seconds for {seeds}"
-            try:
-                found[name] = receiver.recv()
-            except EOFError:
-                child.join()
-                raise AssertionError(f"{name} ended the process with code {child.exitcode}, seeds {seeds}") from None
+        for part, (child, receiver) in zip(parts, children, strict=True):
+            for name in part:
+                assert receiver.poll(seconds), f"{name}: more than {seconds} seconds for {seeds}"
+                try:
+                    found[name] = receiver.recv()
+                except EOFError:
+                    child.join()
+                    said = f"{name} ended the process with code {child.exitcode}, seeds {seeds}"
+                    raise AssertionError(said) from None
     finally:
-        child.kill()
-        child.join()
-    return found
+        for child, _ in children:
+            child.kill()
+            child.join()
+    return {name: found[name] for name in chosen}
 
 
 def _send_all(names: list[str], native: Path, trace: Path, folder: Path, seeds: range, sender: Connection) -> None:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.attacks.planted import NO_WITNESS, Batches, Planted, Subject, plant_and_add, subjects, template
@@ -22,8 +22,15 @@ from tests.attacks.sealed import AFTER, Noticed, plant_after
 OUTCOMES = ("refused", "derived", "harmless", "exact")
 
 
-def campaign(chosen: dict[str, Subject], number: int, seed: int = 0) -> Iterator[tuple[str, str, str, Planted]]:
-    """About so many faults at `add`: subject, witness, fault, what became of it."""
+def campaign(
+    chosen: dict[str, Subject], number: int, seed: int = 0, always: Mapping[tuple[str, str], str] | None = None
+) -> Iterator[tuple[str, str, str, Planted]]:
+    """About so many faults at `add`: subject, witness, fault, what became of it.
+
+    Args:
+        always: a fault by subject and witness, which is planted besides and comes first.
+    """
+    always = always or {}
     truths: dict[str, Batches] = {}
     pairs = [(name, witness) for name, subject in chosen.items() for witness in subject.witnesses]
     for name, witness in pairs:
@@ -32,6 +39,10 @@ def campaign(chosen: dict[str, Subject], number: int, seed: int = 0) -> Iterator
         with tempfile.TemporaryDirectory() as place:
             made = Path(place) / "made"
             truth = truths[name] = template(subject, witness, made, truths.get(name))
+            if kind := always.get((name, witness)):
+                found = plant_and_add(subject, witness, made, truth, subject.faults[kind], random.Random(0))
+                assert found is not None, kind
+                yield name, witness, kind, found
             kinds = list(subject.faults)
             chance.shuffle(kinds)
             planted = tried = 0

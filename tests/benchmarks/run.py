@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def main(names: list[str]) -> None:
     from tests.benchmarks import (
         attribution_cost,
+        content_signals,
         continuity,
         documents,
         exposures,
@@ -39,6 +40,7 @@ def main(names: list[str]) -> None:
         "remote": remote.main,
         "continuity": continuity.main,
         "repeats": repeats.main,
+        "content_signals": content_signals.main,
         "exposures": exposures.main,
         "planted_faults": planted_faults.main,
         "documents": documents.main,
