@@ -175,7 +175,7 @@ class Collector:
             if module not in self.inputs:
                 self.refuse(module, "the loss was computed without it, or with its parameters outside of it")
         nothing = torch.zeros(self.num_rows, dtype=torch.float64, device=self.device)
-        # Sums over pairs may round to less than 0.
+        # The parts of a tied weight may cancel, and round to less than 0.
         return {name: self.squares.get(name, nothing).clamp(min=0.0) for name in self.names.values()}
 
 
