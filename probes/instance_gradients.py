@@ -150,8 +150,7 @@ class Collector:
             squares = bias_squares(d) if attribute == "bias" else self.weight_squares(module, inputs, d)
             name = self.names[id(getattr(module, attribute))]
             self.squares[name] = self.squares[name] + squares if name in self.squares else squares
-        if type(module) is not nn.Embedding:
-            self.inputs[module] = inputs.new_empty(0)
+        self.inputs[module] = inputs.new_empty(0)  # let go of; a tied output projection's gradient comes first
 
     def weight_squares(self, module: nn.Module, inputs: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
         """|g_i|^2 of a weight; of a tied one, this module's part of it."""
