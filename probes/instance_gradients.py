@@ -150,8 +150,7 @@ class Collector:
             squares = bias_squares(d) if attribute == "bias" else self.weight_squares(module, inputs, d)
             name = self.names[id(getattr(module, attribute))]
             self.squares[name] = self.squares[name] + squares if name in self.squares else squares
-        if type(module) is not nn.Embedding:
-            self.inputs[module] = inputs.new_empty(0)
+        self.inputs[module] = inputs.new_empty(0)  # let go of; a tied output projection's gradient comes first
 
     def weight_squares(self, module: nn.Module, inputs: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
         """|g_i|^2 of a weight; of a tied one, this module's part of it."""
@@ -175,7 +174,7 @@ class Collector:
             if module not in self.inputs:
                 self.refuse(module, "the loss was computed without it, or with its parameters outside of it")
         nothing = torch.zeros(self.num_rows, dtype=torch.float64, device=self.device)
-        # Sums over pairs may round to less than 0.
+        # The parts of a tied weight may cancel, and round to less than 0.
         return {name: self.squares.get(name, nothing).clamp(min=0.0) for name in self.names.values()}
 
 

@@ -109,6 +109,18 @@ def test_the_cheaper_way_is_taken(places: int, cheaper: str, monkeypatch: pytest
     assert linear_squares(torch.ones(1, places, 8), torch.ones(1, places, 32)) is taken
 
 
+def test_gradients_whose_parts_cancel_are_as_exact() -> None:
+    """The sum over pairs alone would be off by 1e-4 and more, or below 0."""
+    generator = torch.Generator().manual_seed(4)
+    a, d = torch.randn(50, 16, 64, generator=generator), torch.randn(50, 1, 64, generator=generator).expand(-1, 16, -1)
+    a = a - a.mean(dim=1, keepdim=True) + 1e-3
+    a[0] += 1  # and one whose parts do not
+    exact = torch.bmm(d.double().transpose(1, 2), a.double()).square().sum(dim=(1, 2))
+
+    assert (squares_by_pairs(a, d) / exact - 1).abs().max() > 1e-4
+    torch.testing.assert_close(linear_squares(a, d), exact, rtol=1e-5, atol=0)
+
+
 def traces_left(model: nn.Module) -> bool:
     return any(module._forward_hooks for module in model.modules()) or not all(
         p.requires_grad for p in model.parameters()
@@ -175,10 +187,10 @@ def changed_in_place(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def two_of_one() -> nn.Module:
-    pair = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    pair[1].weight = pair[0].weight
-    return pair
+def of_one_weight(*layers: nn.Module) -> nn.Module:
+    for layer in layers:
+        layer.weight = layers[0].weight
+    return nn.Sequential(*layers)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +198,11 @@ def two_of_one() -> nn.Module:
     [
         (nn.Sequential(nn.Linear(4, 4), nn.Conv1d(2, 2, 1)), "module 1 .Conv1d.: one instance's part"),
         (nn.Sequential(OnePlusWeightRMSNorm()), "module 0 .OnePlusWeightRMSNorm.: one instance's part"),
-        (two_of_one(), "module 1 .Linear.: it shares a parameter with 0"),
+        (of_one_weight(nn.Linear(4, 4), nn.Linear(4, 4)), "module 1 .Linear.: it shares a parameter with 0"),
+        (
+            of_one_weight(nn.Embedding(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)),
+            "module 2 .Linear.: it shares a parameter",
+        ),
         (Shared(lambda layer, x: layer(layer(x))), "module layer .Linear.: it is used more than once"),
         (Shared(lambda layer, x: layer(x) + layer.bias.sum() if len(x) < 2 else x + 1), "computed without it"),
         (Shared(changed_in_place), "changed in place afterwards"),
