@@ -25,7 +25,8 @@ from forensics.spike_coincidence import Coincidence, coincidence
 from forensics.spike_definitions import PublishedDefinition, published_definitions
 from forensics.spike_events import GAP_STEPS, SpikeEvent, grouped, spike_events
 from forensics.spike_source import SpikeSource, read_source
-from probes.robust_statistics import FEWEST, THRESHOLD, WINDOW
+from probes.robust_statistics import FEWEST, THRESHOLD, WINDOW, tail_index
+from probes.steep_stretch import THRESHOLD_OF_TREND
 
 Row = Mapping[str, Any]
 COLUMNS = tuple(KINDS["spikes"])
@@ -37,6 +38,7 @@ ROBUST: Mapping[str, Any] = {
     "deviation": "1.4826 MAD",
     "flagged_enter": False,
     "gap_steps": GAP_STEPS,
+    "steep_beginning": f"{THRESHOLD_OF_TREND:g} deviations of differences above 16 values",
 }
 
 
@@ -49,7 +51,8 @@ class Spikes:
         rows: COLUMNS, ours first (definition `robust`), then the events of the published definitions.
         events: ours, as records, of the attempts that were kept; of earlier ones they are in `restarts`.
         definitions: one row a definition and series: flagged values, percent of those that were logged (the spike
-            score), events, how many flags come of NaN or infinity in the window, parameters.
+            score), events, how many flags come of NaN or infinity in the window, parameters; of ours, the tail index
+            of the robust z (Hill, highest hundredth).
         restarts: steps that were taken twice.
         borders: changes of the run that are known from its record, learning rate or batch size.
         given_up: points of earlier attempts, by series.
@@ -271,6 +274,7 @@ def _own_summary(pair: Mapping[str, JudgedSeries], events: Sequence[SpikeEvent])
             "percent": 100 * num_flagged / max(total, 1),
             "events": num_events,
             "by_not_finite": 0,
+            "tail_index": tail_index(pair[name].sampled_z()) if name in pair else None,
             "parameters": dict(ROBUST),
         }
 
@@ -302,6 +306,11 @@ def _messages(pair: Mapping[str, JudgedSeries], events: Sequence[SpikeEvent]) ->
             yield (
                 f"too little history: {count} values of {name}, and a value is judged from {FEWEST} before it on; this "
                 "does not say that there is no spike"
+            )
+        if series.num_steep:
+            yield (
+                f"to step {series.steps[series.num_steep - 1]} the {name} moves faster than it scatters, which widens "
+                "its windows: there values are judged against the trend as well"
             )
     if judged_enough and not _spikes(events):
         names = " and ".join(name for name, series in pair.items() if len(series.finite) > FEWEST)

@@ -127,6 +127,9 @@ def _say_definitions(definitions: Sequence[Mapping[str, Any]]) -> None:
         what = ", ".join(f"{key} {_told(value)}" for key, value in rows[0]["parameters"].items())
         counts = [f"{row['series']} {row['flagged']:,} ({row['percent']:.3g} %)" for row in rows]
         say(f"{name} ({what}): {', '.join(counts)} flagged, {rows[-1]['events']:,} events")
+        tails = [f"{row['series']} {row['tail_index']:.2g}" for row in rows if row.get("tail_index")]
+        if tails:
+            say(f"  tail index of the robust z: {', '.join(tails)} (normal noise has about 7, heavy tails 2 to 4)")
         if rows[-1]["by_not_finite"]:
             say(f"  {rows[-1]['by_not_finite']:,} of them because NaN or infinity stands in its window")
 
