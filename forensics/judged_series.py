@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +77,8 @@ class JudgedSeries:
 
     def _unflagged_before(self, place: int, most: int = WINDOW, older_than: int = 0) -> np.ndarray:
         """Places of the last unflagged values since the window before a value, or before `older_than` values, began."""
-        begin = self.outliers.starts[max(np.searchsorted(self.outliers.starts, place - older_than, "right") - 1, 0)]
+        number = int(np.searchsorted(self.outliers.starts, place - older_than, "right"))
+        begin = self.outliers.starts[max(number - 1, 0)]
         stop = int(np.searchsorted(self.unflagged, place))
         before = self.unflagged[max(stop - most, 0) : stop]
         return before[before >= begin]
@@ -141,6 +143,13 @@ class JudgedSeries:
         if len(before) < FEWEST_BEFORE:
             return None
         return growth_p_value(self.steps[before].astype(float), np.log(self.values[before])) < significance
+
+
+def steps_of_any(series: Sequence[JudgedSeries]) -> np.ndarray:
+    """The steps that one of the series logged, rising."""
+    if all(np.array_equal(other.steps, series[0].steps) for other in series[1:]):
+        return series[0].steps
+    return np.unique(np.concatenate([each.steps for each in series]))
 
 
 def judged(name: str, points: Points, interval: int, floor: float | None = None) -> JudgedSeries:

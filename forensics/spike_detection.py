@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from data_index.errors import Busy, CorruptFile, DiskFull, MissingFile, MissingMetric, NotWritable
 from data_index.files import exclusive_lock
 from data_index.kinds import KINDS, table_of_rows
 from data_index.workspace import Workspace, learn
-from forensics.judged_series import JudgedSeries, judged
+from forensics.judged_series import JudgedSeries, judged, steps_of_any
 from forensics.log_findings import Border, borders_of, gradient_growth, not_finite_events, split_shifts
 from forensics.logged_series import Points
 from forensics.restarts import Restart, restarts_of
@@ -114,7 +115,8 @@ def spikes(
     source = read(run)
     found = _search(source)
     if source.run is not None and loss is None and grad_norm is None:
-        _keep(workspace, run, found.robust_rows)
+        kept = _keep(workspace, run, found.robust_rows)
+        found = replace(found, messages=(*found.messages, *kept))
     return found if other is None else _with_other(found, read(other))
 
 
@@ -206,7 +208,8 @@ def _published(loss: JudgedSeries | None, grad_norm: JudgedSeries | None) -> lis
     there = [series for series in (loss, grad_norm) if series is not None]
     steps = there[0].steps
     for series in there[1:]:
-        steps = np.intersect1d(steps, series.steps, assume_unique=True)
+        if not np.array_equal(steps, series.steps):
+            steps = np.intersect1d(steps, series.steps, assume_unique=True)
     values = (
         {series.name: series.values[np.searchsorted(series.steps, steps)] for series in there} if len(steps) else {}
     )
@@ -264,7 +267,7 @@ def _own_summary(pair: Mapping[str, JudgedSeries], events: Sequence[SpikeEvent])
     rows = [(name, int(flags.sum()), total, num_events) for name, (flags, total, num_events) in counts.items()]
     if len(pair) > 1:
         flagged = np.unique(np.concatenate([series.flagged_steps for series in pair.values()]))
-        logged = np.unique(np.concatenate([series.steps for series in pair.values()]))
+        logged = steps_of_any(list(pair.values()))
         rows.append(("either", len(flagged), len(logged), len(spikes)))
     for name, num_flagged, total, num_events in rows:
         yield {
@@ -317,16 +320,26 @@ def _messages(pair: Mapping[str, JudgedSeries], events: Sequence[SpikeEvent]) ->
         yield f"no spike: no value of {names} is more than {THRESHOLD:g} robust standard deviations above its window"
 
 
-def _keep(workspace: Workspace, run: str, rows: Sequence[Row]) -> None:
-    """Put the rows in force as the run's spikes; writes nothing where they are there already."""
+def _keep(workspace: Workspace, run: str, rows: Sequence[Row]) -> list[str]:
+    """Put the rows in force as the run's spikes; writes nothing where they are there already.
+
+    Returns:
+        Why they could not be kept: the answer does not depend on it.
+    """
     home = workspace.home(run)
     wanted = [{**row, "parameters": json.dumps(row["parameters"])} for row in rows]
-    if not wanted and not workspace.learned_files(home, "spikes"):
-        return
-    if workspace.learned(home, "spikes") == wanted:
-        return
-    with exclusive_lock(home.with_name(f".{home.name}.lock"), f"keeping the spikes of {run}"):
-        learn(home, "spikes", table_of_rows("spikes", wanted, run))
+    try:
+        there = workspace.learned(home, "spikes")
+    except (CorruptFile, MissingFile):
+        there = None  # what was found before is damaged: it is found again
+    if there == wanted:
+        return []
+    try:
+        with exclusive_lock(home.with_name(f".{home.name}.lock"), f"keeping the spikes of {run}"):
+            learn(home, "spikes", table_of_rows("spikes", wanted, run))
+    except (Busy, DiskFull, NotWritable) as error:
+        return [f"the spikes of {run} are not kept: {error}"]
+    return []
 
 
 def _with_other(found: Spikes, source: SpikeSource) -> Spikes:
@@ -334,8 +347,6 @@ def _with_other(found: Spikes, source: SpikeSource) -> Spikes:
     name = "loss" if found.loss is not None and source.loss is not None else "grad_norm"
     one, theirs = getattr(found, name), getattr(source, name)
     if one is None or theirs is None:
-        from data_index.errors import MissingMetric
-
         raise MissingMetric(f"{found.run} and {source.name} logged no loss and no gradient norm that both have")
     other = judged(name, theirs.kept, theirs.interval)
     together = coincidence(found.label, source.label, one, other)

@@ -130,7 +130,7 @@ def growth_p_value(x: np.ndarray, y: np.ndarray) -> float:
 
     The series becomes medians of 20 blocks, so that what is correlated over less than a block stays together. The
     slope is Theil's: the median over pairs of blocks half the series apart. What is left of the blocks when the trend
-    is taken away is drawn with replacement, 999 times, always the same draws. A series that does not rise has 1.
+    is taken away is drawn with replacement, 399 times, always the same draws. A series that does not rise has 1.
 
     Args:
         x, y: 20 points or more, x rising.
@@ -150,4 +150,4 @@ def growth_p_value(x: np.ndarray, y: np.ndarray) -> float:
 
 @cache
 def _drawn_blocks() -> np.ndarray:
-    return np.random.default_rng(0).integers(NUM_BLOCKS, size=(999, NUM_BLOCKS))
+    return np.random.default_rng(0).integers(NUM_BLOCKS, size=(399, NUM_BLOCKS))

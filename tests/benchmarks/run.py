@@ -26,6 +26,7 @@ def main(names: list[str]) -> None:
         remote,
         repeats,
         replay_overhead,
+        spikes,
         startup,
         text_search,
     )
@@ -42,6 +43,7 @@ def main(names: list[str]) -> None:
         "planted_faults": planted_faults.main,
         "documents": documents.main,
         "text_search": text_search.main,
+        "spikes": spikes.main,
     }
     import duckdb
     import numpy
