@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,15 +13,18 @@ import pytest
 
 import forensics
 from data_index.errors import InvalidRange, MissingMetric, UnknownLayout, UnknownRun
+from data_index.run import Segment
 from data_index.store import run_query
 from data_index.workspace import Workspace
 from forensics.figure import write_figure
 from forensics.imported_metrics import import_metrics
 from forensics.judged_series import judged
 from forensics.logged_series import series_of_points
+from forensics.restarts import restarts_of
 from forensics.spike_coincidence import coincidence
-from forensics.spike_detection import COLUMNS, Spikes, spikes
-from forensics.spike_events import SpikeEvent
+from forensics.spike_counts import COLUMNS
+from forensics.spike_detection import Spikes, spikes
+from forensics.spike_events import SpikeEvent, spike_events
 from forensics.spike_picture import picture_of
 from tests.forensics.test_cli import answer
 from tests.forensics.test_cli import forensics as command
@@ -395,6 +400,35 @@ def test_a_restart_that_spikes_again_is_told_apart(tmp_path: Path) -> None:
     assert any("attempt 1 spiked at 421, attempt 2 at 421" in message for message in found.messages)
 
 
+@pytest.mark.parametrize("moved", [0, 512, None])
+def test_whether_a_restart_read_the_same_data_is_told_from_the_run_s_record(moved: int | None) -> None:
+    """PaLM's question: the same batches, another state. Where the data were passed over, nothing follows."""
+    steps, loss, _ = curves(500)
+    first = loss.copy()
+    first[420:424] = 5.0
+    series = series_of_points(
+        "loss",
+        np.concatenate([steps[:350], np.repeat(steps[350:430], 2), steps[430:]]),
+        np.concatenate([np.ones(350), np.tile([1, 2], 80), np.full(70, 2)]),
+        np.concatenate([loss[:350], np.stack([first[350:430], loss[350:430]], axis=1).ravel(), loss[430:]]),
+    )
+    segments = [Segment(first_step=1, num_steps=430, epoch=1, first_position=0, instances_per_batch=8)]
+    if moved is not None:
+        position = 350 * 8 + moved
+        segments.append(replace(segments[0], first_step=351, num_steps=150, first_position=position, attempt=2))
+    judged_loss = judged("loss", series.kept, 1)
+    run: Any = SimpleNamespace(segments=segments)
+    (restart,) = restarts_of(run, series, None, [judged_loss], spike_events(judged_loss, None))
+    said = {
+        0: "on the same data: so the data alone",
+        512: "on other data",
+        None: "whether on the same data is not known",
+    }
+
+    assert restart.same_data is {0: True, 512: False, None: None}[moved]
+    assert said[moved] in restart.text and restart.spikes[0].peak == 421 and not restart.kept_spikes
+
+
 # --- runs of a workspace ---------------------------------------------------------------------------------------------
 
 
@@ -427,6 +461,15 @@ def test_what_is_found_of_a_run_is_kept_and_answers_in_sql(logged: Workspace, tm
     with_log(logged, tmp_path, 320)
     spikes("tiny", workspace=logged)
     assert [row["peak"] for row in run_query(logged, query).to_pylist()] == [320]
+
+
+def test_a_damaged_table_of_spikes_is_replaced(logged: Workspace) -> None:
+    spikes("tiny", workspace=logged)
+    (path,) = logged.learned_files(logged.home("tiny"), "spikes")
+    path.write_bytes(b"no table")
+    spikes("tiny", workspace=logged)
+
+    assert run_query(logged, "from spikes where kind = 'fast'").num_rows == 1
 
 
 def test_a_search_of_other_metrics_is_not_kept(logged: Workspace) -> None:
