@@ -167,9 +167,9 @@ class Investigation:
             best = max(best, share)
             tried.append((share, removal))
             self.progress("removal of groups", len(tried), len(ranked) - 1)
-        if not tried:
+        highest = max((share for share, _ in tried), default=0.0)
+        if not highest > 0:
             return None, {}
-        highest = max(share for share, _ in tried)
         group = next(removal for share, removal in tried if share >= FULLY_RESTORED * highest)
         size = min(len(group.places), len(others))
         nulls = [removals.without(self._drawn(others, size)) for _ in range(GROUP_NULLS)] if size else []

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from forensics.logged_series import Points
-from probes.robust_statistics import FEWEST, SD_PER_MAD, growth_p_value, robust_z, window_statistics
-from probes.upward_outliers import Outliers, upward_outliers
+from probes.robust_statistics import FEWEST, SD_PER_MAD, WINDOW, growth_p_value, robust_z, window_statistics
+from probes.steep_stretch import outliers_with_steep_beginning
+from probes.upward_outliers import Outliers
 
 TRAILING = 8  # logged values whose mean has to be back for a spike to be over
-AROUND = 64  # unflagged values on either side, for what an event leaves behind
+AROUND = 128  # unflagged values on either side, for what an event leaves behind
+LONGEST_WAIT = 256  # steps
 BEFORE = 500  # unflagged values before an event, for whether the gradient norm crept up
 FEWEST_BEFORE = 100
 
@@ -23,6 +26,7 @@ class JudgedSeries:
         steps: int64, rising.
         values: float64, as many.
         interval: steps from one logged value to the next, as a rule.
+        num_steep: values at the beginning that were also judged against the trend (probes.steep_stretch).
         unflagged: places of values that are finite and do not stand out.
         finite: places of values that are finite.
     """
@@ -32,6 +36,7 @@ class JudgedSeries:
     values: np.ndarray
     outliers: Outliers
     interval: int
+    num_steep: int
     unflagged: np.ndarray
     finite: np.ndarray
 
@@ -43,6 +48,23 @@ class JudgedSeries:
         """The robust z of every value; NaN where there is none."""
         return robust_z(self.values, self.outliers.flagged, self.outliers.starts, self.outliers.floor)
 
+    def sampled_z(self, most: int = 100_000) -> np.ndarray:
+        """The robust z of all judged values, or of so many places that lie evenly apart."""
+        if len(self.steps) <= most:
+            z = self.z()
+            return z[np.isfinite(z)]
+        found = []
+        places = self.finite[np.linspace(0, len(self.finite) - 1, most).astype(np.int64)]
+        for start, stop in zip(self.outliers.starts, [*self.outliers.starts[1:], len(self.steps)], strict=True):
+            here = places[(places >= start) & (places < stop)]
+            first = np.searchsorted(self.unflagged, start)
+            ends = np.searchsorted(self.unflagged, here) - first
+            here, ends = here[ends >= FEWEST], ends[ends >= FEWEST]
+            kept = self.values[self.unflagged[first : np.searchsorted(self.unflagged, stop)]]
+            medians, mads = window_statistics(kept, ends)
+            found.append((self.values[here] - medians) / np.maximum(SD_PER_MAD * mads, self.outliers.floor))
+        return np.concatenate(found)
+
     def level_at(self, place: int) -> tuple[float, float]:
         """Median and robust standard deviation of the window before a value; NaN where the history is too short."""
         if self.outliers.flagged[place]:
@@ -53,9 +75,10 @@ class JudgedSeries:
         medians, mads = window_statistics(self.values[before], np.array([len(before)]))
         return float(medians[0]), max(SD_PER_MAD * float(mads[0]), self.outliers.floor)
 
-    def _unflagged_before(self, place: int, most: int = 128) -> np.ndarray:
-        """Places of the last unflagged values of the window before a value."""
-        begin = self.outliers.starts[np.searchsorted(self.outliers.starts, place, "right") - 1]
+    def _unflagged_before(self, place: int, most: int = WINDOW, older_than: int = 0) -> np.ndarray:
+        """Places of the last unflagged values since the window before a value, or before `older_than` values, began."""
+        number = int(np.searchsorted(self.outliers.starts, place - older_than, "right"))
+        begin = self.outliers.starts[max(number - 1, 0)]
         stop = int(np.searchsorted(self.unflagged, place))
         before = self.unflagged[max(stop - most, 0) : stop]
         return before[before >= begin]
@@ -86,21 +109,25 @@ class JudgedSeries:
         return None
 
     def lasting_offset(self, first: int, last: int) -> float | None:
-        """Median of the 64 unflagged values after places first .. last minus that of those before, trend taken away.
+        """Median of the 128 unflagged values after an event minus that of the 128 before, trend taken away.
 
-        The trend is the median slope between values that lie half of the 64 apart, on the same side. None with fewer
-        than 16 values on a side.
+        Those after it begin as long after the event as it lasted, at most 256 steps: a spike ends with a tail. The
+        trend is the median slope between values that lie half of the 128 apart, on the same side.
+
+        Args:
+            first, last: steps, the last exclusive.
+        Returns:
+            None with fewer than 16 values on a side.
         """
-        start, stop = np.searchsorted(self.unflagged, (first, last), ("left"))
+        places = np.searchsorted(self.steps, (first, last + min(last - first, LONGEST_WAIT)))
+        start, stop = np.searchsorted(self.unflagged, places)
         before = self.unflagged[max(start - AROUND, 0) : start]
         after = self.unflagged[stop : stop + AROUND]
         if min(len(before), len(after)) < FEWEST:
             return None
         slopes = [self._slopes(side) for side in (before, after)]
         slope = np.median(np.concatenate(slopes))
-        levels = [
-            np.median(self.values[side] - slope * (self.steps[side] - self.steps[first])) for side in (before, after)
-        ]
+        levels = [np.median(self.values[side] - slope * (self.steps[side] - first)) for side in (before, after)]
         return float(levels[1] - levels[0])
 
     def _slopes(self, places: np.ndarray) -> np.ndarray:
@@ -110,11 +137,19 @@ class JudgedSeries:
 
     def crept_up(self, place: int, significance: float) -> bool | None:
         """Did the logarithm of the series rise over the 500 unflagged values before? None: too few of them."""
-        before = self._unflagged_before(place, BEFORE)
+        # The gradient norm may fall to a new level with the spike itself.
+        before = self._unflagged_before(place, BEFORE, older_than=FEWEST)
         before = before[self.values[before] > 0]
         if len(before) < FEWEST_BEFORE:
             return None
         return growth_p_value(self.steps[before].astype(float), np.log(self.values[before])) < significance
+
+
+def steps_of_any(series: Sequence[JudgedSeries]) -> np.ndarray:
+    """The steps that one of the series logged, rising."""
+    if all(np.array_equal(other.steps, series[0].steps) for other in series[1:]):
+        return series[0].steps
+    return np.unique(np.concatenate([each.steps for each in series]))
 
 
 def judged(name: str, points: Points, interval: int, floor: float | None = None) -> JudgedSeries:
@@ -122,7 +157,7 @@ def judged(name: str, points: Points, interval: int, floor: float | None = None)
     Args:
         floor: of the robust standard deviation; default: what the precision of these values allows.
     """
-    outliers = upward_outliers(points.values, floor)
+    outliers, num_steep = outliers_with_steep_beginning(points.values, floor)
     finite = np.isfinite(points.values)
     return JudgedSeries(
         name=name,
@@ -130,6 +165,7 @@ def judged(name: str, points: Points, interval: int, floor: float | None = None)
         values=points.values,
         outliers=outliers,
         interval=interval,
+        num_steep=num_steep,
         unflagged=np.flatnonzero(finite & ~outliers.flagged),
         finite=np.flatnonzero(finite),
     )

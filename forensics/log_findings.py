@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_index.run import Run
-from forensics.judged_series import JudgedSeries
+from forensics.judged_series import JudgedSeries, steps_of_any
 from forensics.logged_series import LoggedSeries
 from forensics.spike_events import GAP_STEPS, SIGNIFICANCE, SpikeEvent
 from probes.robust_statistics import growth_p_value, stretch_medians, theil_sen
@@ -70,7 +70,7 @@ def not_finite_events(*both: JudgedSeries | None) -> list[SpikeEvent]:
     """Steps at which a series is NaN or infinite; those that follow each other in the log are one event."""
     there = [series for series in both if series is not None]
     bad = {series.name: series.steps[~np.isfinite(series.values)] for series in there}
-    logged = np.unique(np.concatenate([series.steps for series in there]))
+    logged = steps_of_any(there)
     steps = np.unique(np.concatenate(list(bad.values())))
     places = np.searchsorted(logged, steps)
     events = []

@@ -1,7 +1,9 @@
 """Do two runs stand out at the same steps? They do where they read the same data in the same order.
 
 The chance level is that of the same two series shifted against each other, around in a circle: it keeps how often each
-stands out, and how its outliers cluster. All shifts are counted, but for those of 32 steps and less.
+stands out, and how its outliers cluster. All shifts from 33 steps to an eighth of the log are counted, in both
+directions. Larger ones would also move stretches with many spikes against stretches with few, and where two runs have
+theirs in the same part of training, which they may have without sharing a batch, they would seem to coincide.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from probes.robust_statistics import THRESHOLD
 
 FEWEST_STEPS = 256
 FEWEST_SPIKES = 10
+LEAST_SHIFTS = 128  # in either direction, so that a p-value can be small
 UPPERMOST = 100  # one value in so many, where spikes are few
 SIGNIFICANCE = 0.01
 
@@ -30,7 +33,7 @@ class Coincidence:
             runs has fewer than ten spikes.
         num_steps: that both logged, and judged.
         num_run, num_other: of these, those that stand out in each run; `num_common`: in both.
-        expected: mean of the counts over all shifts; `most`: the largest of them.
+        expected: mean of the counts over the shifts; `most`: the largest of them.
         p_value: share of shifts with as many in common as without a shift, which itself counts as one.
         best_shift: of the other run against this one, in logged steps, at which most coincide; `best_count`: how many.
         steps: rows of step, z and value in each run.
@@ -83,7 +86,8 @@ def coincidence(run: str, other: str, one: JudgedSeries, two: JudgedSeries) -> C
     statistic, marks = _standing_out(scores)
     counts = _counts_by_shift(*marks)
     shifts = np.arange(len(counts))
-    far = (shifts > GAP_STEPS) & (shifts < len(counts) - GAP_STEPS)
+    size = np.minimum(shifts, len(counts) - shifts)
+    far = (size > GAP_STEPS) & (size <= max(len(counts) // 8, LEAST_SHIFTS))
     both = marks[0] & marks[1]
     best = int(counts.argmax()) if counts.max() > counts[0] else 0
     return Coincidence(

@@ -9,35 +9,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from data_index.errors import Busy, CorruptFile, DiskFull, MissingFile, MissingMetric, NotWritable
 from data_index.files import exclusive_lock
-from data_index.kinds import KINDS, table_of_rows
+from data_index.kinds import table_of_rows
 from data_index.workspace import Workspace, learn
 from forensics.judged_series import JudgedSeries, judged
 from forensics.log_findings import Border, borders_of, gradient_growth, not_finite_events, split_shifts
 from forensics.logged_series import Points
 from forensics.restarts import Restart, restarts_of
 from forensics.spike_coincidence import Coincidence, coincidence
-from forensics.spike_definitions import PublishedDefinition, published_definitions
-from forensics.spike_events import GAP_STEPS, SpikeEvent, grouped, spike_events
+from forensics.spike_counts import (
+    Row,
+    judged_by_others,
+    own_summary,
+    published_rows,
+    published_summary,
+    robust_row,
+)
+from forensics.spike_events import SpikeEvent, spike_events
 from forensics.spike_source import SpikeSource, read_source
-from probes.robust_statistics import FEWEST, THRESHOLD, WINDOW
-
-Row = Mapping[str, Any]
-COLUMNS = tuple(KINDS["spikes"])
-ROBUST: Mapping[str, Any] = {
-    "window": WINDOW,
-    "fewest": FEWEST,
-    "robust_deviations": THRESHOLD,
-    "side": "above",
-    "deviation": "1.4826 MAD",
-    "flagged_enter": False,
-    "gap_steps": GAP_STEPS,
-}
+from probes.robust_statistics import FEWEST, THRESHOLD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,7 +44,8 @@ class Spikes:
         rows: COLUMNS, ours first (definition `robust`), then the events of the published definitions.
         events: ours, as records, of the attempts that were kept; of earlier ones they are in `restarts`.
         definitions: one row a definition and series: flagged values, percent of those that were logged (the spike
-            score), events, how many flags come of NaN or infinity in the window, parameters.
+            score), events, how many flags come of NaN or infinity in the window, parameters; of ours, the tail index
+            of the robust z (Hill, highest hundredth).
         restarts: steps that were taken twice.
         borders: changes of the run that are known from its record, learning rate or batch size.
         given_up: points of earlier attempts, by series.
@@ -111,7 +107,8 @@ def spikes(
     source = read(run)
     found = _search(source)
     if source.run is not None and loss is None and grad_norm is None:
-        _keep(workspace, run, found.robust_rows)
+        kept = _keep(workspace, run, found.robust_rows)
+        found = replace(found, messages=(*found.messages, *kept))
     return found if other is None else _with_other(found, read(other))
 
 
@@ -130,13 +127,13 @@ def _search(source: SpikeSource) -> Spikes:
     kept = [_with_attempt(event, source) for event in sorted(kept, key=lambda event: (event.onset, event.kind or ""))]
     restarts = restarts_of(source.run, source.loss, source.grad_norm, list(pair.values()), _spikes(kept))
     earlier = [replace(event, detail=_given_up(restart)) for restart in restarts for event in restart.spikes]
-    published = _published(loss, grad_norm)
+    published = judged_by_others(loss, grad_norm)
     return Spikes(
         run=source.name,
         label=source.label,
-        rows=(*(_row(event) for event in kept + earlier), *_published_rows(published)),
+        rows=(*(robust_row(event) for event in kept + earlier), *published_rows(published)),
         events=tuple(kept),
-        definitions=(*_own_summary(pair, kept), *_published_summary(published)),
+        definitions=(*own_summary(pair, _spikes(kept)), *published_summary(published)),
         restarts=tuple(restarts),
         borders=tuple(borders),
         given_up={series.name: series.given_up for series in source.both},
@@ -174,122 +171,6 @@ def _given_up(restart: Restart) -> str:
     return f"given up: {steps} were taken again, {'with' if restart.kept_spikes else 'without'} a spike there"
 
 
-def _row(event: SpikeEvent) -> Row:
-    values = asdict(event) | {"series": list(event.series), "definition": "robust", "parameters": dict(ROBUST)}
-    return {name: values[name] for name in COLUMNS}
-
-
-# --- the published definitions --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Published:
-    """A definition with the steps at which the series it judged were logged.
-
-    `remembers_not_finite`: where the value, or one of the 128 before it, is NaN or infinite in either series.
-    """
-
-    definition: PublishedDefinition
-    steps: np.ndarray
-    loss: np.ndarray | None
-    gap_steps: int
-    remembers_not_finite: np.ndarray
-
-    def events(self) -> list[tuple[int, int]]:
-        return list(grouped(self.steps[self.definition.flagged], self.gap_steps))
-
-
-def _published(loss: JudgedSeries | None, grad_norm: JudgedSeries | None) -> list[_Published]:
-    there = [series for series in (loss, grad_norm) if series is not None]
-    steps = there[0].steps
-    for series in there[1:]:
-        steps = np.intersect1d(steps, series.steps, assume_unique=True)
-    values = (
-        {series.name: series.values[np.searchsorted(series.steps, steps)] for series in there} if len(steps) else {}
-    )
-    gap = max(GAP_STEPS, *(series.interval for series in there))
-    bad = np.cumsum(~np.logical_and.reduce([np.isfinite(of) for of in values.values()]))
-    remembered = bad > np.concatenate([np.zeros(min(WINDOW + 1, len(bad)), int), bad[: -(WINDOW + 1)]])
-    return [
-        _Published(
-            definition=definition,
-            steps=steps,
-            loss=values.get("loss"),
-            gap_steps=gap,
-            remembers_not_finite=remembered,
-        )
-        for definition in (published_definitions(values) if len(steps) else [])
-    ]
-
-
-def _published_rows(published: Sequence[_Published]) -> Iterator[Row]:
-    empty = asdict(SpikeEvent(onset=0))
-    for one in published:
-        definition = one.definition
-        parameters = {**definition.parameters, "flagged_enter": True, "gap_steps": GAP_STEPS}
-        flagged = definition.flagged
-        for first, last in one.events():
-            start, stop = np.searchsorted(one.steps, (first, last + 1))
-            peak: int | None = None
-            if one.loss is not None and np.isfinite(one.loss[start:stop]).any():
-                here = np.where(np.isfinite(one.loss[start:stop]), one.loss[start:stop], -np.inf)
-                peak = int(one.steps[start + here.argmax()])
-            named = [name for name, flags in definition.flags.items() if flags[start:stop].any() and name != "step"]
-            values = empty | {"onset": first, "last": last, "peak": peak, "series": named, "attempt": None}
-            values |= {"lead_steps": _lead(one, start, stop, peak), "detail": _count(flagged[start:stop].sum())}
-            values |= {"definition": definition.name, "parameters": parameters}
-            yield {name: values[name] for name in COLUMNS}
-
-
-def _count(num_flagged: int) -> str:
-    return "1 flagged step" if num_flagged == 1 else f"{num_flagged:,} flagged steps"
-
-
-def _lead(one: _Published, start: int, stop: int, peak: int | None) -> int | None:
-    flags = one.definition.flags.get("grad_norm")
-    if peak is None or flags is None or not flags[start:stop].any():
-        return None
-    return peak - int(one.steps[start + flags[start:stop].argmax()])
-
-
-def _own_summary(pair: Mapping[str, JudgedSeries], events: Sequence[SpikeEvent]) -> Iterator[Row]:
-    spikes = _spikes(events)
-    counts = {
-        name: (series.outliers.flagged, len(series.steps), sum(name in event.series for event in spikes))
-        for name, series in pair.items()
-    }
-    rows = [(name, int(flags.sum()), total, num_events) for name, (flags, total, num_events) in counts.items()]
-    if len(pair) > 1:
-        flagged = np.unique(np.concatenate([series.flagged_steps for series in pair.values()]))
-        logged = np.unique(np.concatenate([series.steps for series in pair.values()]))
-        rows.append(("either", len(flagged), len(logged), len(spikes)))
-    for name, num_flagged, total, num_events in rows:
-        yield {
-            "definition": "robust",
-            "series": name,
-            "flagged": num_flagged,
-            "percent": 100 * num_flagged / max(total, 1),
-            "events": num_events,
-            "by_not_finite": 0,
-            "parameters": dict(ROBUST),
-        }
-
-
-def _published_summary(published: Sequence[_Published]) -> Iterator[Row]:
-    for one in published:
-        for name, score in one.definition.scores.items():
-            flags = one.definition.flagged if name == "total" else one.definition.flags[name]
-            yield {
-                "definition": one.definition.name,
-                "series": "either" if name == "total" else name,
-                "flagged": int(flags.sum()),
-                "percent": score,
-                "events": len(list(grouped(one.steps[flags], one.gap_steps))),
-                "by_not_finite": int((flags & one.remembers_not_finite).sum()),
-                "parameters": dict(one.definition.parameters),
-            }
-
-
 # --- what goes with it -----------------------------------------------------------------------------------------------
 
 
@@ -303,21 +184,36 @@ def _messages(pair: Mapping[str, JudgedSeries], events: Sequence[SpikeEvent]) ->
                 f"too little history: {count} values of {name}, and a value is judged from {FEWEST} before it on; this "
                 "does not say that there is no spike"
             )
+        if series.num_steep:
+            yield (
+                f"to step {series.steps[series.num_steep - 1]} the {name} moves faster than it scatters, which widens "
+                "its windows: there values are judged against the trend as well"
+            )
     if judged_enough and not _spikes(events):
         names = " and ".join(name for name, series in pair.items() if len(series.finite) > FEWEST)
         yield f"no spike: no value of {names} is more than {THRESHOLD:g} robust standard deviations above its window"
 
 
-def _keep(workspace: Workspace, run: str, rows: Sequence[Row]) -> None:
-    """Put the rows in force as the run's spikes; writes nothing where they are there already."""
+def _keep(workspace: Workspace, run: str, rows: Sequence[Row]) -> list[str]:
+    """Put the rows in force as the run's spikes; writes nothing where they are there already.
+
+    Returns:
+        Why they could not be kept: the answer does not depend on it.
+    """
     home = workspace.home(run)
     wanted = [{**row, "parameters": json.dumps(row["parameters"])} for row in rows]
-    if not wanted and not workspace.learned_files(home, "spikes"):
-        return
-    if workspace.learned(home, "spikes") == wanted:
-        return
-    with exclusive_lock(home.with_name(f".{home.name}.lock"), f"keeping the spikes of {run}"):
-        learn(home, "spikes", table_of_rows("spikes", wanted, run))
+    try:
+        there = workspace.learned(home, "spikes")
+    except (CorruptFile, MissingFile):
+        there = None  # what was found before is damaged: it is found again
+    if there == wanted:
+        return []
+    try:
+        with exclusive_lock(home.with_name(f".{home.name}.lock"), f"keeping the spikes of {run}"):
+            learn(home, "spikes", table_of_rows("spikes", wanted, run))
+    except (Busy, DiskFull, NotWritable) as error:
+        return [f"the spikes of {run} are not kept: {error}"]
+    return []
 
 
 def _with_other(found: Spikes, source: SpikeSource) -> Spikes:
@@ -325,8 +221,6 @@ def _with_other(found: Spikes, source: SpikeSource) -> Spikes:
     name = "loss" if found.loss is not None and source.loss is not None else "grad_norm"
     one, theirs = getattr(found, name), getattr(source, name)
     if one is None or theirs is None:
-        from data_index.errors import MissingMetric
-
         raise MissingMetric(f"{found.run} and {source.name} logged no loss and no gradient norm that both have")
     other = judged(name, theirs.kept, theirs.interval)
     together = coincidence(found.label, source.label, one, other)

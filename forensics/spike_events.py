@@ -129,14 +129,13 @@ def _flags_between(series: JudgedSeries, first: int, last: int) -> np.ndarray:
 
 def _effect(loss: JudgedSeries, first: int, last: int, recovery: int | None) -> tuple[float | None, float | None]:
     """Area and lasting offset. The area goes on until the recovery; what no step logged is not in it."""
-    start, stop = np.searchsorted(loss.steps, (first, last + 1))
-    if recovery is not None:
-        stop = max(stop, np.searchsorted(loss.steps, recovery))
+    end = last + 1 if recovery is None else max(last + 1, recovery)
+    start, stop = np.searchsorted(loss.steps, (first, end))
     flags = np.flatnonzero(loss.outliers.flagged[start:stop])
     level, _ = loss.level_at(int(start + flags[0]) if len(flags) else min(int(start), len(loss.steps) - 1))
     values = loss.values[start:stop]
     area = float((values[np.isfinite(values)] - level).sum()) * loss.interval
-    return (area if np.isfinite(area) else None), loss.lasting_offset(int(start), int(stop))
+    return (area if np.isfinite(area) else None), loss.lasting_offset(first, end)
 
 
 def _kind(event: SpikeEvent, grad_norm: JudgedSeries | None, steps_before: int) -> Kind | None:

@@ -15,7 +15,7 @@ from data_index.workspace import Workspace
 from forensics.judged_series import JudgedSeries, judged
 from forensics.log_findings import not_finite_events
 from forensics.logged_series import LoggedSeries, Points
-from forensics.spike_events import spike_events
+from forensics.spike_events import SpikeEvent, spike_events
 from forensics.starting import require_optimizer
 
 Measure = str  # "loss" or "grad_norm"
@@ -102,10 +102,10 @@ def window_of(
         MissingCheckpoint, MissingState: nothing to begin from.
     """
     series = logged_with_parents(workspace, run, run.last_step)
-    onset, peak = event_at(series, step)
-    usual = {name: found for name in MEASURES if (found := usual_value(series[name], onset, peak))}
+    onset, peak = onset_and_peak(series, step)
+    usual = usual_values(series, onset, peak)
     logged = {name: series[name][peak] for name in MEASURES if peak in series[name]}
-    spiking = [name for name in MEASURES if name in usual and name in logged and usual[name].z(logged[name]) >= SPIKE_Z]
+    spiking = [name for name in usual if name in logged and usual[name].z(logged[name]) >= SPIKE_Z]
     return SpikeWindow(
         asked=step,
         onset=onset,
@@ -115,6 +115,27 @@ def window_of(
         usual=usual,
         logged=logged,
     )
+
+
+def usual_values(series: Mapping[Measure, Mapping[int, float]], onset: int, at: int) -> dict[Measure, UsualValue]:
+    return {name: found for name in MEASURES if (found := usual_value(series[name], onset, at)) is not None}
+
+
+def onset_and_peak(series: Mapping[Measure, Mapping[int, float]], step: int) -> tuple[int, int]:
+    """Where the event that a step belongs to began, and the step to explain.
+
+    That is the step asked about where its own loss spikes, or, in an event in which the loss never does, its gradient
+    norm; else the event's peak. Outside of any event it is the step itself.
+    """
+    event = event_at(series, step)
+    if event is None:
+        return step, step
+    usual = usual_values(series, event.onset, step)
+    spiking = {name for name in usual if step in series[name] and usual[name].z(series[name][step]) >= SPIKE_Z}
+    if event.peak is None:  # values that are no numbers: the first of them is to be explained
+        return event.onset, event.onset
+    itself = "loss" in spiking or (spiking and "loss" not in event.series)
+    return event.onset, step if itself else event.peak
 
 
 def logged_with_parents(workspace: Workspace, run: Run, last: int) -> dict[Measure, dict[int, float]]:
@@ -130,18 +151,14 @@ def logged_with_parents(workspace: Workspace, run: Run, last: int) -> dict[Measu
     return series
 
 
-def event_at(series: Mapping[Measure, Mapping[int, float]], step: int) -> tuple[int, int]:
-    """(onset, peak) of the event that a step belongs to, as `spikes` finds it; (step, step) where there is none."""
+def event_at(series: Mapping[Measure, Mapping[int, float]], step: int) -> SpikeEvent | None:
+    """The event that a step belongs to, as `spikes` finds it; of several the one whose peak is nearest."""
     loss, grad_norm = (judged_values(name, series[name]) if series[name] else None for name in MEASURES)
     if loss is None and grad_norm is None:
-        return step, step
+        return None
     events = [*spike_events(loss, grad_norm), *not_finite_events(loss, grad_norm)]
     around = [e for e in events if e.onset <= step <= max(e.recovery or 0, e.last or 0, e.peak or 0)]
-    if not around:
-        return step, step
-    # Where values are not finite, the first of them is what has to be explained.
-    event = min(around, key=lambda e: abs((e.peak or e.onset) - step))
-    return event.onset, event.peak if event.peak is not None else event.onset
+    return min(around, key=lambda e: abs((e.peak or e.onset) - step), default=None)
 
 
 def judged_values(name: Measure, values: Mapping[int, float]) -> JudgedSeries:

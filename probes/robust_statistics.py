@@ -90,6 +90,25 @@ def robust_z(values: np.ndarray, flagged: np.ndarray, starts: np.ndarray, floor:
     return z
 
 
+def tail_index(values: np.ndarray, share: float = 0.01) -> float | None:
+    """Hill's estimate of how fast the upper tail falls off: P(X > x) ~ x ** -index.
+
+    Args:
+        values: robust z; those of normal noise have about 7, heavy tails 2 to 4.
+        share: of the values that make the tail.
+    Returns:
+        None with fewer than 20 values in the tail, or where it is not above 0.
+    """
+    count = int(len(values) * share)
+    if count < 20:
+        return None
+    top = np.partition(values, -count - 1)[-count - 1 :]
+    if top.min() <= 0:
+        return None
+    mean = float(np.log(top / top.min()).sum()) / count
+    return 1 / mean if mean > 0 else None
+
+
 def theil_sen(x: np.ndarray, y: np.ndarray) -> float:
     """The median of the slopes between all pairs of points; above 512 points, of medians of 256 stretches."""
     if len(x) > 512:
@@ -111,7 +130,7 @@ def growth_p_value(x: np.ndarray, y: np.ndarray) -> float:
 
     The series becomes medians of 20 blocks, so that what is correlated over less than a block stays together. The
     slope is Theil's: the median over pairs of blocks half the series apart. What is left of the blocks when the trend
-    is taken away is drawn with replacement, 999 times, always the same draws. A series that does not rise has 1.
+    is taken away is drawn with replacement, 399 times, always the same draws. A series that does not rise has 1.
 
     Args:
         x, y: 20 points or more, x rising.
@@ -131,4 +150,4 @@ def growth_p_value(x: np.ndarray, y: np.ndarray) -> float:
 
 @cache
 def _drawn_blocks() -> np.ndarray:
-    return np.random.default_rng(0).integers(NUM_BLOCKS, size=(999, NUM_BLOCKS))
+    return np.random.default_rng(0).integers(NUM_BLOCKS, size=(399, NUM_BLOCKS))

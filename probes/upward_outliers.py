@@ -5,10 +5,10 @@ are, so that the rule reads as a loop over the values. It is not computed as one
 guess, and computed again until they agree with themselves. The first value where guess and truth differ is right after
 one more round, so the loop ends, and where a guess confirms itself it is what the loop over the values would find.
 
-A value that stands out is looked at with the 64 that follow. Where three quarters of them stand 4 deviations above (or
-below) the level before, and no longer move, the level has changed, and the window begins anew: with the first value of
-the new level if it was reached in one step (a shift), or, after values that went beyond the new level or climbed to
-it, where they have settled (a spike that left the level changed).
+A value that stands out is looked at with the 64 that follow. Where three quarters of them, and of the last 8, stand 4
+deviations above (or below) the level before, and no longer move, the level has changed, and the window begins anew:
+with the first value of the new level if it was reached in one step (a shift), or, after values that went beyond the new
+level or climbed to it, where they have settled (a spike that left the level changed).
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from probes.robust_statistics import (
 
 AHEAD = 64  # values that a change of level is judged by; at the end of a series half of them are enough
 SHIFT = 4.0  # robust standard deviations
-SHARE = 0.75  # of those values
+SHARE = 0.75  # of those values, and of the last of them
+AT_THE_END = 8
 PAUSE = 32  # values between two looks at one outlier
 _LARGEST_BLOCK, _SMALLEST_BLOCK = 2**16, 2**12
 
@@ -175,8 +176,12 @@ class _Search:
         inside = places[:, None] + np.arange(AHEAD) < len(self.values)
         away = (self.values[ahead] - self.medians[places, None]) / self.scales[places, None]
         side = np.sign(self.values[places] - self.medians[places])
-        share = ((away * side[:, None] > SHIFT) & inside).sum(axis=1) / inside.sum(axis=1)
-        yield from places[share >= SHARE].tolist()
+        on_side = (away * side[:, None] > SHIFT) & inside
+        counts = inside.sum(axis=1)
+        at_the_end = np.arange(AHEAD) >= counts[:, None] - AT_THE_END
+        held = on_side.sum(axis=1) >= SHARE * counts
+        held &= (on_side & at_the_end).sum(axis=1) >= SHARE * AT_THE_END
+        yield from places[held].tolist()
 
     def _change_at(self, index: int, stop: int) -> LevelChange | None:
         """

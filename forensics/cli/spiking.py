@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from data_index.errors import DiskFull, NotWritable
 from forensics.cli.options import FormatOption, WorkspaceOption, open_workspace, pairs_of
 from forensics.cli.output import Format, emit_object, emit_rows, print_table, printable, say
 
@@ -62,7 +63,6 @@ def spikes(
         only=pairs_of("--only", only),
         workspace=there,
     )
-    _draw(found, picture, there)
     if found.coincidence is not None:
         together = found.coincidence
         value = {name: getattr(together, name) for name in together.__slots__}
@@ -75,6 +75,7 @@ def spikes(
         say(printable(message))
     if found.coincidence is None:
         _say_definitions(found.definitions)
+    _draw(found, picture, there)
 
 
 def _draw(found: Spikes, picture: Path | None, workspace: Workspace) -> None:
@@ -90,8 +91,14 @@ def _draw(found: Spikes, picture: Path | None, workspace: Workspace) -> None:
     figure = picture_of(found) if places else None
     for place in places:
         assert figure is not None
-        write_figure(figure, place)
-        say(f"picture: {place}")
+        try:
+            write_figure(figure, place)
+        except (DiskFull, NotWritable) as error:
+            if picture is not None:
+                raise
+            say(f"no picture: {error}")
+        else:
+            say(f"picture: {place}")
 
 
 def _print_events(found: Spikes) -> None:
@@ -127,6 +134,9 @@ def _say_definitions(definitions: Sequence[Mapping[str, Any]]) -> None:
         what = ", ".join(f"{key} {_told(value)}" for key, value in rows[0]["parameters"].items())
         counts = [f"{row['series']} {row['flagged']:,} ({row['percent']:.3g} %)" for row in rows]
         say(f"{name} ({what}): {', '.join(counts)} flagged, {rows[-1]['events']:,} events")
+        tails = [f"{row['series']} {row['tail_index']:.2g}" for row in rows if row.get("tail_index")]
+        if tails:
+            say(f"  tail index of the robust z: {', '.join(tails)} (normal noise has about 7, heavy tails 2 to 4)")
         if rows[-1]["by_not_finite"]:
             say(f"  {rows[-1]['by_not_finite']:,} of them because NaN or infinity stands in its window")
 

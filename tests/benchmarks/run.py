@@ -28,6 +28,7 @@ def main(names: list[str]) -> None:
         remote,
         repeats,
         replay_overhead,
+        spikes,
         startup,
         text_search,
     )
@@ -46,6 +47,7 @@ def main(names: list[str]) -> None:
         "documents": documents.main,
         "text_search": text_search.main,
         "attribution_cost": attribution_cost.main,
+        "spikes": spikes.main,
     }
     import duckdb
     import numpy

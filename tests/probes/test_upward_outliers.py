@@ -46,13 +46,13 @@ def spiked(num_values: int, seed: int) -> np.ndarray:
     return values.round(4) if seed % 2 else values
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_flags_and_z_are_those_of_the_loop(seed: int) -> None:
-    values = spiked(9000, seed)
+    values = spiked(6000, seed)
     found = upward_outliers(values)
     flags, scores = loop_over_values(values, found.starts.tolist(), found.floor)
 
-    assert sum(flags) > 100 and len(found.changes) >= 2
+    assert sum(flags) > 60 and found.changes
     assert found.flagged.tolist() == flags
     np.testing.assert_array_equal(robust_z(values, found.flagged, found.starts, found.floor), scores)
     of_flags = (values - found.medians) / found.scales
