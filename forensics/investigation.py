@@ -231,12 +231,16 @@ class Investigation:
         return tuple(suspects)
 
     def _span_of(self, place: Place) -> tuple[int, int] | None:
-        """Of a row of the peak's own batch the tokens that lose most, else those that pushed the gradient most."""
+        """The tokens that pushed the gradient most; of the peak's own batch also those that lose most: the clearer."""
         step, row = place
         found = self.gradients[step]
-        own_loss = step == self.window.peak and self.window.measure == "loss"
-        scores = (found.token_losses if own_loss else found.token_shares).astype(np.float64)
         targets = self.replayed.batch(step).counts_as_target[:, 1:]
-        ordinary = np.argsort(found.norms)[: max(len(scores) // 2, 1)]
-        base = scores[ordinary][targets[ordinary]]
-        return standing_out(np.where(targets[row], scores[row], base.min() if len(base) else 0.0), base)
+        ordinary = np.argsort(found.norms)[: max(len(targets) // 2, 1)]
+        of_tokens = [found.token_shares, *([found.token_losses] if step == self.window.peak else [])]
+        spans = []
+        for values in of_tokens:
+            scores = np.where(targets, values, np.nan).astype(np.float64)
+            if (span := standing_out(scores[row], scores[ordinary])) is not None:
+                spans.append(span)
+        best = max(spans, key=lambda span: span.strength, default=None)
+        return (best.start, best.stop) if best is not None else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 # A stretch has to stand out from the base by half its standard deviation a token, or it would go on and on.
@@ -9,21 +11,35 @@ STANDS_OUT = 0.5
 WHOLE_ROW = 0.8
 
 
-def standing_out(scores: np.ndarray, base: np.ndarray) -> tuple[int, int] | None:
-    """Tokens start .. stop of the row whose scores exceed the base's by most in sum; None if that is most of the row.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Tokens start .. stop of a row, half-open.
+
+    Attributes:
+        strength: how far their scores exceed ordinary ones in sum, in standard deviations of such a sum.
+    """
+
+    start: int
+    stop: int
+    strength: float
+
+
+def standing_out(scores: np.ndarray, base: np.ndarray) -> Span | None:
+    """The stretch of a row whose scores exceed the base's by most in sum; None if that is most of the row, or nothing.
 
     Args:
-        scores: [length - 1]; entry t is about token t + 1 of the row, so that start is never 0.
+        scores: [length - 1]; entry t is about token t + 1 of the row, so that start is never 0. NaN: no target.
         base: scores of ordinary tokens, of any shape.
     """
     base = base[np.isfinite(base)]
-    if not len(base) or not len(scores):
+    if not len(base) or not len(scores) or not base.std():
         return None
-    excess = scores - (base.mean() + STANDS_OUT * base.std())
+    excess = np.nan_to_num((scores - base.mean()) / base.std() - STANDS_OUT, nan=-STANDS_OUT)
     start, stop = _largest_sum(excess)
-    if stop - start >= WHOLE_ROW * len(scores) or excess[start:stop].sum() <= 0:
+    total = float(excess[start:stop].sum())
+    if stop - start >= WHOLE_ROW * len(scores) or total <= 0:
         return None
-    return start + 1, stop + 1
+    return Span(start=start + 1, stop=stop + 1, strength=total / (stop - start) ** 0.5)
 
 
 def _largest_sum(values: np.ndarray) -> tuple[int, int]:

@@ -49,7 +49,7 @@ class Sizes:
 
 BENCHMARK = Sizes()
 # Seconds to train and to ask.
-SMALL = Sizes(num_steps=44, first_spike=30, length=64, hidden=32)
+SMALL = Sizes(num_steps=64, first_spike=48, hidden=32, learning_rate=1e-3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
