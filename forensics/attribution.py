@@ -41,9 +41,9 @@ class Blame:
     Attributes:
         verdict: `data` or `unexplained`; cause: of the data `instance`, `group` or `batch`; reason: what it rests on.
         candidates: one row each: rank, step, row, instance, file, offset, share (of the step's gradient, signed, mean
-            1), grad_norm_share, loss, loss_z, loss_if_removed, null_low, null_high (of the loss without random rows),
-            the same three of grad_norm, restored (share of the excess), span_start, span_stop, loss_if_span_hidden,
-            restored_by_span, documents, signals.
+            1), grad_norm_share, grad_norm_z, loss, loss_z, loss_if_removed, null_low, null_high (of the loss without
+            random rows), the same three of grad_norm, restored (share of the excess), span_start, span_stop,
+            loss_if_span_hidden, restored_by_span, documents, signals.
         group, batch: the same of several rows at once; None: none was tried.
         steps: of the window: loss and gradient norm as logged and as taken again, and by how much the step's update
             changed the loss of the peak's batch.
@@ -263,6 +263,7 @@ def _candidates(
             "grad_norm_share": suspect.norm,
             "loss": suspect.loss,
             "loss_z": suspect.loss_z,
+            "grad_norm_z": suspect.norm_z,
             "loss_if_removed": suspect.removal.loss,
             "null_low": bands["loss"].low if bands else None,
             "null_high": bands["loss"].high if bands else None,

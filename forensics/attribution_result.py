@@ -14,7 +14,11 @@ from forensics.spike_window import SPIKE_Z, SpikeWindow, UsualValue
 from forensics.suspects import RowGradients
 from forensics.window_replay import TakenStep
 
-RESTORED = 0.5  # of the excess, by a removal that is called the cause
+# Of the excess, by a removal that is called the cause. Groups are put together from the rows that help most, and
+# batches chosen among several: where nothing is the cause, the best of many still takes away some of the excess.
+RESTORED = {"instance": 0.5, "group": 0.7, "batch": 0.7}
+CLEARLY_MORE = 0.2
+EXTRAORDINARY_Z = 3.0  # of every row of a group
 REPRODUCED = 0.2  # of the excess, by which a replayed peak may differ from the logged one
 
 Cause = Literal["instance", "group", "batch"]
@@ -27,6 +31,7 @@ class Suspect:
     Attributes:
         loss: mean of its targets under the weights before its step, nats per token.
         loss_z: robust standard deviations above the window's other rows, all under the checkpoint's weights.
+        norm_z: of the norm of its own part of the gradient, above the rows of its step.
         share: of its step's gradient, signed; 1 is the mean. norm: of its own part of the gradient over the step's.
         removal: what the peak comes to without it.
         span: the same with a stretch of it hidden from the loss, where one stands out; span_band: and random ones.
@@ -36,6 +41,7 @@ class Suspect:
     instance: int
     loss: float
     loss_z: float
+    norm_z: float
     share: float
     norm: float
     removal: Removal
@@ -114,16 +120,30 @@ class Attribution:
             )
         if (gap := self._not_reproduced()) is not None:
             return None, gap
-        for cause, removal, band in self._causes():
-            if removal is None or not self.restored(removal) >= RESTORED:
-                continue
-            if band is None or band.is_below(removal.value(window.measure)):
-                return cause, self._told(cause, removal, band, name)
+        if causes := [found for found in self._causes() if self._is_a_cause(*found)]:
+            cause, removal, band = causes[0]
+            for other in causes[1:]:  # from the most specific on; the next only where it explains clearly more
+                if other[1] and removal and self.restored(other[1]) > self.restored(removal) + CLEARLY_MORE:
+                    cause, removal, band = other
+            assert removal is not None
+            return cause, self._told(cause, removal, band, name)
         best = max((self.restored(removal) for _, removal, _ in self._causes() if removal is not None), default=0.0)
         return None, (
             f"no row, group of rows or batch explains it: without the best of them the {name} of step {window.peak} "
             f"comes down by {max(best, 0.0):.0%} of its excess over the usual, or by no more than without random ones"
         )
+
+    def _is_a_cause(self, cause: Cause, removal: Removal | None, band: Band | None) -> bool:
+        if removal is None or not self.restored(removal) >= RESTORED[cause]:
+            return False
+        if cause == "group" and not self._is_extraordinary(removal):
+            return False
+        return band is None or band.is_below(removal.value(self.window.measure))
+
+    def _is_extraordinary(self, group: Removal) -> bool:
+        """Is there something about every row of a group, besides that its removal helps?"""
+        rows = [suspect for suspect in self.suspects if suspect.place in group.places]
+        return all(max(row.loss_z, row.norm_z) >= EXTRAORDINARY_Z for row in rows)
 
     def _causes(self) -> tuple[tuple[Cause, Removal | None, Band | None], ...]:
         """From the most specific to the least."""

@@ -206,6 +206,7 @@ class Investigation:
             instance=int(batch.instances[row]),
             loss=float(mean_of_targets(found.token_losses, batch)[row]),
             loss_z=float(self.loss_z[step][row]),
+            norm_z=float(robust_z(found.norms, found.norms)[row]),
             share=float(found.shares[row]),
             norm=float(found.norms[row] / found.grad_norm),
             removal=removal,

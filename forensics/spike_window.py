@@ -48,19 +48,20 @@ class UsualValue:
 def usual_value(values: Mapping[int, float], onset: int, at: int) -> UsualValue | None:
     """The usual value at a step, from the last finite values before the onset; None with fewer than 16 of them.
 
-    The line is Theil and Sen's, which a third of outliers does not move; a median alone would lag behind a loss that
-    still falls. The scale is at least a millionth of the value, for logs that were rounded to one number.
+    The line is Theil and Sen's over the logarithm of the step, in which a loss falls about evenly, early and late; a
+    quarter of outliers does not move it. A median would lag behind, a line over steps run ahead. The scale is at least
+    a millionth of the value, for logs that were rounded to one number.
     """
-    steps = [step for step in sorted(values) if step < onset and math.isfinite(values[step])][-VALUES_BEFORE:]
+    steps = [step for step in sorted(values) if 0 < step < onset and math.isfinite(values[step])][-VALUES_BEFORE:]
     if len(steps) < FEWEST_VALUES:
         return None
     from scipy.stats import theilslopes
 
-    x, y = np.array(steps, dtype=float), np.array([values[step] for step in steps])
+    x, y = np.log(np.array(steps, dtype=float)), np.array([values[step] for step in steps])
     slope, intercept, _, _ = theilslopes(y, x)
     rest = y - (slope * x + intercept)
     scale = max(1.4826 * float(np.median(np.abs(rest - np.median(rest)))), 1e-6 * abs(float(np.median(y))), 1e-12)
-    return UsualValue(value=float(slope * at + intercept), scale=scale, num_values=len(steps))
+    return UsualValue(value=float(slope * np.log(at) + intercept), scale=scale, num_values=len(steps))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

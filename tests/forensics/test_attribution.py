@@ -14,8 +14,10 @@ from data_index.registration import add
 from data_index.workspace import Workspace
 from forensics.attribution import Blame, blame
 from forensics.forking import fork
+from forensics.lookup import batch
 from forensics.spike_window import window_of
 from forensics.window_replay import WindowReplay
+from tests.conftest import FIXTURES, REAL_RUNS
 from tests.spiked.causes import Cause, forget_second_moments, glitched_rate, repeated_ngram, span_of_ngrams
 from tests.spiked.runs import SMALL, Planted, Sizes, make_spiked_run
 from tests.spiked.text import Text
@@ -71,7 +73,7 @@ def test_the_planted_instance_is_first_and_its_removal_restores_the_loss(
     assert (answer.verdict, answer.cause) == ("data", "instance")
     assert (first["step"], first["instance"]) == (planted.step, planted.instances[0])
     assert first["restored"] > 0.6 and first["loss_if_removed"] < first["null_low"] <= first["null_high"]
-    assert "repetition" in first["signals"] and answer.odds[0].base_with <= 1
+    assert {"repetition", "repeated_text"} & set(first["signals"]) and answer.odds[0].base_with <= 1
 
 
 def test_a_removal_is_the_fork_without_the_row(ngram_run: tuple[Workspace, Planted, Blame]) -> None:
@@ -167,3 +169,26 @@ def test_every_architecture(name: str, text: Text, tmp_path: Path) -> None:
     assert {row["instance"] for row in answer.candidates[:3]} == set(planted.instances)
     rows = answer.found.gradients[planted.step]
     assert rows.agreement == pytest.approx(1, abs=0.01) and rows.shares.mean() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["core", "skip", "olmo"])
+def test_runs_of_the_real_trainers(name: str, tmp_path: Path) -> None:
+    """Three rows of a step of a real run are replaced by repeated n-grams, in a fork from the trainer's checkpoint."""
+    workspace = Workspace(tmp_path / "workspace")
+    workspace.create()
+    add(FIXTURES / REAL_RUNS[name], name=name, workspace=workspace)
+    run, random = workspace.run(name), np.random.default_rng(0)
+    read = [row["instance"] for row in batch(name, "22", workspace=workspace).to_pylist()]
+    edits = []
+    for number, instance in enumerate((read[1], read[3], read[5])):
+        ngram = random.integers(run.vocabulary_size // 2, run.vocabulary_size, size=5 + number)
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(json.dumps({"token_ids": np.resize(ngram, run.sequence_length).tolist()}))
+        edits.append(f"replace instance:{instance} with={path} @22")
+    made = fork(name, from_step=10, num_steps=14, edits=edits, workspace=workspace)
+    answer = blame(made.id, 22, workspace=workspace)
+    added = range(run.num_instances, run.num_instances + 3)
+
+    assert (answer.verdict, answer.cause) == ("data", "group")
+    assert {row["instance"] for row in answer.candidates[:3]} == set(added)
+    assert answer.found.peak_loss == made.steps[11]["loss"]
