@@ -341,7 +341,8 @@ def test_a_lasting_offset_is_told_from_the_trend(tmp_path: Path) -> None:
     quiet[400:410] += 2.0
     offsets = [found_in(tmp_path, steps, of.round(5), norm).events[0].lasting_offset for of in (loss, quiet)]
 
-    assert offsets[0] == pytest.approx(0.08, abs=0.02) and offsets[1] == pytest.approx(0.0, abs=0.02)
+    # Two medians of 64 values and their slopes: an error of half of the noise, which is 0.02.
+    assert offsets[0] == pytest.approx(0.08, abs=0.03) and offsets[1] == pytest.approx(0.0, abs=0.03)
 
 
 def test_spikes_of_a_steeply_falling_loss_are_found(tmp_path: Path) -> None:
