@@ -13,7 +13,7 @@ from probes.steep_stretch import outliers_with_steep_beginning
 from probes.upward_outliers import Outliers
 
 TRAILING = 8  # logged values whose mean has to be back for a spike to be over
-AROUND = 128  # unflagged values on either side, for what an event leaves behind
+AROUND = 64, 256  # unflagged values on either side, at least and at most, for what an event leaves behind
 LONGEST_WAIT = 256  # steps
 BEFORE = 500  # unflagged values before an event, for whether the gradient norm crept up
 FEWEST_BEFORE = 100
@@ -109,10 +109,12 @@ class JudgedSeries:
         return None
 
     def lasting_offset(self, first: int, last: int) -> float | None:
-        """Median of the 128 unflagged values after an event minus that of the 128 before, trend taken away.
+        """Level after an event minus level before it, both as the lines on either side have them in its middle.
 
-        Those after it begin as long after the event as it lasted, at most 256 steps: a spike ends with a tail. The
-        trend is the median slope between values that lie half of the 128 apart, on the same side.
+        A line goes through twice as many unflagged values as lie between, at least 64 and at most 256, with the median
+        slope between those that lie half of them apart: a curve that falls ever more slowly leaves little in the
+        difference of both. The values after the event begin as long after it as it lasted, at most 256 steps: a spike
+        ends with a tail.
 
         Args:
             first, last: steps, the last exclusive.
@@ -121,19 +123,20 @@ class JudgedSeries:
         """
         places = np.searchsorted(self.steps, (first, last + min(last - first, LONGEST_WAIT)))
         start, stop = np.searchsorted(self.unflagged, places)
-        before = self.unflagged[max(start - AROUND, 0) : start]
-        after = self.unflagged[stop : stop + AROUND]
+        around = min(max(2 * int(places[1] - places[0]), AROUND[0]), AROUND[1])
+        before = self.unflagged[max(start - around, 0) : start]
+        after = self.unflagged[stop : stop + around]
         if min(len(before), len(after)) < FEWEST:
             return None
-        slopes = [self._slopes(side) for side in (before, after)]
-        slope = np.median(np.concatenate(slopes))
-        levels = [np.median(self.values[side] - slope * (self.steps[side] - first)) for side in (before, after)]
-        return float(levels[1] - levels[0])
+        middle = (self.steps[before[-1]] + self.steps[after[0]]) / 2
+        return self._level_seen_from(middle, after) - self._level_seen_from(middle, before)
 
-    def _slopes(self, places: np.ndarray) -> np.ndarray:
-        half = len(places) // 2
-        rises: np.ndarray = self.values[places[half:]] - self.values[places[: len(places) - half]]
-        return rises / (self.steps[places[half:]] - self.steps[places[: len(places) - half]])
+    def _level_seen_from(self, step: float, places: np.ndarray) -> float:
+        """Where the line through some values is at a step."""
+        half, steps, values = len(places) // 2, self.steps[places], self.values[places]
+        first, second = slice(0, len(places) - half), slice(half, None)
+        slope = np.median((values[second] - values[first]) / (steps[second] - steps[first]))
+        return float(np.median(values - slope * (steps - step)))
 
     def crept_up(self, place: int, significance: float) -> bool | None:
         """Did the logarithm of the series rise over the 500 unflagged values before? None: too few of them."""
