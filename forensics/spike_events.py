@@ -11,6 +11,7 @@ import numpy as np
 from forensics.judged_series import JudgedSeries
 
 GAP_STEPS = 32
+FOOT = 0.02  # of a peak's height: who is down to that has recovered
 FAST_STEPS = 50
 SLOW_LEAD_STEPS = 50
 STEPS_BEFORE = 100
@@ -102,7 +103,9 @@ def _measured(
     peak = int(start) + int(np.argmax(np.where(np.isfinite(values), values, -np.inf)))
     # The level before the event holds for all of it: values that are not flagged on its flanks do not move it.
     level, scale = of_peak.level_at(int(flags[of_peak.name][0]))
-    recovery = of_peak.recovery(peak, level, scale, int(np.searchsorted(of_peak.steps, barrier)))
+    # One deviation, as long as that can be told from the foot of the peak: a quiet log has almost none.
+    back = max(scale, FOOT * (float(of_peak.values[peak]) - level))
+    recovery = of_peak.recovery(peak, level, back, int(np.searchsorted(of_peak.steps, barrier)))
     lead = None
     if loss is not None and grad_norm is not None and of_peak is loss and grad_norm.name in named:
         lead = int(of_peak.steps[peak]) - int(grad_norm.steps[flags[grad_norm.name][0]])

@@ -13,6 +13,8 @@ from data_index.run import Run
 from data_index.store import run_query
 from data_index.text import decode
 from data_index.workspace import Workspace
+from forensics.attribution import blame
+from forensics.attribution_picture import picture_of
 from forensics.cli.output import show_value
 from forensics.divergence import NO_NULLS, compare
 from forensics.figure import write_figure
@@ -22,6 +24,7 @@ from forensics.mixture import mixture_figure
 from forensics.repetition import repeats
 from forensics.reproduction import prepare, replay, replay_folder
 from forensics.sample_run import SampleSpec, train_sample_run
+from forensics.spike_detection import spikes
 from forensics.token_counts import exposures
 
 Say = Callable[[str], None]
@@ -194,6 +197,27 @@ def ask_replay(walk: Walk) -> None:
         walk.show(f"  {line}")
 
 
+def ask_spikes(walk: Walk) -> None:
+    """And who is to blame for the largest one of the loss; a run too short to tell has none."""
+    run = walk.run
+    walk.ask("Where does its loss or gradient norm spike?", f"forensics spikes {run.name}")
+    found = spikes(run.name, workspace=walk.workspace)
+    walk.rows(found.robust_rows, ["onset", "peak", "recovery", "kind", "series", "peak_value", "peak_z"])
+    of_loss = [event for event in found.events if event.is_spike and "loss" in event.series and event.peak is not None]
+    if not of_loss:
+        return
+    peak = max(of_loss, key=lambda event: event.peak_z or 0.0).peak
+    assert peak is not None
+    walk.ask(f"Which data made the spike at step {peak}?", f"forensics blame {run.name} {peak}")
+    answer = blame(run.name, peak, device="cpu", workspace=walk.workspace)
+    shown = ["rank", "step", "instance", "loss", "share", "loss_if_removed", "null_low", "null_high", "signals"]
+    walk.rows(answer.candidates, shown, most=5)
+    walk.show(f"  {answer.verdict}: {answer.reason}")
+    picture = walk.workspace.folder / "findings" / f"blame-{run.name}-{peak}.png"
+    write_figure(picture_of(answer), picture)
+    walk.show(f"  picture: {picture}")
+
+
 def ask_fork(walk: Walk) -> None:
     run, spec = walk.run, walk.spec
     bad = walk.query(
@@ -244,6 +268,7 @@ QUESTIONS: tuple[Callable[[Walk], None], ...] = (
     ask_repeats,
     ask_exposures,
     ask_replay,
+    ask_spikes,
     ask_fork,
 )
 
