@@ -76,6 +76,26 @@ def documents_of_instances(workspace: Workspace, run: Run, instances: Any) -> di
 
 
 @readable
+def spans_of_instances(workspace: Workspace, run: Run, instances: Any) -> list[tuple[int, int, int, int]]:
+    """(instance, document id, start, stop) of every known piece of a document in these rows, rising."""
+    found = _opened_with(workspace, run, "spans", instances).execute(
+        "SELECT instance, document_id, start, stop FROM spans WHERE instance IN (SELECT instance FROM wanted) "
+        "ORDER BY ALL"
+    )
+    return found.fetchall()
+
+
+def sources_of_documents(workspace: Workspace, run: Run, documents: list[int]) -> dict[int, str | None]:
+    """Where documents came from, as far as that is known."""
+    found = opened_for(workspace, run, "documents").execute(
+        "SELECT document_id, any_value(source) FROM documents WHERE list_contains($documents::BIGINT[], document_id) "
+        "GROUP BY ALL",
+        {"documents": documents},
+    )
+    return dict(found.fetchall())
+
+
+@readable
 def tags_of_instances(workspace: Workspace, run: Run, instances: Any) -> list[tuple[int, str]]:
     """(instance, tag) for each tag of the documents with a piece in these rows, each once, rising."""
     found = _opened_with(workspace, run, "tags spans", instances).execute(

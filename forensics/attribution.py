@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_index.document_queries import documents_of_stretches
+from data_index.document_queries import documents_of_stretches, sources_of_documents
 from data_index.errors import StepOutOfRange
 from data_index.files import canonical_json, exclusive_lock, sha256_of_file
 from data_index.run import Run
@@ -23,8 +23,9 @@ from forensics.attribution_result import Attribution, Cause
 from forensics.configured import configured_run
 from forensics.content_odds import OddsRatio
 from forensics.content_signals import ContentSignals, RowSignals, base_of_run
+from forensics.document_removal import DocumentRemoval, without_documents
 from forensics.investigation import Investigation, Progress, Search
-from forensics.removal import by_step
+from forensics.removal import Band, by_step
 from forensics.reproduction import Setup, prepare
 from forensics.spike_window import SpikeWindow, window_of
 from forensics.window_replay import WindowReplay
@@ -45,6 +46,9 @@ class Blame:
             random rows), the same three of grad_norm, restored (share of the excess), span_start, span_stop,
             loss_if_span_hidden, restored_by_span, documents, signals.
         group, batch: the same of several rows at once; None: none was tried.
+        documents: that the rows in question hold most of, what the window reads of each hidden from the loss:
+            document_id, source, num_tokens, rows, loss_if_hidden, grad_norm_if_hidden, null_low, null_high (of the
+            measure that spikes, random other documents hidden), restored.
         steps: of the window: loss and gradient norm as logged and as taken again, and by how much the step's update
             changed the loss of the peak's batch.
         odds: content signals of the suspect rows beside the run's other rows.
@@ -59,6 +63,7 @@ class Blame:
     candidates: tuple[Row, ...]
     group: Row | None
     batch: Row | None
+    documents: tuple[Row, ...]
     steps: tuple[Row, ...]
     odds: tuple[OddsRatio, ...]
     signals: tuple[RowSignals, ...]
@@ -90,6 +95,7 @@ class Blame:
             "candidates": list(self.candidates),
             "group": self.group,
             "batch": self.batch,
+            "documents": list(self.documents),
             "steps": list(self.steps),
             "odds": [asdict(odds) for odds in self.odds],
             "commands": list(self.commands),
@@ -136,9 +142,12 @@ def blame(
         deterministic(setup.recipe.num_threads, enforce=enforce_determinism),
     ):
         replayed = WindowReplay.open(setup, window.start, window.peak, verify=verify)
-        found = Investigation(window=window, search=search, replayed=replayed, folder=folder, progress=progress).run()
+        looking = Investigation(window=window, search=search, replayed=replayed, folder=folder, progress=progress)
+        found = looking.run()
+        documents = without_documents(found, looking.removals, search.seed)
     seen = remember_first_seen(workspace, setup.run, replayed.reader)
-    return _answer(setup, found, replayed, [*replayed.notes, *([f"{seen}."] if seen else [])])
+    notes = [*replayed.notes, *([f"{seen}."] if seen else [])]
+    return _answer(setup, found, replayed, _document_rows(setup, found, *documents), notes)
 
 
 def prepare_search(
@@ -181,7 +190,9 @@ def identity_of(setup: Setup, window: SpikeWindow) -> str:
 # --- into rows -----------------------------------------------------------------------------------------------------
 
 
-def _answer(setup: Setup, found: Attribution, replayed: WindowReplay, notes: Sequence[str]) -> Blame:
+def _answer(
+    setup: Setup, found: Attribution, replayed: WindowReplay, removed: Sequence[Row], notes: Sequence[str]
+) -> Blame:
     workspace, run = setup.workspace, setup.run
     cause, reason = found.verdict()
     base = base_of_run(workspace, run, without=[suspect.instance for suspect in found.suspects])
@@ -196,6 +207,7 @@ def _answer(setup: Setup, found: Attribution, replayed: WindowReplay, notes: Seq
         candidates=tuple(_candidates(found, replayed, signals, documents)),
         group=_removal_row(found, found.group, found.group_bands),
         batch=_removal_row(found, found.batch, {}),
+        documents=tuple(removed),
         steps=tuple(_steps(found)),
         odds=tuple(_odds(base, found, cause, signals, replayed)),
         signals=tuple(signals),
@@ -296,6 +308,28 @@ def _removal_row(found: Attribution, removal: Any, bands: Mapping[str, Any]) -> 
         "restored": found.restored(removal),
         **by_measure,
     }
+
+
+def _document_rows(
+    setup: Setup, found: Attribution, removed: Sequence[DocumentRemoval], bands: Mapping[str, Band]
+) -> list[Row]:
+    ids = [document.document_id for document in removed]
+    sources = sources_of_documents(setup.workspace, setup.run, ids) if ids else {}
+    band = bands.get(found.window.measure)
+    return [
+        {
+            "document_id": document.document_id,
+            "source": sources.get(document.document_id),
+            "num_tokens": document.num_tokens,
+            "rows": [list(place) for place in document.rows],
+            "loss_if_hidden": document.removal.loss,
+            "grad_norm_if_hidden": document.removal.grad_norm,
+            "null_low": None if band is None else band.low,
+            "null_high": None if band is None else band.high,
+            "restored": found.restored(document.removal),
+        }
+        for document in removed
+    ]
 
 
 def _steps(found: Attribution) -> Iterator[Row]:

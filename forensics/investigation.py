@@ -66,6 +66,7 @@ class Investigation:
     gradients: dict[int, RowGradients] = field(default_factory=dict)
     loss_z: dict[int, np.ndarray] = field(default_factory=dict)
     random: np.random.Generator = field(init=False)
+    removals: Removals = field(init=False)
 
     def __post_init__(self) -> None:
         self.random = np.random.Generator(np.random.PCG64(seed=self.search.seed))
@@ -78,6 +79,7 @@ class Investigation:
         self._scan_and_replay()
         self._measure_rows()
         removals = Removals(window=self.replayed, path=self.folder / "outcomes.json", elsewhere=self._elsewhere())
+        self.removals = removals
         order = order_of_rows(self.window, self.gradients, self.loss_z)
         # Of few rows no more than half are suspects: the others are what they are compared with.
         num_suspects = max(min(self.search.top, len(order) // 2), 1)

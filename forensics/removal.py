@@ -13,7 +13,7 @@ import numpy as np
 from data_index.batch import StepPlan
 from data_index.files import canonical_json, read_json, write_json
 from forensics.window_replay import WindowReplay
-from replay.intervention import Row, rows_of, with_rows
+from replay.intervention import Row, merged, rows_of, with_rows
 
 Place = tuple[int, int]  # (step, row of its batch)
 
@@ -80,11 +80,22 @@ class Removals:
 
     def without_span(self, place: Place, start: int, stop: int) -> Removal:
         """Hide tokens start .. stop of a row from the loss; they stay in its context."""
-        step, number = place
-        rows = rows_of(self.window.plan[step])
-        rows[number] = replace(rows[number], masks=(*rows[number].masks, (start, stop)))
-        edited = {step: with_rows(self.window.plan[step], rows, self.window.weight)}
-        return replace(self._removal([place], edited), span=(start, stop))
+        return replace(self.hidden({place: [(start, stop)]}), span=(start, stop))
+
+    def hidden(self, spans: Mapping[Place, Sequence[tuple[int, int]]]) -> Removal:
+        """Hide stretches of any rows from the loss; they stay in the rows' context.
+
+        Raises:
+            InvalidEdit: no target is left in a step.
+        """
+        edited = {}
+        for step, numbers in by_step(list(spans)).items():
+            rows = rows_of(self.window.plan[step])
+            for number in numbers:
+                masks = merged((*rows[number].masks, *spans[step, number]))
+                rows[number] = replace(rows[number], masks=masks)
+            edited[step] = with_rows(self.window.plan[step], rows, self.window.weight)
+        return self._removal(list(spans), edited)
 
     def replaced(self, step: int, seed: int) -> Removal:
         """Put other rows of the run, drawn at random, in the place of a whole batch."""

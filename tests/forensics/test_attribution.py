@@ -73,6 +73,7 @@ def test_the_planted_instance_is_first_and_its_removal_restores_the_loss(
     assert (answer.verdict, answer.cause) == ("data", "instance")
     assert (first["step"], first["instance"]) == (planted.step, planted.instances[0])
     assert first["restored"] > 0.6 and first["loss_if_removed"] < first["null_low"] <= first["null_high"]
+    assert answer.documents and answer.documents[0]["num_tokens"] <= SMALL.length * SMALL.rows
     assert {"repetition", "repeated_text"} & set(first["signals"]) and answer.odds[0].base_with <= 1
 
 
