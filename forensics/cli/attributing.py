@@ -104,17 +104,10 @@ def _print_answer(found: Blame) -> None:
     for row, text in zip(found.candidates, texts_of(found), strict=False):
         print(f"\n{row['rank']}. instance {row['instance']} of step {row['step']}\n   {text.plain()}")
     if found.documents:
-        print(f"\nDocuments, what steps {found.steps[0]['step']}..{window.peak} read of each hidden from the loss:")
-        names = (
-            "document_id",
-            "source",
-            "num_tokens",
-            f"{window.measure}_if_hidden",
-            "null_low",
-            "null_high",
-            "restored",
-        )
-        print_table(names, found.documents)
+        print(f"\nDocuments, what steps {min(found.found.steps)}..{window.peak} read of each hidden from the loss:")
+        hidden = f"{window.measure}_if_hidden"
+        shown = ("document_id", "source", "num_tokens", hidden, "null_low", "null_high", "restored")
+        print_table(shown, found.documents)
     if found.odds:
         print(f"\nWhat {'the cause holds' if found.cause else 'suspects hold'} beside the run's other rows:")
         names = ("signal", "suspects_with", "suspects", "base_with", "base", "ratio", "low", "high", "p_value")
