@@ -28,6 +28,7 @@ def main(names: list[str]) -> None:
         remote,
         repeats,
         replay_overhead,
+        spike_causes,
         spikes,
         startup,
         text_search,
@@ -48,6 +49,7 @@ def main(names: list[str]) -> None:
         "text_search": text_search.main,
         "attribution_cost": attribution_cost.main,
         "spikes": spikes.main,
+        "spike_causes": spike_causes.main,
     }
     import duckdb
     import numpy
