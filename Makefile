@@ -27,8 +27,9 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/mypy
 
+# A file's tests stay in one process, since they share its runs.
 test: lint types
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 2 --dist loadfile
 
 # The trainers' packages pin versions that cannot be had together; what they import is named, what they pin is not.
 PUBLISHED := .venv-published
