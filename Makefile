@@ -27,8 +27,11 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/mypy
 
+# A file's tests stay in one process, since they share its runs. In their order the run that takes a minute to train
+# comes in the middle; files with few tests last would leave it to the end. Threads of two processes would wait for each
+# other.
 test: lint types
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The trainers' packages pin versions that cannot be had together; what they import is named, what they pin is not.
 PUBLISHED := .venv-published

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import marshal
+import os
 import sys
 import sysconfig
 import zlib
@@ -45,9 +46,13 @@ def cut(document: SourceDocument, characters: int) -> SourceDocument:
     return replace(document, text=text, end=document.start + len(text))
 
 
+def hash_of_name(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
 def by_hash(documents: Iterable[SourceDocument]) -> list[SourceDocument]:
     """An order that mixes packages and depends on names only."""
-    return sorted(documents, key=lambda document: hashlib.sha256(document.source.encode()).hexdigest())
+    return sorted(documents, key=lambda document: hash_of_name(document.source))
 
 
 def take(documents: Iterable[SourceDocument], characters: int, longest: int) -> Iterator[SourceDocument]:
@@ -61,15 +66,21 @@ def take(documents: Iterable[SourceDocument], characters: int, longest: int) -> 
         yield piece
 
 
-def library_sources() -> list[SourceDocument]:
-    """Standard-library modules, tagged with domain and package."""
+def files_below(root: Path, left_out: frozenset[str]) -> Iterator[str]:
+    """Files of a folder and its subfolders, relative to it; subfolders with the names left out are not entered."""
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in left_out]
+        yield from (os.path.relpath(os.path.join(folder, name), root) for name in names)
+
+
+def library_sources() -> Iterator[SourceDocument]:
+    """Standard-library modules, tagged with domain and package, in the order of `by_hash`; read as they are taken."""
     root = standard_library()
-    found = []
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if LEFT_OUT.isdisjoint(relative.parts):
-            found.append(_from_file(path, relative, "library"))
-    return by_hash(document for document in found if len(document.text) > 200)
+    found = [name.replace(os.sep, "/") for name in files_below(root, LEFT_OUT) if name.endswith(".py")]
+    for source in sorted(found, key=hash_of_name):
+        document = _from_file(root / source, source, "library")
+        if len(document.text) > 200:
+            yield document
 
 
 def character_tables() -> list[SourceDocument]:
@@ -80,16 +91,16 @@ def character_tables() -> list[SourceDocument]:
         text = path.read_text(encoding="utf-8", errors="replace")
         start = text.find("decoding_table = (")
         if start >= 0:
-            document = _from_file(path, path.relative_to(root), "library")
+            document = _from_file(path, path.relative_to(root).as_posix(), "library")
             found.append(replace(document, start=start, end=len(text), text=text[start:]))
     return found
 
 
-def _from_file(path: Path, relative: Path, domain: str) -> SourceDocument:
+def _from_file(path: Path, source: str, domain: str) -> SourceDocument:
     text = path.read_text(encoding="utf-8", errors="replace")
-    package = relative.parts[0].removesuffix(".py")
+    package = source.split("/")[0].removesuffix(".py")
     return SourceDocument(
-        source=relative.as_posix(), start=0, end=len(text), text=text, tags=(f"domain:{domain}", f"package:{package}")
+        source=source, start=0, end=len(text), text=text, tags=(f"domain:{domain}", f"package:{package}")
     )
 
 
@@ -115,11 +126,13 @@ def documentation_topics() -> list[SourceDocument]:
 def licence_texts() -> list[SourceDocument]:
     """Licence files beside the standard library."""
     root = standard_library()
-    places = [root / "LICENSE.txt", Path(sys.base_prefix) / "LICENSE.txt", *sorted(root.rglob("LICENSE*"))]
+    below = files_below(root, frozenset({"site-packages"}))
+    beside = sorted(root / name for name in below if os.path.basename(name).startswith("LICENSE"))
+    places = [root / "LICENSE.txt", Path(sys.base_prefix) / "LICENSE.txt", *beside]
     found: dict[str, SourceDocument] = {}
     for path in places:
-        if path.is_file() and "site-packages" not in path.parts and path.name not in found:
-            document = _from_file(path, Path(path.name), "licences")
+        if path.is_file() and path.name not in found:
+            document = _from_file(path, path.name, "licences")
             found[path.name] = replace(document, tags=("domain:licences", "package:licences"))
     return list(found.values())
 
@@ -131,8 +144,10 @@ def binary_as_text(characters: int) -> list[SourceDocument]:
     for source in library_sources():
         if total >= characters:
             break
+        # marshal writes down whether a string is interned, and a path interns its parts: a copy of the name is not.
+        name = source.source.encode().decode()
         try:
-            code = compile(source.text, source.source, "exec", dont_inherit=True)
+            code = compile(source.text, name, "exec", dont_inherit=True)
         except (SyntaxError, ValueError):
             continue
         content = zlib.compress(marshal.dumps(code), 9).decode("latin-1")

@@ -10,6 +10,7 @@ import platform
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,9 +73,26 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+NOTES = pytest.StashKey[dict[str, None]]()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for line in getattr(terminalreporter.config, "forensics_notes", []):
+    for line in terminalreporter.config.stash.get(NOTES, {}):
         terminalreporter.write_line(line)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Where pytest-xdist runs the tests in several processes, each hands over its notes as it ends."""
+    notes = getattr(node, "workeroutput", {}).get("forensics_notes", [])
+    node.config.stash.setdefault(NOTES, {}).update(dict.fromkeys(notes))
+
+
+def note(config: pytest.Config, lines: list[str]) -> None:
+    """Have the summary say this."""
+    config.stash.setdefault(NOTES, {}).update(dict.fromkeys(lines))
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["forensics_notes"] = list(config.stash[NOTES])
 
 
 @pytest.hookimpl(trylast=True)
@@ -153,8 +171,7 @@ def known_kernels(core_shared: Workspace, request: pytest.FixtureRequest) -> dic
         for name in REAL_RUNS
     }
     grades = {True: "bits", False: "R1, as this machine has other kernels than the fixture's"}
-    notes = [f"{name}: asserted {grades[same]}" for name, same in known.items()]
-    request.config.forensics_notes = notes  # type: ignore[attr-defined]
+    note(request.config, [f"{name}: asserted {grades[same]}" for name, same in known.items()])
     return known
 
 

@@ -1,12 +1,14 @@
 """The README's printed answers are what the commands print."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests is not installed
+
+from tests.forensics.test_cli import forensics
 
 ROOT = Path(__file__).parents[1]
 CONSOLE = re.compile(r"```console\n(.*?)```", re.DOTALL)
@@ -22,18 +24,13 @@ def sessions() -> list[tuple[str, str]]:
     return found
 
 
-def test_printed_answers_are_true(tmp_path: Path) -> None:
+def test_printed_answers_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORENSICS_WORKSPACE", str(tmp_path))
+    monkeypatch.chdir(ROOT)
     assert len(sessions()) >= 3
     for command, printed in sessions():
         program, *arguments = command.split()
-        done = subprocess.run(
-            [sys.executable, "-m", "forensics.cli.main", *arguments],
-            env=os.environ | {"FORENSICS_WORKSPACE": str(tmp_path)},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        done = forensics(None, *arguments)
         assert (program, done.returncode, done.stdout) == ("forensics", 0, printed), command
 
 

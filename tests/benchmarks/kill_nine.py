@@ -56,7 +56,15 @@ Say = Callable[[str], None]
 Job = Callable[[Say], None]
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["forensics.walkthrough", "transformers.models.olmo2.modeling_olmo2"])
+PROCESSES.set_forkserver_preload(
+    [
+        "tests.benchmarks.kill_nine",
+        "transformers.models.olmo2.modeling_olmo2",
+        # Arrow imports these with the first array of objects and the first folder of Parquet files of a process.
+        "pandas",
+        "pyarrow.dataset",
+    ]
+)
 
 KILLS_PER_ROUND = 5
 STARTED, FINISHED = "started", "finished"

@@ -206,13 +206,12 @@ def test_the_command_line_says_that_an_interrupted_command_goes_on(copied, scale
 
 def test_a_fork_that_another_process_runs_is_refused_and_stays_whole(quiet, registered, scale):
     """The second process says why and changes nothing; the first goes on to the end."""
-    steps = ["--from", str(scale.spec.fork_from), "--num-steps", str(scale.spec.fork_steps)]
-    with held_up(partial(kill_nine.fork_job, registered, scale), "step 8"):
-        second = forensics("fork", scale.spec.name, *steps, "--edit", scale.edit, workspace=registered)
-        output, errors = second.communicate()
+    job = partial(kill_nine.fork_job, registered, scale)
+    with held_up(job, "step 8"):
+        exit_code, last_words = kill_nine.start(job).end()
 
-    assert (second.returncode, output) == (1, "")
-    assert "another process is already running fork" in errors
+    assert exit_code == 1 and last_words.startswith("Busy: ")
+    assert "another process is already running fork" in last_words
     assert differences_from(quiet, registered, "forks") == []
 
 
