@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import numpy as np
-
 from forensics.attribution import Blame
 from forensics.figure import BLACK, COLOURS, GREY, Bar, Bars, Figure, Panel, Series
 from forensics.marked_text import MarkedText, legend_html, marked_text
-from forensics.removal import Band, Removal
+from forensics.removal import Band, Removal, told_number
 from forensics.spike_window import logged_with_parents
-from forensics.window_replay import TakenStep
+from forensics.window_replay import TakenStep, mean_of_targets
 
 NAMES = {"loss": "loss", "grad_norm": "gradient norm"}
 UNITS = {"loss": "nats per token", "grad_norm": "L2, before clipping"}
@@ -49,10 +47,9 @@ def texts_of(answer: Blame) -> list[MarkedText]:
         title = f"{row['rank']}. step {step}, instance {suspect.instance} ({row['file']} +{row['offset']})"
         if row["signals"]:
             title += f": {', '.join(row['signals'])}"
-        token_ids = replayed.batch(step).token_ids[number]
-        texts.append(
-            marked_text(replayed.setup.run, token_ids, found.gradients[step].token_losses[number], title, span)
-        )
+        batch, losses = replayed.batch(step), found.gradients[step].token_losses[number]
+        targets = batch.counts_as_target[number, 1:]
+        texts.append(marked_text(replayed.setup.run, batch.token_ids[number], losses, targets, title, span))
     return texts
 
 
@@ -177,16 +174,16 @@ def _removals(answer: Blame) -> Iterator[Bar]:
 def _removal_bar(answer: Blame, name: str, removal: Removal, band: Band | None) -> Bar:
     value, measure = removal.value(answer.found.window.measure), answer.found.window.measure
     stop = value if math.isfinite(value) else answer.found.peak_value
-    text = f"{value:.4g} ({answer.found.restored(removal):.0%} of the excess gone)"
+    text = f"{told_number(value)} ({answer.found.restored(removal):.0%} of the excess gone)"
     if measure == "loss" and answer.found.restored(removal) < 0.005:
-        text = f"{value:.4g}"
+        text = told_number(value)
     return Bar(
         name=name,
         start=answer.found.peak_value,
         stop=stop,
         colour=REMOVED,
         text=text,
-        band=(band.low, band.high) if band is not None else None,
+        band=(band.low, band.high) if band is not None and math.isfinite(band.high) else None,
     )
 
 
@@ -200,21 +197,20 @@ def _rows(answer: Blame) -> Iterator[Panel]:
         return
     step = found.suspects[0].place[0]
     gradients, batch = found.gradients[step], answer.replayed.batch(step)
-    targets = np.maximum((gradients.token_losses != 0).sum(axis=1), 1)
-    losses = gradients.token_losses.sum(axis=1) / targets
-    x = list(range(len(losses)))
+    losses = mean_of_targets(gradients.token_losses, batch)
     suspects = {suspect.place[1] for suspect in found.suspects if suspect.place[0] == step}
     named = _cause_rows(answer, step) or suspects
+    others = [row for row in range(len(losses)) if row not in named]
     for title, unit, values in (
         (f"Rows of step {step}: loss just before it", "nats per token", losses),
         (f"Rows of step {step}: signed share of its gradient (mean 1)", "share", gradients.shares),
     ):
         series = [
-            Series(name="rows", x=x, y=[None if row in named else float(values[row]) for row in x], style="points"),
+            Series(name="rows", x=others, y=[_finite(float(values[row])) for row in others], style="points"),
             Series(
                 name="the cause" if answer.cause else "suspects",
                 x=sorted(named),
-                y=[float(values[row]) for row in sorted(named)],
+                y=[_finite(float(values[row])) for row in sorted(named)],
                 style="points",
                 colour=1,
             ),
@@ -235,7 +231,7 @@ def _cause_rows(answer: Blame, step: int) -> set[int]:
 def _tokens(answer: Blame) -> Iterator[Panel]:
     """Loss of every token of the first suspect."""
     for text in texts_of(answer)[:1]:
-        losses = [None if math.isnan(loss) else loss for loss in text.losses.tolist()]
+        losses = [_finite(loss) for loss in text.losses.tolist()]
         bands = [(text.span[0], text.span[1], "stands out")] if text.span else []
         yield Panel(
             title=f"Loss of each token of instance {answer.found.suspects[0].instance}, just before its step",
