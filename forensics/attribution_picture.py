@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
+
 from forensics.attribution import Blame
 from forensics.figure import BLACK, COLOURS, GREY, Bar, Bars, Figure, Panel, Series
 from forensics.marked_text import MarkedText, legend_html, marked_text
@@ -18,6 +20,8 @@ RAISED, LOWERED, WHOLE, REMOVED = COLOURS[1], COLOURS[0], COLOURS[BLACK], COLOUR
 STEPS_BEFORE, STEPS_AFTER = 48, 16
 SINGLES_SHOWN = 5
 TEXTS_SHOWN = 3
+BROKEN_SHOWN = 12
+CLOSE = 0.15  # of the steps shown
 LEAST_MOVED = 0.05  # of the excess; smaller updates are told as one
 
 
@@ -77,9 +81,13 @@ def _event(answer: Blame) -> Panel:
     ]
     marks = {window.start.step: f"checkpoint {window.start.step}", window.peak: f"peak {window.peak}"}
     for step in answer.found.steps:
-        marks.setdefault(step, f"step {step}")
+        close = (window.peak - step) < CLOSE * len(around)  # its label would lie over the peak's
+        marks.setdefault(step, "" if close else f"step {step}")
+    title = f"{NAMES[measure].capitalize()} around step {window.peak}"
+    if not math.isfinite(answer.found.peak_value):
+        title += ", where it is no number"
     return Panel(
-        title=f"{NAMES[measure].capitalize()} around step {window.peak}",
+        title=title,
         y_label=UNITS[measure],
         x_label="step",
         series=series,
@@ -175,7 +183,7 @@ def _removal_bar(answer: Blame, name: str, removal: Removal, band: Band | None) 
     value, measure = removal.value(answer.found.window.measure), answer.found.window.measure
     stop = value if math.isfinite(value) else answer.found.peak_value
     text = f"{told_number(value)} ({answer.found.restored(removal):.0%} of the excess gone)"
-    if measure == "loss" and answer.found.restored(removal) < 0.005:
+    if answer.found.restored(removal) < 0.005:
         text = told_number(value)
     return Bar(
         name=name,
@@ -201,6 +209,7 @@ def _rows(answer: Blame) -> Iterator[Panel]:
     suspects = {suspect.place[1] for suspect in found.suspects if suspect.place[0] == step}
     named = _cause_rows(answer, step) or suspects
     others = [row for row in range(len(losses)) if row not in named]
+    broken = [int(row) for row in np.flatnonzero(~np.isfinite(losses))]
     for title, unit, values in (
         (f"Rows of step {step}: loss just before it", "nats per token", losses),
         (f"Rows of step {step}: signed share of its gradient (mean 1)", "share", gradients.shares),
@@ -215,7 +224,13 @@ def _rows(answer: Blame) -> Iterator[Panel]:
                 colour=1,
             ),
         ]
-        yield Panel(title=title, y_label=unit, x_label=f"row of the batch ({len(batch.instances)} rows)", series=series)
+        if not np.isfinite(values).any():
+            continue
+        x_label = f"row of the batch ({len(losses)} rows)"
+        if broken:
+            x_label += f"; without a number: {', '.join(map(str, broken[:BROKEN_SHOWN]))}"
+            x_label += " …" if len(broken) > BROKEN_SHOWN else ""
+        yield Panel(title=title, y_label=unit, x_label=x_label, series=series)
 
 
 def _cause_rows(answer: Blame, step: int) -> set[int]:
@@ -232,6 +247,8 @@ def _tokens(answer: Blame) -> Iterator[Panel]:
     """Loss of every token of the first suspect."""
     for text in texts_of(answer)[:1]:
         losses = [_finite(loss) for loss in text.losses.tolist()]
+        if all(loss is None for loss in losses):
+            continue
         bands = [(text.span[0], text.span[1], "stands out")] if text.span else []
         yield Panel(
             title=f"Loss of each token of instance {answer.found.suspects[0].instance}, just before its step",

@@ -55,8 +55,8 @@ class Search:
     def __post_init__(self) -> None:
         if self.before < 0 or self.top < 1 or self.nulls < 1:
             raise InvalidRange(
-                f"before={self.before}, top={self.top}, nulls={self.nulls}: at least one suspect and one random row are "
-                "taken away, and no negative number of steps is looked at"
+                f"before={self.before}, top={self.top}, nulls={self.nulls}: at least one suspect and one random row "
+                "are taken away, and no negative number of steps is looked at"
             )
 
 
@@ -234,7 +234,7 @@ class Investigation:
         for number, suspect in enumerate(suspects[:SPANS_TRIED]):
             if band is not None and not band.is_below(suspect.removal.value(measure)):
                 continue
-            if (span := self._span_of(suspect.place)) is None:
+            if result.restored(suspect.removal) <= 0 or (span := self._span_of(suspect.place)) is None:
                 continue
             length, row_length = span[1] - span[0], self.replayed.batch(suspect.place[0]).token_ids.shape[1]
             nulls = [
