@@ -180,7 +180,7 @@ def _removals(answer: Blame) -> Iterator[Bar]:
 
 
 def _removal_bar(answer: Blame, name: str, removal: Removal, band: Band | None) -> Bar:
-    value, measure = removal.value(answer.found.window.measure), answer.found.window.measure
+    value = removal.value(answer.found.window.measure)
     stop = value if math.isfinite(value) else answer.found.peak_value
     text = f"{told_number(value)} ({answer.found.restored(removal):.0%} of the excess gone)"
     if answer.found.restored(removal) < 0.005:
@@ -230,7 +230,8 @@ def _rows(answer: Blame) -> Iterator[Panel]:
         if broken:
             x_label += f"; without a number: {', '.join(map(str, broken[:BROKEN_SHOWN]))}"
             x_label += " …" if len(broken) > BROKEN_SHOWN else ""
-        yield Panel(title=title, y_label=unit, x_label=x_label, series=series)
+        drawn = [one for one in series if any(y is not None for y in one.y)]
+        yield Panel(title=title, y_label=unit, x_label=x_label, series=drawn)
 
 
 def _cause_rows(answer: Blame, step: int) -> set[int]:
