@@ -7,6 +7,7 @@ suspects' contents are looked at, and everything is put into rows.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
@@ -45,11 +46,11 @@ class Blame:
         verdict: `data` or `unexplained`; cause: of the data `instance`, `group` or `batch`; reason: what it rests on.
         candidates: one row each: rank, step, row, instance, file, offset, share (of the step's gradient, signed, mean
             1), grad_norm_share, grad_norm_z, loss, loss_z, loss_if_removed, null_low, null_high (of the loss without
-            random rows), the same three of grad_norm, restored (share of the excess), span_start, span_stop,
-            loss_if_span_hidden, restored_by_span, documents, signals.
+            random rows), the same three of grad_norm, restored (share of the excess; None: no spike), span_start,
+            span_stop, loss_if_span_hidden, restored_by_span, documents, signals.
         group, batch: the same of several rows at once; None: none was tried.
-        steps: of the window: loss and gradient norm as logged and as taken again, and by how much the step's update
-            changed the loss of the peak's batch.
+        steps: of the window: loss and gradient norm as taken again, and by how much the step's update changed the loss
+            of the peak's batch.
         odds: content signals of the suspect rows beside the run's other rows.
         order_trust: why what the steps read is to be believed.
         commands: that take the same steps as a fork, to look further.
@@ -310,14 +311,18 @@ def _candidates(
             "grad_norm_if_removed": suspect.removal.grad_norm,
             "grad_norm_null_low": bands["grad_norm"].low if bands else None,
             "grad_norm_null_high": bands["grad_norm"].high if bands else None,
-            "restored": found.restored(suspect.removal),
+            "restored": _known(found.restored(suspect.removal)),
             "span_start": span[0] if span else None,
             "span_stop": span[1] if span else None,
             "loss_if_span_hidden": suspect.span.loss if suspect.span is not None else None,
-            "restored_by_span": found.restored(suspect.span) if suspect.span is not None else None,
+            "restored_by_span": _known(found.restored(suspect.span)) if suspect.span is not None else None,
             "documents": documents.get(suspect.instance, []),
             "signals": sorted(told.flags) if told is not None else [],
         }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _removal_row(found: Attribution, removal: Any, bands: Mapping[str, Any]) -> Row | None:
@@ -333,7 +338,7 @@ def _removal_row(found: Attribution, removal: Any, bands: Mapping[str, Any]) -> 
         "rows": [list(place) for place in removal.places],
         "loss_if_removed": removal.loss,
         "grad_norm_if_removed": removal.grad_norm,
-        "restored": found.restored(removal),
+        "restored": _known(found.restored(removal)),
         **by_measure,
     }
 

@@ -22,6 +22,7 @@ SINGLES_SHOWN = 5
 TEXTS_SHOWN = 3
 BROKEN_SHOWN = 12
 CLOSE = 0.15  # of the steps shown
+MOST_TOLD = 12  # updates one by one
 LEAST_MOVED = 0.05  # of the excess; smaller updates are told as one
 
 
@@ -37,7 +38,7 @@ def picture_of(answer: Blame) -> Figure:
         x_label="",
         panels=panels,
         shared_x=False,
-        note=f"{answer.reason[0].upper()}{answer.reason[1:]}. Spiking: {NAMES[measure]}.",
+        note=f"{answer.reason[0].upper()}{answer.reason[1:]}. Measured by the {NAMES[measure]}.",
     )
 
 
@@ -142,7 +143,8 @@ def _rises(answer: Blame) -> Iterator[Bar]:
 def _together(answer: Blame) -> list[list[TakenStep]]:
     """Steps before the peak; neighbours of which none did much are told as one."""
     found = answer.found
-    least = LEAST_MOVED * abs(found.excess or 0.0)
+    by_size = sorted((abs(step.moved or 0.0) for step in found.taken[:-1]), reverse=True)
+    least = max(LEAST_MOVED * abs(found.excess or 0.0), *by_size[MOST_TOLD - 1 : MOST_TOLD], 1e-12)
     groups: list[list[TakenStep]] = []
     alone = True
     for step in found.taken[:-1]:
@@ -183,7 +185,7 @@ def _removal_bar(answer: Blame, name: str, removal: Removal, band: Band | None) 
     value = removal.value(answer.found.window.measure)
     stop = value if math.isfinite(value) else answer.found.peak_value
     text = f"{told_number(value)} ({answer.found.restored(removal):.0%} of the excess gone)"
-    if answer.found.restored(removal) < 0.005:
+    if not answer.found.restored(removal) >= 0.005:
         text = told_number(value)
     return Bar(
         name=name,

@@ -94,7 +94,7 @@ class Attribution:
         return None if self.usual is None else self.peak_value - self.usual.value
 
     def restored(self, removal: Removal) -> float:
-        """The share of the excess that a removal takes away; 1: the peak is as usual. NaN where that is not known."""
+        """The share of the excess that a removal takes away; 1: the peak is as usual. NaN: there is no spike."""
         return restored_share(self.peak_value, self.usual, removal.value(self.window.measure))
 
     @property
@@ -192,10 +192,11 @@ class Attribution:
 
 
 def restored_share(peak: float, usual: UsualValue | None, value: float) -> float:
-    if usual is None:
+    """The share of a peak's excess that another value takes away; NaN where there is no spike to speak of."""
+    if usual is None or usual.z(peak) < SPIKE_Z:
         return math.nan
     if not math.isfinite(value):
         return 0.0
     if not math.isfinite(peak):
         return 1.0 if usual.z(value) < SPIKE_Z else 0.0
-    return (peak - value) / (peak - usual.value) if peak != usual.value else 0.0
+    return (peak - value) / (peak - usual.value)

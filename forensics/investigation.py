@@ -234,7 +234,7 @@ class Investigation:
         for number, suspect in enumerate(suspects[:SPANS_TRIED]):
             if band is not None and not band.is_below(suspect.removal.value(measure)):
                 continue
-            if result.restored(suspect.removal) <= 0 or (span := self._span_of(suspect.place)) is None:
+            if not result.restored(suspect.removal) > 0 or (span := self._span_of(suspect.place)) is None:
                 continue
             length, row_length = span[1] - span[0], self.replayed.batch(suspect.place[0]).token_ids.shape[1]
             nulls = [

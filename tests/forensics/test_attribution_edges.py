@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from data_index.registration import add
 from data_index.workspace import Workspace
 from forensics import window_replay
 from forensics.attribution import blame, prepare_search
-from forensics.attribution_picture import page_below, picture_of
+from forensics.attribution_picture import _together, page_below, picture_of
 from forensics.attribution_plan import stages_of
 from forensics.cli.output import to_json
 from forensics.figure import write_figure
@@ -174,6 +175,16 @@ def test_the_update_after_which_the_loss_is_no_number_is_suspected() -> None:
     usual = {"loss": UsualValue(value=5, scale=0.1, num_values=20)}
     window = SpikeWindow(asked=4, onset=4, peak=4, start=None, measure="loss", usual=usual, logged={})  # type: ignore[arg-type]
     assert suspect_steps(window, steps, nan) == [2, 4]
+
+
+def test_a_long_window_is_drawn_with_few_bars() -> None:
+    """A picture of a bar for each of a thousand updates would be higher than can be drawn."""
+    moved = np.random.default_rng(0).normal(size=1001)
+    steps = [SimpleNamespace(step=number, moved=float(by)) for number, by in enumerate(moved)]
+    found = SimpleNamespace(taken=steps, steps=(1000,), excess=0.0)
+    groups = _together(SimpleNamespace(found=found))  # type: ignore[arg-type]
+
+    assert [step.step for group in groups for step in group] == list(range(1000)) and len(groups) <= 25
 
 
 @pytest.mark.parametrize("settings", [s for s in SETTINGS if "rank" not in s and s != "bf16"])
