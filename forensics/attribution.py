@@ -7,14 +7,17 @@ suspects' contents are looked at, and everything is put into rows.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
+import torch
 
 from data_index.document_queries import documents_of_stretches, sources_of_documents
-from data_index.errors import StepOutOfRange
+from data_index.errors import AccessDenied, InvalidRange, StepOutOfRange, TooMuchToFetch, Unreachable
 from data_index.files import canonical_json, exclusive_lock, sha256_of_file
 from data_index.run import Run
 from data_index.witness import remember_first_seen
@@ -28,6 +31,7 @@ from forensics.investigation import Investigation, Progress, Search
 from forensics.removal import Band, by_step
 from forensics.reproduction import Setup, prepare
 from forensics.spike_window import SpikeWindow, window_of
+from forensics.starting import started_at_zero
 from forensics.window_replay import WindowReplay
 from replay.determinism import deterministic
 
@@ -43,16 +47,18 @@ class Blame:
         verdict: `data` or `unexplained`; cause: of the data `instance`, `group` or `batch`; reason: what it rests on.
         candidates: one row each: rank, step, row, instance, file, offset, share (of the step's gradient, signed, mean
             1), grad_norm_share, grad_norm_z, loss, loss_z, loss_if_removed, null_low, null_high (of the loss without
-            random rows), the same three of grad_norm, restored (share of the excess), span_start, span_stop,
-            loss_if_span_hidden, restored_by_span, documents, signals.
+            random rows), the same three of grad_norm, restored (share of the excess; None: no spike), span_start,
+            span_stop, loss_if_span_hidden, restored_by_span, documents, signals.
         group, batch: the same of several rows at once; None: none was tried.
         documents: that the rows in question hold most of, what the window reads of each hidden from the loss:
             document_id, source, num_tokens, rows, loss_if_hidden, grad_norm_if_hidden, null_low, null_high (of the
             measure that spikes, random other documents hidden), restored.
-        steps: of the window: loss and gradient norm as logged and as taken again, and by how much the step's update
-            changed the loss of the peak's batch.
+        steps: of the window: loss and gradient norm as taken again, and by how much the step's update changed the loss
+            of the peak's batch.
         odds: content signals of the suspect rows beside the run's other rows.
+        order_trust: why what the steps read is to be believed.
         commands: that take the same steps as a fork, to look further.
+        notes: what was passed over, not known or left out.
     """
 
     run: str
@@ -67,6 +73,7 @@ class Blame:
     steps: tuple[Row, ...]
     odds: tuple[OddsRatio, ...]
     signals: tuple[RowSignals, ...]
+    order_trust: str
     commands: tuple[str, ...]
     notes: tuple[str, ...]
     replayed: WindowReplay
@@ -98,6 +105,7 @@ class Blame:
             "documents": list(self.documents),
             "steps": list(self.steps),
             "odds": [asdict(odds) for odds in self.odds],
+            "order_trust": self.order_trust,
             "commands": list(self.commands),
             "notes": list(self.notes),
         }
@@ -145,9 +153,9 @@ def blame(
         looking = Investigation(window=window, search=search, replayed=replayed, folder=folder, progress=progress)
         found = looking.run()
         documents = without_documents(found, looking.removals, search.seed)
+    answer = _answer(setup, found, replayed, _document_rows(setup, found, *documents), verify)
     seen = remember_first_seen(workspace, setup.run, replayed.reader)
-    notes = [*replayed.notes, *([f"{seen}."] if seen else [])]
-    return _answer(setup, found, replayed, _document_rows(setup, found, *documents), notes)
+    return replace(answer, notes=(*answer.notes, f"{seen}.")) if seen else answer
 
 
 def prepare_search(
@@ -165,7 +173,13 @@ def prepare_search(
     """What will be looked at, before any tensor is loaded."""
     if not run.first_step <= step <= run.last_step:
         raise StepOutOfRange(f"{run.name} took steps {run.first_step}..{run.last_step}, not {step}")
+    run.segment_of_step(step)  # says why nothing is known, where that is so
     window = window_of(workspace, run, step, before=search.before, fresh_optimizer=fresh_optimizer)
+    if run.segment_of_step(window.peak).outcome == "skipped":
+        raise StepOutOfRange(
+            f"{run.name} skipped step {window.peak}: its batch was consumed without computing anything, so that there "
+            f"is no loss to explain; ask about a step that was taken (forensics spikes {run.name})"
+        )
     configured = configured_run(run, window.start.step, window.peak, approximate=approximate)
     if fresh_optimizer:
         configured = replace(configured, environment={**configured.environment, "fresh_optimizer": True})
@@ -183,6 +197,7 @@ def identity_of(setup: Setup, window: SpikeWindow) -> str:
         "fresh_optimizer": setup.fresh_optimizer,
         "device": setup.device.type,
         "deterministic": setup.enforce,
+        "torch": torch.__version__,
     }
     return hashlib.sha256(canonical_json(identity)).hexdigest()[:12]
 
@@ -190,12 +205,11 @@ def identity_of(setup: Setup, window: SpikeWindow) -> str:
 # --- into rows -----------------------------------------------------------------------------------------------------
 
 
-def _answer(
-    setup: Setup, found: Attribution, replayed: WindowReplay, removed: Sequence[Row], notes: Sequence[str]
-) -> Blame:
-    workspace, run = setup.workspace, setup.run
+def _answer(setup: Setup, found: Attribution, replayed: WindowReplay, removed: Sequence[Row], verify: bool) -> Blame:
+    workspace, run, window = setup.workspace, setup.run, found.window
     cause, reason = found.verdict()
-    base = base_of_run(workspace, run, without=[suspect.instance for suspect in found.suspects])
+    notes = [*replayed.notes, *(f"Passed over on request: {what}." for what in _passed_over(setup, window))]
+    base = _base(setup, found, verify, notes)
     signals = _signals(base, found, replayed)
     documents = _documents(workspace, run, found)
     return Blame(
@@ -211,14 +225,30 @@ def _answer(
         steps=tuple(_steps(found)),
         odds=tuple(_odds(base, found, cause, signals, replayed)),
         signals=tuple(signals),
-        commands=tuple(_commands(run, found, cause)),
+        order_trust=str(run.trust.of_steps(window.start.step + 1, window.peak)),
+        commands=tuple(_commands(run, found, cause, replayed, notes)),
         notes=tuple(notes),
         replayed=replayed,
     )
 
 
-def _signals(base: ContentSignals, found: Attribution, replayed: WindowReplay) -> list[RowSignals]:
-    if not found.suspects:
+def _passed_over(setup: Setup, window: SpikeWindow) -> list[str]:
+    zero = started_at_zero(window.start, setup.fresh_optimizer)
+    return [*setup.recipe.approximated, *([zero] if zero else [])]
+
+
+def _base(setup: Setup, found: Attribution, verify: bool, notes: list[str]) -> ContentSignals | None:
+    """The run's other rows; None, and why, where there are none or they cannot be fetched."""
+    without = [suspect.instance for suspect in found.suspects]
+    try:
+        return base_of_run(setup.workspace, setup.run, without=without, verify=verify)
+    except (InvalidRange, TooMuchToFetch, Unreachable, AccessDenied) as error:
+        notes.append(f"Without content signals: {error}")
+        return None
+
+
+def _signals(base: ContentSignals | None, found: Attribution, replayed: WindowReplay) -> list[RowSignals]:
+    if not found.suspects or base is None:
         return []
     rows = [replayed.batch(s.place[0]).token_ids[s.place[1]] for s in found.suspects]
     instances = [suspect.instance for suspect in found.suspects]
@@ -226,9 +256,15 @@ def _signals(base: ContentSignals, found: Attribution, replayed: WindowReplay) -
 
 
 def _odds(
-    base: ContentSignals, found: Attribution, cause: Cause | None, signals: Sequence[RowSignals], replayed: WindowReplay
+    base: ContentSignals | None,
+    found: Attribution,
+    cause: Cause | None,
+    signals: Sequence[RowSignals],
+    replayed: WindowReplay,
 ) -> list[OddsRatio]:
     """Of the rows that are the cause; where none is, of the rows of the suspect steps that were taken away."""
+    if base is None:
+        return []
     if cause == "batch" and found.batch is not None:
         step = found.batch.places[0][0]
         batch = replayed.batch(step)
@@ -245,6 +281,8 @@ def _documents(workspace: Workspace, run: Run, found: Attribution) -> dict[int, 
     """Documents of the suspects' rows, or of their spans where one stands out."""
     import pyarrow
 
+    if not found.suspects:
+        return {}
     stretches = [
         {"instance": s.instance, "start": s.span.span[0], "stop": s.span.span[1]}
         if s.span is not None and s.span.span is not None
@@ -261,7 +299,7 @@ def _candidates(
     found: Attribution, replayed: WindowReplay, signals: Sequence[RowSignals], documents: Mapping[int, list[int]]
 ) -> Iterator[Row]:
     reader, bands = replayed.reader, found.bands
-    for rank, (suspect, told) in enumerate(zip(found.suspects, signals, strict=True), 1):
+    for rank, (suspect, told) in enumerate(zip_longest(found.suspects, signals), 1):
         file, offset = reader.place_of(suspect.instance)
         span = suspect.span.span if suspect.span is not None else None
         yield {
@@ -282,14 +320,18 @@ def _candidates(
             "grad_norm_if_removed": suspect.removal.grad_norm,
             "grad_norm_null_low": bands["grad_norm"].low if bands else None,
             "grad_norm_null_high": bands["grad_norm"].high if bands else None,
-            "restored": found.restored(suspect.removal),
+            "restored": _known(found.restored(suspect.removal)),
             "span_start": span[0] if span else None,
             "span_stop": span[1] if span else None,
             "loss_if_span_hidden": suspect.span.loss if suspect.span is not None else None,
-            "restored_by_span": found.restored(suspect.span) if suspect.span is not None else None,
+            "restored_by_span": _known(found.restored(suspect.span)) if suspect.span is not None else None,
             "documents": documents.get(suspect.instance, []),
-            "signals": sorted(told.flags),
+            "signals": sorted(told.flags) if told is not None else [],
         }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _removal_row(found: Attribution, removal: Any, bands: Mapping[str, Any]) -> Row | None:
@@ -305,7 +347,7 @@ def _removal_row(found: Attribution, removal: Any, bands: Mapping[str, Any]) -> 
         "rows": [list(place) for place in removal.places],
         "loss_if_removed": removal.loss,
         "grad_norm_if_removed": removal.grad_norm,
-        "restored": found.restored(removal),
+        "restored": _known(found.restored(removal)),
         **by_measure,
     }
 
@@ -345,16 +387,23 @@ def _steps(found: Attribution) -> Iterator[Row]:
         }
 
 
-def _commands(run: Run, found: Attribution, cause: Cause | None) -> Iterator[str]:
-    """The removal that is called the cause, as a fork."""
+def _commands(
+    run: Run, found: Attribution, cause: Cause | None, replayed: WindowReplay, notes: list[str]
+) -> Iterator[str]:
+    """The removal that is called the cause, as a fork; none where an edit would drop more rows than were taken away."""
     removal = {"instance": found.suspects[0].removal if found.suspects else None, "group": found.group}.get(cause or "")
     if removal is None:
         return
-    window = found.window
-    instances = {suspect.place: suspect.instance for suspect in found.suspects}
-    edits = [
-        f"--edit 'drop instance:{','.join(str(instances[step, row]) for row in rows)} @{step}'"
-        for step, rows in sorted(by_step(removal.places).items())
-    ]
+    window, edits = found.window, []
+    for step, rows in sorted(by_step(removal.places).items()):
+        read = replayed.plan[step].instances
+        dropped = list(dict.fromkeys(read[rows].tolist()))
+        if (num_rows := int(np.isin(read, dropped).sum())) > len(rows):
+            notes.append(
+                f"No fork takes the same rows away: step {step} reads instances {', '.join(map(str, dropped))} in "
+                f"{num_rows} rows, of which {len(rows)} were taken away; drop takes all of them."
+            )
+            return
+        edits.append(f"--edit 'drop instance:{','.join(map(str, dropped))} @{step}'")
     steps = window.peak - window.start.step
     yield f"forensics fork {run.name} --from {window.start.step} --num-steps {steps} {' '.join(edits)}"

@@ -10,9 +10,9 @@ import numpy as np
 from forensics.attribution import Blame
 from forensics.figure import BLACK, COLOURS, GREY, Bar, Bars, Figure, Panel, Series
 from forensics.marked_text import MarkedText, legend_html, marked_text
-from forensics.removal import Band, Removal
+from forensics.removal import Band, Removal, told_number
 from forensics.spike_window import logged_with_parents
-from forensics.window_replay import TakenStep
+from forensics.window_replay import TakenStep, mean_of_targets
 
 NAMES = {"loss": "loss", "grad_norm": "gradient norm"}
 UNITS = {"loss": "nats per token", "grad_norm": "L2, before clipping"}
@@ -20,6 +20,9 @@ RAISED, LOWERED, WHOLE, REMOVED = COLOURS[1], COLOURS[0], COLOURS[BLACK], COLOUR
 STEPS_BEFORE, STEPS_AFTER = 48, 16
 SINGLES_SHOWN = 5
 TEXTS_SHOWN = 3
+BROKEN_SHOWN = 12
+CLOSE = 0.15  # of the steps shown
+MOST_TOLD = 12  # updates one by one
 LEAST_MOVED = 0.05  # of the excess; smaller updates are told as one
 
 
@@ -35,7 +38,7 @@ def picture_of(answer: Blame) -> Figure:
         x_label="",
         panels=panels,
         shared_x=False,
-        note=f"{answer.reason[0].upper()}{answer.reason[1:]}. Spiking: {NAMES[measure]}.",
+        note=f"{answer.reason[0].upper()}{answer.reason[1:]}. Measured by the {NAMES[measure]}.",
     )
 
 
@@ -49,10 +52,9 @@ def texts_of(answer: Blame) -> list[MarkedText]:
         title = f"{row['rank']}. step {step}, instance {suspect.instance} ({row['file']} +{row['offset']})"
         if row["signals"]:
             title += f": {', '.join(row['signals'])}"
-        token_ids = replayed.batch(step).token_ids[number]
-        texts.append(
-            marked_text(replayed.setup.run, token_ids, found.gradients[step].token_losses[number], title, span)
-        )
+        batch, losses = replayed.batch(step), found.gradients[step].token_losses[number]
+        targets = batch.counts_as_target[number, 1:]
+        texts.append(marked_text(replayed.setup.run, batch.token_ids[number], losses, targets, title, span))
     return texts
 
 
@@ -80,9 +82,13 @@ def _event(answer: Blame) -> Panel:
     ]
     marks = {window.start.step: f"checkpoint {window.start.step}", window.peak: f"peak {window.peak}"}
     for step in answer.found.steps:
-        marks.setdefault(step, f"step {step}")
+        close = (window.peak - step) < CLOSE * len(around)  # its label would lie over the peak's
+        marks.setdefault(step, "" if close else f"step {step}")
+    title = f"{NAMES[measure].capitalize()} around step {window.peak}"
+    if not math.isfinite(answer.found.peak_value):
+        title += ", where it is no number"
     return Panel(
-        title=f"{NAMES[measure].capitalize()} around step {window.peak}",
+        title=title,
         y_label=UNITS[measure],
         x_label="step",
         series=series,
@@ -137,7 +143,8 @@ def _rises(answer: Blame) -> Iterator[Bar]:
 def _together(answer: Blame) -> list[list[TakenStep]]:
     """Steps before the peak; neighbours of which none did much are told as one."""
     found = answer.found
-    least = LEAST_MOVED * abs(found.excess or 0.0)
+    by_size = sorted((abs(step.moved or 0.0) for step in found.taken[:-1]), reverse=True)
+    least = max(LEAST_MOVED * abs(found.excess or 0.0), *by_size[MOST_TOLD - 1 : MOST_TOLD], 1e-12)
     groups: list[list[TakenStep]] = []
     alone = True
     for step in found.taken[:-1]:
@@ -175,18 +182,18 @@ def _removals(answer: Blame) -> Iterator[Bar]:
 
 
 def _removal_bar(answer: Blame, name: str, removal: Removal, band: Band | None) -> Bar:
-    value, measure = removal.value(answer.found.window.measure), answer.found.window.measure
+    value = removal.value(answer.found.window.measure)
     stop = value if math.isfinite(value) else answer.found.peak_value
-    text = f"{value:.4g} ({answer.found.restored(removal):.0%} of the excess gone)"
-    if measure == "loss" and answer.found.restored(removal) < 0.005:
-        text = f"{value:.4g}"
+    text = f"{told_number(value)} ({answer.found.restored(removal):.0%} of the excess gone)"
+    if not answer.found.restored(removal) >= 0.005:
+        text = told_number(value)
     return Bar(
         name=name,
         start=answer.found.peak_value,
         stop=stop,
         colour=REMOVED,
         text=text,
-        band=(band.low, band.high) if band is not None else None,
+        band=(band.low, band.high) if band is not None and math.isfinite(band.high) else None,
     )
 
 
@@ -200,26 +207,33 @@ def _rows(answer: Blame) -> Iterator[Panel]:
         return
     step = found.suspects[0].place[0]
     gradients, batch = found.gradients[step], answer.replayed.batch(step)
-    targets = np.maximum((gradients.token_losses != 0).sum(axis=1), 1)
-    losses = gradients.token_losses.sum(axis=1) / targets
-    x = list(range(len(losses)))
+    losses = mean_of_targets(gradients.token_losses, batch)
     suspects = {suspect.place[1] for suspect in found.suspects if suspect.place[0] == step}
     named = _cause_rows(answer, step) or suspects
+    others = [row for row in range(len(losses)) if row not in named]
+    broken = [int(row) for row in np.flatnonzero(~np.isfinite(losses))]
     for title, unit, values in (
         (f"Rows of step {step}: loss just before it", "nats per token", losses),
         (f"Rows of step {step}: signed share of its gradient (mean 1)", "share", gradients.shares),
     ):
         series = [
-            Series(name="rows", x=x, y=[None if row in named else float(values[row]) for row in x], style="points"),
+            Series(name="rows", x=others, y=[_finite(float(values[row])) for row in others], style="points"),
             Series(
                 name="the cause" if answer.cause else "suspects",
                 x=sorted(named),
-                y=[float(values[row]) for row in sorted(named)],
+                y=[_finite(float(values[row])) for row in sorted(named)],
                 style="points",
                 colour=1,
             ),
         ]
-        yield Panel(title=title, y_label=unit, x_label=f"row of the batch ({len(batch.instances)} rows)", series=series)
+        if not np.isfinite(values).any():
+            continue
+        x_label = f"row of the batch ({len(losses)} rows)"
+        if broken:
+            x_label += f"; without a number: {', '.join(map(str, broken[:BROKEN_SHOWN]))}"
+            x_label += " …" if len(broken) > BROKEN_SHOWN else ""
+        drawn = [one for one in series if any(y is not None for y in one.y)]
+        yield Panel(title=title, y_label=unit, x_label=x_label, series=drawn)
 
 
 def _cause_rows(answer: Blame, step: int) -> set[int]:
@@ -235,7 +249,9 @@ def _cause_rows(answer: Blame, step: int) -> set[int]:
 def _tokens(answer: Blame) -> Iterator[Panel]:
     """Loss of every token of the first suspect."""
     for text in texts_of(answer)[:1]:
-        losses = [None if math.isnan(loss) else loss for loss in text.losses.tolist()]
+        losses = [_finite(loss) for loss in text.losses.tolist()]
+        if all(loss is None for loss in losses):
+            continue
         bands = [(text.span[0], text.span[1], "stands out")] if text.span else []
         yield Panel(
             title=f"Loss of each token of instance {answer.found.suspects[0].instance}, just before its step",

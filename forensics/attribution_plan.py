@@ -15,6 +15,7 @@ from forensics.spike_window import SpikeWindow
 from forensics.suspects import MOST_STEPS
 
 STEP = 3  # forwards that a step costs: one forward, and a backward of two
+ROWS = 6  # and measuring its rows: four forwards and such a backward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,21 +37,23 @@ def stages_of(setup: Setup, window: SpikeWindow, search: Search) -> list[StageCo
     """The most that each stage does; `removal` as if the earliest suspect step were the onset."""
     run, first, last = setup.run, window.start.step, window.peak
     steps = last - first
-    rows = run.segment_of_step(last).instances_per_batch
+    suspected = min(MOST_STEPS, steps)
+    rows = run.segment_of_step(last).instances_per_batch * suspected
     back = min(last - window.onset + 1, steps)
-    singles = min(search.top, rows // 2 or 1) + min(search.nulls, rows)
-    groups = min(search.top, rows // 2) + GROUP_NULLS
-    further = SPANS_TRIED * (1 + SPAN_NULLS) + DRAWS * MOST_STEPS
+    suspects = min(search.top, max(rows // 2, 1))
+    singles = suspects + min(search.nulls, rows - suspects)
+    groups = suspects - 1 + GROUP_NULLS
+    further = max(SPANS_TRIED * (1 + SPAN_NULLS), DRAWS * suspected)
     tokens = run.tokens_after(last) - run.tokens_after(last - 1)
     per_forward = estimate(setup, 1, tokens).seconds / STEP
-    shares = MOST_STEPS * 8 + steps * STEP
+    shares = suspected * ROWS + steps * STEP
     counted = [
         ("scan", f"losses of {steps} steps' rows under checkpoint {first}", steps),
-        ("replay", f"steps {first + 1}..{last} again, the peak's batch before and after each", steps * (STEP + 1) + 1),
-        ("shares", f"gradient shares and norms of the rows of {MOST_STEPS} steps at most", shares),
+        ("replay", f"steps {first + 1}..{last} again, the peak's batch before and after each", steps * (STEP + 1)),
+        ("shares", f"gradient shares and norms of the rows of {suspected} steps at most", shares),
         ("rows", f"{singles} times up to {back} steps again, without a row each", singles * back * STEP),
         ("groups", f"{groups} times, without a group", groups * back * STEP),
-        ("spans and batches", f"{further} times at most", further * back * STEP),
+        ("spans or batches", f"{further} times at most", further * back * STEP),
     ]
     return [StageCost(stage=s, does=does, forwards=n, seconds=n * per_forward) for s, does, n in counted]
 
@@ -69,8 +72,9 @@ def plan_attribution(workspace: Workspace, setup: Setup, window: SpikeWindow, se
         "checkpoint": first,
         "stages": [{name: getattr(stage, name) for name in stage.__slots__} for stage in stages],
         "seconds": sum(stage.seconds for stage in stages),
-        # Weights and moments twice more: the state to begin with, and the one before the suspect steps.
-        "memory_bytes": cost.memory_bytes + 2 * 12 * cost.parameters,
+        # Weights and moments twice more, the state to begin with and the one before the suspect steps; and the weights
+        # once more while they are moved along the gradient.
+        "memory_bytes": cost.memory_bytes + (2 * 12 + 4) * cost.parameters,
         "parameters": cost.parameters,
         "base_rows": base["rows"],
         "download": bytes_of_weights(window.start) + bytes_of_steps(workspace, run, first, last) + base["download"],

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from forensics.removal import Band, Place, Removal
+from forensics.removal import Band, Place, Removal, told_number
 from forensics.spike_window import SPIKE_Z, SpikeWindow, UsualValue
 from forensics.suspects import RowGradients
 from forensics.window_replay import TakenStep
@@ -94,32 +94,38 @@ class Attribution:
         return None if self.usual is None else self.peak_value - self.usual.value
 
     def restored(self, removal: Removal) -> float:
-        """The share of the excess that a removal takes away; 1: the peak is as usual. NaN where that is not known."""
+        """The share of the excess that a removal takes away; 1: the peak is as usual. NaN: there is no spike."""
         return restored_share(self.peak_value, self.usual, removal.value(self.window.measure))
 
-    def verdict(self) -> tuple[Cause | None, str]:
-        """The cause among the data, if there is one, and what that rests on."""
-        window, usual, peak = self.window, self.usual, self.peak_value
-        name = {"loss": "loss", "grad_norm": "gradient norm"}[window.measure]
+    @property
+    def without_question(self) -> str | None:
+        """Why there is nothing that data could explain; None: there is."""
+        window, usual, peak, name = self.window, self.usual, self.peak_value, self._name
         if usual is None:
-            return (
-                None,
-                f"too little history: {name} was logged fewer than 16 times before step {window.onset}",
-            )
+            return f"too little history: {name} was logged fewer than 16 times before step {window.onset}"
         if usual.z(peak) < SPIKE_Z:
             logged = window.logged.get(window.measure)
             if logged is not None and usual.z(logged) >= SPIKE_Z:
-                return None, (
+                return (
                     f"taking the steps again from checkpoint {window.start.step} gives a {name} of {peak:.4g} at step "
-                    f"{window.peak}, where {logged:.4g} was logged and {usual.value:.4g} is usual: what made the spike "
-                    "is neither in the data nor in the recipe as recorded"
+                    f"{window.peak}, where {told_number(logged)} was logged and {usual.value:.4g} is usual: what made "
+                    "the spike is neither in the data nor in the recipe as recorded"
                 )
-            return None, (
+            return (
                 f"the {name} of step {window.peak} is no spike: {peak:.4g}, {usual.z(peak):.1f} robust standard "
                 f"deviations above the usual {usual.value:.4g} ({SPIKE_Z:g} make a spike)"
             )
-        if (gap := self._not_reproduced()) is not None:
-            return None, gap
+        return self._not_reproduced()
+
+    @property
+    def _name(self) -> str:
+        return {"loss": "loss", "grad_norm": "gradient norm"}[self.window.measure]
+
+    def verdict(self) -> tuple[Cause | None, str]:
+        """The cause among the data, if there is one, and what that rests on."""
+        window, name = self.window, self._name
+        if (why := self.without_question) is not None:
+            return None, why
         if causes := [found for found in self._causes() if self._is_a_cause(*found)]:
             cause, removal, band = causes[0]
             for other in causes[1:]:  # from the most specific on; the next only where it explains clearly more
@@ -143,7 +149,10 @@ class Attribution:
     def _is_extraordinary(self, group: Removal) -> bool:
         """Is there something about every row of a group, besides that its removal helps?"""
         rows = [suspect for suspect in self.suspects if suspect.place in group.places]
-        return all(max(row.loss_z, row.norm_z) >= EXTRAORDINARY_Z for row in rows)
+        return all(
+            row.loss_z >= EXTRAORDINARY_Z or row.norm_z >= EXTRAORDINARY_Z or not math.isfinite(row.loss)
+            for row in rows
+        )
 
     def _causes(self) -> tuple[tuple[Cause, Removal | None, Band | None], ...]:
         """From the most specific to the least."""
@@ -162,29 +171,32 @@ class Attribution:
             "batch": f"the batch of step {steps} as a whole",
         }[cause]
         value = removal.value(self.window.measure)
-        random = "" if band is None else f"; without as many random rows {band.low:.4g} to {band.high:.4g}"
+        random = "" if band is None else f"; without as many random rows {band}"
         return (
-            f"without {what} the {name} at step {self.window.peak} is {value:.4g} instead of {self.peak_value:.4g}, "
-            f"which takes away {self.restored(removal):.0%} of the excess{random}"
+            f"without {what} the {name} at step {self.window.peak} is {value:.4g} instead of "
+            f"{told_number(self.peak_value)}, which takes away {self.restored(removal):.0%} of the excess{random}"
         )
 
     def _not_reproduced(self) -> str | None:
         logged = self.window.logged.get(self.window.measure)
-        if logged is None or self.usual is None or not math.isfinite(logged):
+        if logged is None or self.usual is None:
             return None
-        if abs(self.peak_value - logged) <= REPRODUCED * (logged - self.usual.value):
+        if not math.isfinite(logged) and not math.isfinite(self.peak_value):
+            return None
+        if abs(self.peak_value - logged) <= REPRODUCED * (logged - self.usual.value) < math.inf:
             return None
         return (
-            f"the steps taken again come to {self.peak_value:.4g} at step {self.window.peak}, logged was {logged:.4g}: "
-            "something besides the recorded data and recipe took part"
+            f"the steps taken again come to {told_number(self.peak_value)} at step {self.window.peak}, logged was "
+            f"{told_number(logged)}: something besides the recorded data and recipe took part"
         )
 
 
 def restored_share(peak: float, usual: UsualValue | None, value: float) -> float:
-    if usual is None or math.isnan(value):
+    """The share of a peak's excess that another value takes away; NaN where there is no spike to speak of."""
+    if usual is None or usual.z(peak) < SPIKE_Z:
         return math.nan
     if not math.isfinite(value):
         return 0.0
     if not math.isfinite(peak):
         return 1.0 if usual.z(value) < SPIKE_Z else 0.0
-    return (peak - value) / (peak - usual.value) if peak != usual.value else 0.0
+    return (peak - value) / (peak - usual.value)

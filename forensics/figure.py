@@ -167,9 +167,9 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
         axis.plot(steps, values, label=_as_text(series.name), **looks)
     if panel.zero_line:
         axis.axhline(0, color="#888888", linewidth=0.8, zorder=0)
-    for x, label in panel.marks:
+    for (x, label), side in zip(panel.marks, _sides(panel), strict=True):
         axis.axvline(x, color="#888888", linewidth=0.8, linestyle=":")
-        axis.annotate(label, (x, 1), xycoords=("data", "axes fraction"), fontsize=8, va="bottom", ha="center")
+        axis.annotate(label, (x, 1), xycoords=("data", "axes fraction"), fontsize=8, va="bottom", ha=side)
     for first, last, label in panel.bands:
         axis.axvspan(first, last, color=BAND, linewidth=0, zorder=0)
         axis.annotate(label, (first, 0.98), xycoords=("data", "axes fraction"), fontsize=8, color="#555555", va="top")
@@ -193,6 +193,16 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     if panel.top is not None:
         axis.margins(x=0)
         axis.set_ylim(0, panel.top)
+
+
+def _sides(panel: Panel) -> list[str]:
+    """On which side of each mark its label is drawn, so that two neighbours do not lie over each other."""
+    extent = [x for series in panel.series for x in series.x] + [x for x, _ in panel.marks]
+    close = 0.15 * (max(extent, default=0) - min(extent, default=0))
+    labelled = [x for x, label in panel.marks if label]
+    before = [any(0 < x - other < close for other in labelled) for x, _ in panel.marks]
+    after = [any(0 < other - x < close for other in labelled) for x, _ in panel.marks]
+    return ["center" if b == a else "left" if b else "right" for b, a in zip(before, after, strict=True)]
 
 
 def _drawn(series: Series) -> tuple[Sequence[float], Sequence[float | None]]:

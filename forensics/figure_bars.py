@@ -41,7 +41,7 @@ class Bars:
         values = [v for bar in self.bars for v in (bar.start, bar.stop, *(bar.band or ()))] + [x for x, _ in self.lines]
         low, high = min(values), max(values)
         size = high - low or abs(high) or 1.0
-        return low - 0.04 * size, high + 0.3 * size
+        return low - 0.04 * size, high + 0.42 * size
 
 
 def draw_bars(axis: Any, panel: Bars) -> None:
@@ -49,7 +49,7 @@ def draw_bars(axis: Any, panel: Bars) -> None:
     for y, bar in enumerate(panel.bars):
         if bar.band is not None:
             low, high = bar.band
-            axis.barh(y, high - low or 1e-9, left=low, height=0.9, color=BAND, zorder=1)
+            axis.barh(y, high - low, left=low, height=0.9, color=BAND, edgecolor=BAND, linewidth=1.5, zorder=1)
         axis.barh(y, bar.stop - bar.start, left=bar.start, height=0.55, color=bar.colour, zorder=2)
         axis.plot([bar.stop, bar.stop], [y - 0.38, y + 0.38], color=bar.colour, linewidth=2, zorder=3)
         place = (max(bar.start, bar.stop), y)

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from data_index.batch_queries import plan_of
+from data_index.errors import InvalidRange
 from forensics.attribution_result import Attribution, Suspect, restored_share
-from forensics.removal import Band, Place, Removal, Removals, by_step
+from forensics.removal import Band, Place, Removal, Removals
 from forensics.spans import standing_out
 from forensics.spike_window import MEASURES, STEPS_BEFORE_ONSET, SpikeWindow, UsualValue
 from forensics.suspects import GradientTrace, RowGradients, order_of_rows, robust_z, suspect_steps
@@ -33,6 +34,7 @@ SPANS_TRIED = 3
 SPAN_NULLS = 5
 FULLY_RESTORED = 0.9
 NO_FURTHER = 0.05
+MOST_DRAWN = 2**16
 EARLIER_STEPS = 32  # whose rows may stand in the place of others
 
 
@@ -49,6 +51,13 @@ class Search:
     top: int = 10
     nulls: int = 10
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.before < 0 or self.top < 1 or self.nulls < 1:
+            raise InvalidRange(
+                f"before={self.before}, top={self.top}, nulls={self.nulls}: at least one suspect and one random row "
+                "are taken away, and no negative number of steps is looked at"
+            )
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -81,6 +90,7 @@ class Investigation:
         removals = Removals(window=self.replayed, path=self.folder / "outcomes.json", elsewhere=self._elsewhere())
         self.removals = removals
         order = order_of_rows(self.window, self.gradients, self.loss_z)
+        order = [place for place in order if removals.is_possible([place])]
         # Of few rows no more than half are suspects: the others are what they are compared with.
         num_suspects = max(min(self.search.top, len(order) // 2), 1)
         others = order[num_suspects:]
@@ -103,7 +113,7 @@ class Investigation:
             group_bands=group_bands,
             batch=None,
         )
-        if result.usual is not None and result.verdict()[0] is None:
+        if result.without_question is None and result.verdict()[0] is None:
             return replace(result, batch=self._whole_batch(removals))
         return replace(result, suspects=self._with_spans(removals, result, others))
 
@@ -158,10 +168,12 @@ class Investigation:
     ) -> tuple[Removal | None, dict[str, Band]]:
         """Take away the first two, three … of the ranking, until the peak is as usual or falls no further."""
         tried: list[tuple[float, Removal]] = []
+        if not ranked:
+            return None, {}
         best, without_gain = restored_share(self._peak_value(), self.usual, self._value(ranked[0])), 0
         while len(tried) + 2 <= len(ranked) and best < FULLY_RESTORED and without_gain < 2:
             places = [removal.places[0] for removal in ranked[: len(tried) + 2]]
-            if any(len(rows) == len(self.replayed.plan[step].instances) for step, rows in by_step(places).items()):
+            if not removals.is_possible(places):
                 break
             removal = removals.without(places)
             share = restored_share(self._peak_value(), self.usual, self._value(removal))
@@ -174,14 +186,16 @@ class Investigation:
             return None, {}
         group = next(removal for share, removal in tried if share >= FULLY_RESTORED * highest)
         size = min(len(group.places), len(others))
-        nulls = [removals.without(self._drawn(others, size)) for _ in range(GROUP_NULLS)] if size else []
+        drawn = [self._drawn(others, size) for _ in range(GROUP_NULLS)] if size else []
+        nulls = [removals.without(places) for places in drawn if removals.is_possible(places)]
         return group, self._bands(nulls)
 
     def _whole_batch(self, removals: Removals) -> Removal | None:
         """Put others in the place of a step's whole batch; of several draws the one that helps least; the best step."""
         worst = []
         for done, step in enumerate(self.steps, 1):
-            worst.append(max((removals.replaced(step, seed) for seed in range(DRAWS)), key=self._value))
+            draws = [removal for seed in range(DRAWS) if (removal := removals.replaced(step, seed)) is not None]
+            worst += [max(draws, key=self._value)] if draws else []
             self.progress("removal of batches", done, len(self.steps))
         return min(worst, key=self._value, default=None)
 
@@ -195,7 +209,8 @@ class Investigation:
             earlier = plan_of(setup.workspace, run, before, first)
             plans = [earlier[step] for step in earlier.steps] + plans
         if not plans:
-            return np.arange(run.num_instances)
+            draw = np.random.Generator(np.random.PCG64(seed=self.search.seed))
+            return np.unique(draw.integers(run.num_instances, size=MOST_DRAWN))
         return np.unique(np.concatenate([plan.instances for plan in plans]))
 
     # --- rows and spans ----------------------------------------------------------------------------------------------
@@ -221,7 +236,7 @@ class Investigation:
         for number, suspect in enumerate(suspects[:SPANS_TRIED]):
             if band is not None and not band.is_below(suspect.removal.value(measure)):
                 continue
-            if (span := self._span_of(suspect.place)) is None:
+            if not result.restored(suspect.removal) > 0 or (span := self._span_of(suspect.place)) is None:
                 continue
             length, row_length = span[1] - span[0], self.replayed.batch(suspect.place[0]).token_ids.shape[1]
             nulls = [
@@ -239,7 +254,8 @@ class Investigation:
         found = self.gradients[step]
         targets = self.replayed.batch(step).counts_as_target[:, 1:]
         ordinary = np.argsort(found.norms)[: max(len(targets) // 2, 1)]
-        of_tokens = [found.token_shares, *([found.token_losses] if step == self.window.peak else [])]
+        losses = np.nan_to_num(found.token_losses, nan=np.inf, posinf=np.inf)
+        of_tokens = [found.token_shares, *([losses] if step == self.window.peak else [])]
         spans = []
         for values in of_tokens:
             scores = np.where(targets, values, np.nan).astype(np.float64)

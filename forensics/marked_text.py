@@ -24,7 +24,8 @@ class MarkedText:
 
     Attributes:
         pieces: the text of each token; of a run without a tokenizer, its ids.
-        losses: nats, of each token; NaN where it is no target (the first of a row never is).
+        losses: nats, of each token; infinite where it is no number, NaN where the token is no target (as the first of a
+            row).
         span: tokens start .. stop, half-open, that are marked; None: none.
     """
 
@@ -52,7 +53,7 @@ class MarkedText:
         for number, (piece, loss) in enumerate(zip(self.pieces, self.losses.tolist(), strict=True)):
             inside = self.span is not None and self.span[0] <= number < self.span[1]
             border = "border-bottom:2px solid #0072B2;" if inside else ""
-            told = "no target" if np.isnan(loss) else f"{loss:.2f} nats"
+            told = "no target" if np.isnan(loss) else f"{loss:.2f} nats" if np.isfinite(loss) else "no number"
             parts.append(
                 f'<span style="background:{_background(loss)};{border}" title="token {number}: {told}">'
                 f"{html.escape(shown(piece))}</span>"
@@ -61,13 +62,18 @@ class MarkedText:
 
 
 def marked_text(
-    run: Run, token_ids: np.ndarray, losses: np.ndarray, title: str, span: tuple[int, int] | None
+    run: Run,
+    token_ids: np.ndarray,
+    losses: np.ndarray,
+    is_target: np.ndarray,
+    title: str,
+    span: tuple[int, int] | None,
 ) -> MarkedText:
     """
     Args:
-        token_ids: [length]. losses: [length - 1] of the tokens from the second on, 0 where one is no target.
+        token_ids: [length]. losses, is_target: [length - 1], of the tokens from the second on.
     """
-    by_token = np.concatenate([[np.nan], np.where(losses == 0, np.nan, losses)])
+    by_token = np.concatenate([[np.nan], np.where(is_target, np.nan_to_num(losses, nan=np.inf), np.nan)])
     return MarkedText(title=title, pieces=pieces_of(run, token_ids), losses=by_token, span=span)
 
 

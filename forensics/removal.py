@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from data_index.batch import StepPlan
-from data_index.files import canonical_json, read_json, write_json
+from data_index.errors import CorruptFile, InvalidEdit
+from data_index.files import canonical_json, read_json, remove_dead_siblings, write_json
 from forensics.window_replay import WindowReplay
 from replay.intervention import Row, merged, rows_of, with_rows
 
@@ -38,19 +40,26 @@ class Removal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Band:
-    """The lowest and the highest that random removals of the same size came to."""
+    """The lowest and the highest that random removals of the same size came to; infinite where one was no number."""
 
     low: float
     high: float
     num: int
 
+    def __str__(self) -> str:
+        low, high = told_number(self.low), told_number(self.high)
+        return low if low == high else f"{low} to {high}"
+
     @classmethod
     def of(cls, removals: Iterable[Removal], measure: str) -> Band | None:
-        values = [removal.value(measure) for removal in removals]
+        found = [removal.value(measure) for removal in removals]
+        values = [math.inf if math.isnan(value) else value for value in found]
         return cls(low=min(values), high=max(values), num=len(values)) if values else None
 
     def is_below(self, value: float) -> bool:
         """Is a value lower than all that random removals came to, by half of what they differ among themselves?"""
+        if not math.isfinite(self.high):
+            return value < self.low
         return value < self.low - (self.high - self.low) / 2
 
 
@@ -69,9 +78,18 @@ class Removals:
     known: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        remove_dead_siblings(self.path)
         if self.path.exists():
-            found = read_json(self.path)
-            self.known = dict(found) if isinstance(found, dict) else {}
+            self.known = read_outcomes(self.path)
+
+    def is_possible(self, places: Sequence[Place]) -> bool:
+        """Does every step keep a row with a target without these?"""
+        for step, rows in by_step(places).items():
+            targets = self.window.batch(step).counts_as_target[:, 1:].sum(axis=1)
+            targets[rows] = 0
+            if not targets.any():
+                return False
+        return True
 
     def without(self, places: Sequence[Place]) -> Removal:
         """Drop rows; the loss of their steps is divided by what remains."""
@@ -97,15 +115,18 @@ class Removals:
             edited[step] = with_rows(self.window.plan[step], rows, self.window.weight)
         return self._removal(list(spans), edited)
 
-    def replaced(self, step: int, seed: int) -> Removal:
-        """Put other rows of the run, drawn at random, in the place of a whole batch."""
+    def replaced(self, step: int, seed: int) -> Removal | None:
+        """Put other rows of the run, drawn at random, in the place of a whole batch; None where they hold no target."""
         random = np.random.Generator(np.random.PCG64(seed=seed))
         plan = self.window.plan[step]
         chosen = random.choice(
             self.elsewhere, size=len(plan.instances), replace=len(self.elsewhere) < len(plan.instances)
         )
         edited = {step: with_rows(plan, [Row(int(instance)) for instance in chosen], self.window.weight)}
-        return self._removal([(step, row) for row in range(len(plan.instances))], edited)
+        try:
+            return self._removal([(step, row) for row in range(len(plan.instances))], edited)
+        except InvalidEdit:
+            return None
 
     def _plan_without(self, step: int, rows: Sequence[int]) -> StepPlan:
         plan, gone = self.window.plan[step], set(rows)
@@ -119,6 +140,23 @@ class Removals:
             write_json(self.path, self.known)
         loss, grad_norm = self.known[key]
         return Removal(places=tuple(places), loss=loss, grad_norm=grad_norm)
+
+
+def told_number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "no number"
+
+
+def read_outcomes(path: Path) -> dict[str, list[float]]:
+    """What was computed before; what does not read as such is left out, and computed again."""
+    try:
+        found = read_json(path)
+    except CorruptFile:
+        return {}
+    return {key: value for key, value in found.items() if _is_outcome(value)} if isinstance(found, dict) else {}
+
+
+def _is_outcome(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(number) is float for number in value)
 
 
 def by_step(places: Sequence[Place]) -> dict[int, list[int]]:

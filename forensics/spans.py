@@ -34,7 +34,8 @@ def standing_out(scores: np.ndarray, base: np.ndarray) -> Span | None:
     base = base[np.isfinite(base)]
     if not len(base) or not len(scores) or not base.std():
         return None
-    excess = np.nan_to_num((scores - base.mean()) / base.std() - STANDS_OUT, nan=-STANDS_OUT)
+    far = 1e9
+    excess = np.nan_to_num((scores - base.mean()) / base.std() - STANDS_OUT, nan=-STANDS_OUT, posinf=far, neginf=-far)
     start, stop = _largest_sum(excess)
     total = float(excess[start:stop].sum())
     if stop - start >= WHOLE_ROW * len(scores) or total <= 0:

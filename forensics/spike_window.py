@@ -111,7 +111,7 @@ def window_of(
         asked=step,
         onset=onset,
         peak=peak,
-        start=start_before(workspace, run, onset, before, fresh_optimizer),
+        start=start_before(workspace, run, onset, peak, before, fresh_optimizer),
         measure=spiking[0] if spiking else "loss",
         usual=usual,
         logged=logged,
@@ -168,17 +168,19 @@ def judged_values(name: Measure, values: Mapping[int, float]) -> JudgedSeries:
     return judged(name, points, LoggedSeries(name=name, kept=points).interval)
 
 
-def start_before(workspace: Workspace, run: Run, onset: int, before: int, fresh_optimizer: bool) -> Checkpoint:
-    """The last checkpoint with optimizer state that lies `before` steps before the onset; else the first one before it.
+def start_before(
+    workspace: Workspace, run: Run, onset: int, peak: int, before: int, fresh_optimizer: bool
+) -> Checkpoint:
+    """The last checkpoint with optimizer state that lies `before` steps before the onset; else the first there is.
 
     Raises:
-        MissingCheckpoint: there is none before the onset.
+        MissingCheckpoint: there is none before the peak.
         MissingState: none has optimizer state.
     """
-    there = [c for c in workspace.checkpoints(run) if c.step < onset]
+    there = [c for c in workspace.checkpoints(run) if c.step < peak]
     if not there:
         raise MissingCheckpoint(
-            f"{run.name} has no checkpoint before step {onset} (list all: forensics checkpoints {run.name})"
+            f"{run.name} has no checkpoint before step {peak} (list all: forensics checkpoints {run.name})"
         )
     whole = [c for c in there if "optimizer" in c.states or fresh_optimizer]
     if not whole:

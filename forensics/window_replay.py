@@ -21,6 +21,8 @@ from replay.recipe import Recipe
 from replay.train_state import KeptState, TrainState, keep_state, return_to
 from replay.train_step import Observer, StepResult, accumulate_gradients, train_step
 
+CACHED_BYTES = 2**30  # of batches that are kept once read
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TakenStep:
@@ -52,6 +54,8 @@ class WindowReplay:
     Attributes:
         start: the checkpoint that every replay begins at.
         last: the peak's step; its update is taken and then of no interest.
+        origin, kept: copies of weights and moments at `start` and before the first suspect step; one where both are.
+        batches: read once, as long as they take no more than `CACHED_BYTES`; further ones are read again.
     """
 
     setup: Setup
@@ -94,9 +98,12 @@ class WindowReplay:
         return self.setup.recipe
 
     def batch(self, step: int) -> Batch:
-        if step not in self.batches:
-            self.batches[step] = read_batch(self.plan[step], self.reader)
-        return self.batches[step]
+        if step in self.batches:
+            return self.batches[step]
+        batch = read_batch(self.plan[step], self.reader)
+        if sum(map(bytes_of, self.batches.values())) + bytes_of(batch) <= CACHED_BYTES:
+            self.batches[step] = batch
+        return batch
 
     def scan(self, steps: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Row losses of steps under the weights of the checkpoint, nothing trained: (step, fp64 of shape [rows])."""
@@ -136,7 +143,8 @@ class WindowReplay:
         return_to(self.state, self.origin)
         for number in range(self.start.step + 1, step):
             train_step(self.state, self.batch(number), self.recipe)
-        self.kept = keep_state(self.state)
+        self.kept = self.origin if step == self.start.step + 1 else keep_state(self.state)
+        self.batches = {number: batch for number, batch in self.batches.items() if number >= step}
 
     def watch(self, steps: Sequence[int], observer: Observer) -> None:
         """Take the steps from the kept state on to the last of `steps`, an observer looking at those."""
@@ -159,6 +167,11 @@ class WindowReplay:
     def _return(self) -> None:
         assert self.kept is not None, "keep_before comes first"
         return_to(self.state, self.kept)
+
+
+def bytes_of(batch: Batch) -> int:
+    arrays = (batch.token_ids, batch.counts_as_target, batch.counted_by_trainer)
+    return sum(array.nbytes for array in arrays)
 
 
 def mean_of_targets(token_losses: np.ndarray, batch: Batch) -> np.ndarray:

@@ -38,9 +38,9 @@ ODDS_SHOWN = 5
 def blame(
     run: RunArgument,
     step: Annotated[int, typer.Argument(metavar="STEP", help="A step of the spike.")],
-    before: Annotated[int, typer.Option(help="Look at so many steps before the onset at least.")] = 8,
-    top: Annotated[int, typer.Option(help="Take away so many suspects one by one.")] = 10,
-    nulls: Annotated[int, typer.Option(help="And so many random rows.")] = 10,
+    before: Annotated[int, typer.Option(min=0, help="Look at so many steps before the onset at least.")] = 8,
+    top: Annotated[int, typer.Option(min=1, help="Take away so many suspects one by one.")] = 10,
+    nulls: Annotated[int, typer.Option(min=1, help="And so many random rows.")] = 10,
     picture: Annotated[Path | None, typer.Option("-o", "--picture", help="Draw it: FILE.png or FILE.html.")] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check token files against hashes.")] = True,
     device: DeviceOption = "auto",
@@ -80,6 +80,7 @@ def blame(
     found = find(run, step, workspace=there, search=search, verify=verify, progress=StageProgress(), **given)
     _keep(found, picture, there)
     emit_object(found.to_json(), format, lambda: _print_answer(found))
+    say(f"order of {run}: {found.order_trust}")
     for note in found.notes:
         say(note)
 
@@ -100,7 +101,10 @@ def _print_answer(found: Blame) -> None:
         for row in found.candidates
     ]
     columns = ["rank", "step", "instance", "loss", "share", "grad_norm_share", *SHOWN[window.measure], "restored"]
-    print_table([*columns, *(["span"] if any(row["span"] for row in rows) else []), "documents", "signals"], rows)
+    if not rows:
+        print("No row can be taken away alone: each is the only one of its step that has a target.")
+    else:
+        print_table([*columns, *(["span"] if any(row["span"] for row in rows) else []), "documents", "signals"], rows)
     for row, text in zip(found.candidates, texts_of(found), strict=False):
         print(f"\n{row['rank']}. instance {row['instance']} of step {row['step']}\n   {text.plain()}")
     if found.documents:

@@ -77,7 +77,7 @@ def to_csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 def print_table(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """A plain aligned table; text from data is shown as text, control characters escaped."""
     cells = [[show_value(row.get(name)) for name in names] for row in rows]
-    widths = [max(len(name), *(len(line[n]) for line in cells)) for n, name in enumerate(names)]
+    widths = [max([len(name), *(len(line[n]) for line in cells)]) for n, name in enumerate(names)]
     right = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in names]
 
     def line(values: Sequence[str]) -> str:
