@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,12 +17,14 @@ from tests.replay.test_train_step import batch
 
 
 @pytest.mark.parametrize("num_before", [0, 3], ids=["no update yet", "after three steps"])
-@pytest.mark.parametrize("skip", [None, SkipRule(interval=6, sigma=-1.5)], ids=["AdamW", "SkipStepAdamW"])
+@pytest.mark.parametrize("skip", [None, SkipRule(interval=6, sigma=0.0)], ids=["AdamW", "SkipStepAdamW"])
 def test_steps_from_a_kept_state_are_the_same_each_time(num_before: int, skip: SkipRule | None) -> None:
     """Also the first time, with no moments yet, and with a rule that leaves steps out by what it remembers."""
     recipe: Recipe = replace(RECIPE, skip=skip)
     training = state(recipe)
-    batches = [replace(batch(), step=number, token_ids=(batch().token_ids + number) % 16) for number in range(1, 10)]
+    random = np.random.default_rng(0)
+    shape = batch().token_ids.shape
+    batches = [replace(batch(), step=number, token_ids=random.integers(50, size=shape)) for number in range(1, 10)]
     for one in batches[:num_before]:
         train_step(training, one, recipe)
     kept = keep_state(training)
