@@ -7,28 +7,32 @@ suspects' contents are looked at, and everything is put into rows.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import torch
 
-from data_index.document_queries import documents_of_stretches, sources_of_documents
 from data_index.errors import AccessDenied, InvalidRange, StepOutOfRange, TooMuchToFetch, Unreachable
 from data_index.files import canonical_json, exclusive_lock, sha256_of_file
 from data_index.run import Run
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
 from forensics.attribution_result import Attribution, Cause
+from forensics.attribution_rows import (
+    candidate_rows,
+    document_rows,
+    documents_of_rows,
+    fork_commands,
+    removal_row,
+    step_rows,
+)
 from forensics.configured import configured_run
 from forensics.content_odds import OddsRatio
 from forensics.content_signals import ContentSignals, RowSignals, base_of_run
-from forensics.document_removal import DocumentRemoval, without_documents
+from forensics.document_removal import without_documents
 from forensics.investigation import Investigation, Progress, Search
-from forensics.removal import Band, by_step
 from forensics.reproduction import Setup, prepare
 from forensics.spike_window import SpikeWindow, window_of
 from forensics.starting import started_at_zero
@@ -144,7 +148,7 @@ def blame(
         approximate=approximate,
         fresh_optimizer=fresh_optimizer,
     )
-    folder = workspace.folder / "attributions" / identity_of(setup, window)
+    folder = workspace.home(run) / "attributions" / identity_of(setup, window)
     with (
         exclusive_lock(folder.with_name(f".{folder.name}.lock"), f"looking into step {step} of {run}"),
         deterministic(setup.recipe.num_threads, enforce=enforce_determinism),
@@ -153,7 +157,7 @@ def blame(
         looking = Investigation(window=window, search=search, replayed=replayed, folder=folder, progress=progress)
         found = looking.run()
         documents = without_documents(found, looking.removals, search.seed)
-    answer = _answer(setup, found, replayed, _document_rows(setup, found, *documents), verify)
+    answer = _answer(setup, found, replayed, document_rows(setup, found, *documents), verify)
     seen = remember_first_seen(workspace, setup.run, replayed.reader)
     return replace(answer, notes=(*answer.notes, f"{seen}.")) if seen else answer
 
@@ -211,22 +215,22 @@ def _answer(setup: Setup, found: Attribution, replayed: WindowReplay, removed: S
     notes = [*replayed.notes, *(f"Passed over on request: {what}." for what in _passed_over(setup, window))]
     base = _base(setup, found, verify, notes)
     signals = _signals(base, found, replayed)
-    documents = _documents(workspace, run, found)
+    documents = documents_of_rows(workspace, run, found)
     return Blame(
         run=run.name,
         verdict="data" if cause else "unexplained",
         cause=cause,
         reason=reason,
         found=found,
-        candidates=tuple(_candidates(found, replayed, signals, documents)),
-        group=_removal_row(found, found.group, found.group_bands),
-        batch=_removal_row(found, found.batch, {}),
+        candidates=tuple(candidate_rows(found, replayed, signals, documents)),
+        group=removal_row(found, found.group, found.group_bands),
+        batch=removal_row(found, found.batch, {}),
         documents=tuple(removed),
-        steps=tuple(_steps(found)),
+        steps=tuple(step_rows(found)),
         odds=tuple(_odds(base, found, cause, signals, replayed)),
         signals=tuple(signals),
         order_trust=str(run.trust.of_steps(window.start.step + 1, window.peak)),
-        commands=tuple(_commands(run, found, cause, replayed, notes)),
+        commands=tuple(fork_commands(run, found, cause, replayed, notes)),
         notes=tuple(notes),
         replayed=replayed,
     )
@@ -275,135 +279,3 @@ def _odds(
         there = [suspect.place in found.group.places for suspect in found.suspects]
         signals = [row for row, belongs in zip(signals, there, strict=True) if belongs]
     return [odds for odds in base.odds_ratios(signals) if odds.suspects_with][:STRONGEST_ODDS] if signals else []
-
-
-def _documents(workspace: Workspace, run: Run, found: Attribution) -> dict[int, list[int]]:
-    """Documents of the suspects' rows, or of their spans where one stands out."""
-    import pyarrow
-
-    if not found.suspects:
-        return {}
-    stretches = [
-        {"instance": s.instance, "start": s.span.span[0], "stop": s.span.span[1]}
-        if s.span is not None and s.span.span is not None
-        else {"instance": s.instance, "start": 0, "stop": run.sequence_length}
-        for s in found.suspects
-    ]
-    documents: dict[int, list[int]] = {}
-    for instance, document in documents_of_stretches(workspace, run, pyarrow.Table.from_pylist(stretches)):
-        documents.setdefault(instance, []).append(document)
-    return documents
-
-
-def _candidates(
-    found: Attribution, replayed: WindowReplay, signals: Sequence[RowSignals], documents: Mapping[int, list[int]]
-) -> Iterator[Row]:
-    reader, bands = replayed.reader, found.bands
-    for rank, (suspect, told) in enumerate(zip_longest(found.suspects, signals), 1):
-        file, offset = reader.place_of(suspect.instance)
-        span = suspect.span.span if suspect.span is not None else None
-        yield {
-            "rank": rank,
-            "step": suspect.place[0],
-            "row": suspect.place[1],
-            "instance": suspect.instance,
-            "file": file.name,
-            "offset": offset,
-            "share": suspect.share,
-            "grad_norm_share": suspect.norm,
-            "loss": suspect.loss,
-            "loss_z": suspect.loss_z,
-            "grad_norm_z": suspect.norm_z,
-            "loss_if_removed": suspect.removal.loss,
-            "null_low": bands["loss"].low if bands else None,
-            "null_high": bands["loss"].high if bands else None,
-            "grad_norm_if_removed": suspect.removal.grad_norm,
-            "grad_norm_null_low": bands["grad_norm"].low if bands else None,
-            "grad_norm_null_high": bands["grad_norm"].high if bands else None,
-            "restored": _known(found.restored(suspect.removal)),
-            "span_start": span[0] if span else None,
-            "span_stop": span[1] if span else None,
-            "loss_if_span_hidden": suspect.span.loss if suspect.span is not None else None,
-            "restored_by_span": _known(found.restored(suspect.span)) if suspect.span is not None else None,
-            "documents": documents.get(suspect.instance, []),
-            "signals": sorted(told.flags) if told is not None else [],
-        }
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _removal_row(found: Attribution, removal: Any, bands: Mapping[str, Any]) -> Row | None:
-    if removal is None:
-        return None
-    by_measure = {
-        f"{measure}_null_{end}": getattr(bands[measure], end) if measure in bands else None
-        for measure in ("loss", "grad_norm")
-        for end in ("low", "high")
-    }
-    return {
-        "steps": sorted({step for step, _ in removal.places}),
-        "rows": [list(place) for place in removal.places],
-        "loss_if_removed": removal.loss,
-        "grad_norm_if_removed": removal.grad_norm,
-        "restored": _known(found.restored(removal)),
-        **by_measure,
-    }
-
-
-def _document_rows(
-    setup: Setup, found: Attribution, removed: Sequence[DocumentRemoval], bands: Mapping[str, Band]
-) -> list[Row]:
-    ids = [document.document_id for document in removed]
-    sources = sources_of_documents(setup.workspace, setup.run, ids) if ids else {}
-    band = bands.get(found.window.measure)
-    return [
-        {
-            "document_id": document.document_id,
-            "source": sources.get(document.document_id),
-            "num_tokens": document.num_tokens,
-            "rows": [list(place) for place in document.rows],
-            "loss_if_hidden": document.removal.loss,
-            "grad_norm_if_hidden": document.removal.grad_norm,
-            "null_low": None if band is None else band.low,
-            "null_high": None if band is None else band.high,
-            "restored": found.restored(document.removal),
-        }
-        for document in removed
-    ]
-
-
-def _steps(found: Attribution) -> Iterator[Row]:
-    for step in found.taken:
-        yield {
-            "step": step.step,
-            "loss": step.result.loss,
-            "grad_norm": step.result.grad_norm,
-            "learning_rate": step.result.learning_rate,
-            "peak_loss_before": step.peak_loss_before,
-            "moved": step.moved,
-            "suspect": step.step in found.steps,
-        }
-
-
-def _commands(
-    run: Run, found: Attribution, cause: Cause | None, replayed: WindowReplay, notes: list[str]
-) -> Iterator[str]:
-    """The removal that is called the cause, as a fork; none where an edit would drop more rows than were taken away."""
-    removal = {"instance": found.suspects[0].removal if found.suspects else None, "group": found.group}.get(cause or "")
-    if removal is None:
-        return
-    window, edits = found.window, []
-    for step, rows in sorted(by_step(removal.places).items()):
-        read = replayed.plan[step].instances
-        dropped = list(dict.fromkeys(read[rows].tolist()))
-        if (num_rows := int(np.isin(read, dropped).sum())) > len(rows):
-            notes.append(
-                f"No fork takes the same rows away: step {step} reads instances {', '.join(map(str, dropped))} in "
-                f"{num_rows} rows, of which {len(rows)} were taken away; drop takes all of them."
-            )
-            return
-        edits.append(f"--edit 'drop instance:{','.join(map(str, dropped))} @{step}'")
-    steps = window.peak - window.start.step
-    yield f"forensics fork {run.name} --from {window.start.step} --num-steps {steps} {' '.join(edits)}"
