@@ -9,7 +9,7 @@ from typing import Any
 from data_index.workspace import Workspace
 from forensics.content_signals import plan_base
 from forensics.fetching import bytes_of_steps, bytes_of_weights
-from forensics.investigation import DRAWS, GROUP_NULLS, SPAN_NULLS, SPANS_TRIED, Search
+from forensics.investigation import DRAWS, GROUP_NULLS, SPAN_NULLS, SPANS_TRIED, STEPS_COMPARED, Search
 from forensics.reproduction import Setup, estimate
 from forensics.spike_window import SpikeWindow
 from forensics.suspects import MOST_STEPS
@@ -46,7 +46,8 @@ def stages_of(setup: Setup, window: SpikeWindow, search: Search) -> list[StageCo
     further = max(SPANS_TRIED * (1 + SPAN_NULLS), DRAWS * suspected)
     tokens = run.tokens_after(last) - run.tokens_after(last - 1)
     per_forward = estimate(setup, 1, tokens).seconds / STEP
-    shares = suspected * ROWS + steps * STEP
+    compared = suspected + min(STEPS_COMPARED, steps)
+    shares = compared * STEP + suspected * ROWS + steps * STEP
     counted = [
         ("scan", f"losses of {steps} steps' rows under checkpoint {first}", steps),
         ("replay", f"steps {first + 1}..{last} again, the peak's batch before and after each", steps * (STEP + 1)),

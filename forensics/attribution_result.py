@@ -16,9 +16,9 @@ from forensics.window_replay import TakenStep
 
 # Of the excess, by a removal that is called the cause. Groups are put together from the rows that help most, and
 # batches chosen among several: where nothing is the cause, the best of many still takes away some of the excess.
-RESTORED = {"instance": 0.5, "group": 0.7, "batch": 0.7}
+RESTORED = {"instance": 0.5, "group": 0.7, "batch": 0.8}
 CLEARLY_MORE = 0.2
-EXTRAORDINARY_Z = 3.0  # of every row of a group
+EXTRAORDINARY_Z = 3.0  # of every row that is called a cause, under weights that nothing has damaged yet
 REPRODUCED = 0.2  # of the excess, by which a replayed peak may differ from the logged one
 
 Cause = Literal["instance", "group", "batch"]
@@ -31,7 +31,7 @@ class Suspect:
     Attributes:
         loss: mean of its targets under the weights before its step, nats per token.
         loss_z: robust standard deviations above the window's other rows, all under the checkpoint's weights.
-        norm_z: of the norm of its own part of the gradient, above the rows of its step.
+        norm_z: the same of the norm of its own part of the gradient.
         share: of its step's gradient, signed; 1 is the mean. norm: of its own part of the gradient over the step's.
         removal: what the peak comes to without it.
         span: the same with a stretch of it hidden from the loss, where one stands out; span_band: and random ones.
@@ -142,13 +142,13 @@ class Attribution:
     def _is_a_cause(self, cause: Cause, removal: Removal | None, band: Band | None) -> bool:
         if removal is None or not self.restored(removal) >= RESTORED[cause]:
             return False
-        if cause == "group" and not self._is_extraordinary(removal):
+        if cause != "batch" and not self._is_extraordinary(removal):
             return False
         return band is None or band.is_below(removal.value(self.window.measure))
 
-    def _is_extraordinary(self, group: Removal) -> bool:
-        """Is there something about every row of a group, besides that its removal helps?"""
-        rows = [suspect for suspect in self.suspects if suspect.place in group.places]
+    def _is_extraordinary(self, removal: Removal) -> bool:
+        """Is there something about every row, besides that its removal helps, and before anything had happened?"""
+        rows = [suspect for suspect in self.suspects if suspect.place in removal.places]
         return all(
             row.loss_z >= EXTRAORDINARY_Z or row.norm_z >= EXTRAORDINARY_Z or not math.isfinite(row.loss)
             for row in rows

@@ -23,7 +23,7 @@ from forensics.attribution_result import Attribution, Suspect, restored_share
 from forensics.removal import Band, Place, Removal, Removals
 from forensics.spans import standing_out
 from forensics.spike_window import MEASURES, STEPS_BEFORE_ONSET, SpikeWindow, UsualValue
-from forensics.suspects import GradientTrace, RowGradients, order_of_rows, robust_z, suspect_steps
+from forensics.suspects import GradientTrace, RowGradients, norms_of_rows, order_of_rows, robust_z, suspect_steps
 from forensics.window_replay import TakenStep, WindowReplay, mean_of_targets
 
 Progress = Callable[[str, int, int], None]
@@ -35,6 +35,7 @@ SPAN_NULLS = 5
 FULLY_RESTORED = 0.9
 NO_FURTHER = 0.05
 MOST_DRAWN = 2**16
+STEPS_COMPARED = 4  # whose rows' gradient norms the suspects' are compared with
 EARLIER_STEPS = 32  # whose rows may stand in the place of others
 
 
@@ -74,6 +75,7 @@ class Investigation:
     steps: list[int] = field(default_factory=list)
     gradients: dict[int, RowGradients] = field(default_factory=dict)
     loss_z: dict[int, np.ndarray] = field(default_factory=dict)
+    norm_z: dict[int, np.ndarray] = field(default_factory=dict)
     random: np.random.Generator = field(init=False)
     removals: Removals = field(init=False)
 
@@ -133,11 +135,24 @@ class Investigation:
         self.steps = suspect_steps(self.window, self.taken, excess)
         base = [losses for step, losses in self.scan.items() if step not in self.steps] or list(self.scan.values())
         self.loss_z = {step: robust_z(self.scan[step], np.concatenate(base)) for step in self.steps}
+        self.norm_z = self._norms_under_the_checkpoint()
         self.replayed.keep_before(min(self.steps))
         trace = GradientTrace(recipe=self.replayed.recipe)
         self.replayed.watch(self.steps, trace)
         self.gradients = trace.steps
         self.progress("shares", len(self.steps), len(self.steps))
+
+    def _norms_under_the_checkpoint(self) -> dict[int, np.ndarray]:
+        """How far the norms of rows lie above others' before anything happened: a row that is extraordinary only under
+        weights that something else has damaged did not make the spike."""
+        others = [step for step in self.scan if step not in self.steps][-STEPS_COMPARED:]
+        self.replayed.at_checkpoint()
+        norms = {
+            step: norms_of_rows(self.replayed.state, self.replayed.batch(step), self.replayed.recipe)
+            for step in (*self.steps, *others)
+        }
+        base = np.concatenate([norms[step] for step in others or self.steps])
+        return {step: robust_z(norms[step], base) for step in self.steps}
 
     def _peak_value(self) -> float:
         result = self.taken[-1].result
@@ -223,7 +238,7 @@ class Investigation:
             instance=int(batch.instances[row]),
             loss=float(mean_of_targets(found.token_losses, batch)[row]),
             loss_z=float(self.loss_z[step][row]),
-            norm_z=float(robust_z(found.norms, found.norms)[row]),
+            norm_z=float(self.norm_z[step][row]),
             share=float(found.shares[row]),
             norm=float(found.norms[row] / found.grad_norm),
             removal=removal,

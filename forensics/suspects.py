@@ -105,24 +105,30 @@ def row_gradients(state: TrainState, batch: Batch, recipe: Recipe) -> RowGradien
         weights,
         gradient.values(),
     )
-    size = recipe.instances_per_microbatch or len(batch.token_ids)
-    parts = (slice(first, first + size) for first in range(0, len(batch.token_ids), size))
-    norms = [
-        instance_gradient_norms(model, partial(loss_of_rows, model, batch, recipe, rows, device=device))
-        for rows in parts
-    ]
     squares = [float(g.double().square().sum()) for g in gradient.values()]
     counted = denominator_of_rows(batch, recipe.denominator)
     return RowGradients(
         shares=shares.instances.cpu().numpy(),
         token_shares=shares.tokens.cpu().numpy(),
-        norms=np.concatenate([part.double().cpu().numpy() for part in norms]),
+        norms=norms_of_rows(state, batch, recipe),
         grad_norm=sum(squares) ** 0.5,
         agreement=shares.agreement,
         token_losses=batch_losses(model, batch, recipe, device=device).cpu().numpy(),
         weights=weights.cpu().numpy(),
         remaining=1 - counted / max(batch.loss_denominator or int(counted.sum()), 1),
     )
+
+
+def norms_of_rows(state: TrainState, batch: Batch, recipe: Recipe) -> np.ndarray:
+    """The L2 norm of each row's part of a step's gradient, fp64 of shape [rows]; one forward and one backward pass."""
+    size = recipe.instances_per_microbatch or len(batch.token_ids)
+    norms = [
+        instance_gradient_norms(
+            state.model, partial(loss_of_rows, state.model, batch, recipe, rows, device=state.device)
+        )
+        for rows in (slice(first, first + size) for first in range(0, len(batch.token_ids), size))
+    ]
+    return np.concatenate([part.double().cpu().numpy() for part in norms])
 
 
 def robust_z(values: np.ndarray, base: np.ndarray) -> np.ndarray:

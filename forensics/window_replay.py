@@ -122,6 +122,10 @@ class WindowReplay:
     def row_losses(self, batch: Batch) -> np.ndarray:
         return mean_of_targets(self.token_losses(batch), batch)
 
+    def at_checkpoint(self) -> None:
+        """Come back to the weights that everything begins with."""
+        return_to(self.state, self.origin)
+
     def loss_of(self, batch: Batch) -> float:
         """The loss that the trainer would log for a batch under the weights as they are."""
         with torch.no_grad():

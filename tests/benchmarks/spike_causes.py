@@ -1,6 +1,6 @@
 """Spikes of known causes: does `blame` name the planted rows, and say `unexplained` where the data are innocent?
 
-    python -m tests.benchmarks.spike_causes [RUNS OF EACH KIND] [FOLDER] [PROCESSES]
+    python -m tests.benchmarks.spike_causes [RUNS OF EACH KIND] [FOLDER] [PROCESSES] [FIRST SEED]
 
 Each run is trained, added, asked for its spikes, and asked who is to blame for the one that was planted. Results are
 kept in FOLDER as they come: the same call goes on where it was interrupted. A seed whose log shows no spike where one
@@ -101,7 +101,7 @@ def is_right(result: Result, kind: str) -> bool:
     return result["verdict"] == "data" and bool(result["ranked_first"])
 
 
-def campaign(folder: Path, runs: int, processes: int) -> list[Result]:
+def campaign(folder: Path, runs: int, processes: int, first_seed: int) -> list[Result]:
     """Results of at least so many spiked runs of each kind; those that are in the folder count."""
     from tests.spiked.causes import CAUSES
     from tests.spiked.runs import BENCHMARK
@@ -111,7 +111,7 @@ def campaign(folder: Path, runs: int, processes: int) -> list[Result]:
     path = folder / "results.jsonl"
     results = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     with ProcessPoolExecutor(processes) as pool:
-        while wanted := list(_wanted(results, list(CAUSES), runs)):
+        while wanted := list(_wanted(results, list(CAUSES), runs, first_seed)):
             for result in pool.map(one, *zip(*((folder, kind, seed) for kind, seed in wanted), strict=True)):
                 results.append(dict(result))
                 with path.open("a") as file:
@@ -121,22 +121,22 @@ def campaign(folder: Path, runs: int, processes: int) -> list[Result]:
     return results
 
 
-def _wanted(results: list[dict[str, Any]], kinds: list[str], runs: int) -> Iterator[tuple[str, int]]:
+def _wanted(results: list[dict[str, Any]], kinds: list[str], runs: int, first_seed: int) -> Iterator[tuple[str, int]]:
     """The next seeds of each kind that has too few spiked runs."""
     for kind in kinds:
         there = [result for result in results if result["kind"] == kind]
         missing = runs - sum(result["spiked"] for result in there)
-        first = max((result["seed"] for result in there), default=-1) + 1
-        if missing > 0 and first < MOST_SEEDS * runs:
+        first = max((result["seed"] for result in there), default=first_seed - 1) + 1
+        if missing > 0 and first - first_seed < MOST_SEEDS * runs:
             yield from ((kind, seed) for seed in range(first, first + missing))
 
 
-def main(runs: int = RUNS, folder: Path | None = None, processes: int = 2) -> None:
+def main(runs: int = RUNS, folder: Path | None = None, processes: int = 2, first_seed: int = 0) -> None:
     place = folder or Path(tempfile.mkdtemp())
     place.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     by_kind: defaultdict[str, list[Result]] = defaultdict(list)
-    for result in campaign(place, runs, processes):
+    for result in campaign(place, runs, processes, first_seed):
         by_kind[result["kind"]].append(result)
     print(f"{'planted':32}{'runs':>6}{'right':>7}{'share':>7}{'no spike':>10}{'seconds a run':>15}")
     for kind, results in by_kind.items():
@@ -160,4 +160,5 @@ if __name__ == "__main__":
         int(given[0]) if given else RUNS,
         Path(given[1]) if len(given) > 1 else None,
         int(given[2]) if len(given) > 2 else 2,
+        int(given[3]) if len(given) > 3 else 0,
     )
