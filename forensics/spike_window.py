@@ -135,8 +135,15 @@ def onset_and_peak(series: Mapping[Measure, Mapping[int, float]], step: int) -> 
     spiking = {name for name in usual if step in series[name] and usual[name].z(series[name][step]) >= SPIKE_Z}
     if event.peak is None:  # values that are no numbers: the first of them is to be explained
         return event.onset, event.onset
-    itself = "loss" in spiking or (spiking and "loss" not in event.series)
-    return event.onset, step if itself else event.peak
+    if "loss" in spiking or (spiking and "loss" not in event.series):
+        return event.onset, step
+    # After the peak of an event, what rises anew is to be explained by itself.
+    usual = usual_values(series, step, step)
+    if step > event.peak and any(
+        usual[name].z(series[name][step]) >= SPIKE_Z for name in usual if step in series[name]
+    ):
+        return step, step
+    return event.onset, event.peak
 
 
 def logged_with_parents(workspace: Workspace, run: Run, last: int) -> dict[Measure, dict[int, float]]:

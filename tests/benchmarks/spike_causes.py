@@ -74,8 +74,8 @@ def one(folder: Path, kind: str, seed: int) -> Result:
 def _asked(workspace: Any, planted: int, *, is_nothing: bool) -> int | None:
     """The step that a user would ask about, having looked at the curves; None where there is none to ask about.
 
-    That is the one that stands out most of those from the planted one on; where nothing was planted, the one of all
-    that stands out most without being a spike.
+    That is the planted one where it spikes itself, else the one that stands out most of those after it; where nothing
+    was planted, the one of all that stands out most without being a spike.
     """
     from forensics.spike_window import SPIKE_Z, logged_with_parents, usual_values
     from tests.spiked.runs import BENCHMARK, STEPS_AFTER
@@ -89,6 +89,8 @@ def _asked(workspace: Any, planted: int, *, is_nothing: bool) -> int | None:
 
     if is_nothing:
         return max((s for s in range(BENCHMARK.first_spike, BENCHMARK.num_steps) if z(s) < SPIKE_Z), key=z)
+    if z(planted) >= SPIKE_Z:
+        return planted
     highest = max(range(planted, planted + STEPS_AFTER), key=z)
     return highest if z(highest) >= SPIKE_Z else None
 

@@ -68,6 +68,14 @@ def test_of_an_event_the_step_is_explained_whose_own_loss_spikes(asked: int, pea
     assert onset_and_peak(event(), asked) == (200, peak)
 
 
+def test_what_rises_anew_in_the_wake_of_a_peak_is_explained_by_itself() -> None:
+    """Flags up to 32 steps apart are one event; whoever asks about the second rise does not mean the first."""
+    series = event()
+    series["grad_norm"] |= {step: 1.2 for step in range(206, 226)} | {226: 4.0}
+
+    assert onset_and_peak(series, 226) == (226, 226)
+
+
 def test_outside_of_an_event_the_step_itself_is_explained() -> None:
     assert onset_and_peak(event(), 150) == (150, 150)
 
