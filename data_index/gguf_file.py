@@ -113,7 +113,9 @@ def _placed(stated: list[GgufTensor], cursor: _Cursor, metadata: Mapping[str, An
         if tensor.name in tensors:
             raise CorruptFile(f"{cursor.place} holds the tensor {tensor.name[:100]!r} twice")
         if first + tensor.offset > cursor.num_bytes:
-            raise CorruptFile(f"{cursor.place} places {tensor.name[:100]!r} behind its end; it was truncated or changed")
+            raise CorruptFile(
+                f"{cursor.place} places {tensor.name[:100]!r} behind its end; it was truncated or changed"
+            )
         tensors[tensor.name] = GgufTensor(
             name=tensor.name, shape=tensor.shape, type_number=tensor.type_number, offset=first + tensor.offset
         )

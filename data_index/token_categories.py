@@ -1,4 +1,4 @@
-"""What each token id of a tokenizer is: does its text encode to itself, is it a byte, a special token, part of a character.
+"""What each token id of a tokenizer is: a byte, special, part of a character, or text; does it encode to itself?
 
 The published method decodes every id alone and encodes the text again. What comes back decides how the token can be
 judged: ids that come back can occur in ordinary text, others cannot, or only inside longer pieces.
