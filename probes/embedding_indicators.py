@@ -12,11 +12,13 @@ Source: Land & Bartolo 2024 (arXiv 2405.05417) and cohere-ai/magikarp (formulas,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 
 SMALLEST_PRODUCT = 1e-6  # of two norms, in the cosine
 LEAST_BIAS_NORM = 1e-3  # a bias below it is one in name only
+MOST_LEFT_OUT = 256  # members that are left out of the mean in turn
 CHUNK_ELEMENTS = 2**21  # 8 MiB of float32: two of them stay in a processor's cache
 _MOST_PRODUCTS = 40
 _RESIDUAL = 1e-3
@@ -38,12 +40,25 @@ INDICATORS: Mapping[str, str] = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Indicators:
+    """
+    Attributes:
+        values: by name, float32 of shape [rows].
+        left_out: by name, float32 of shape [members]; the value of each known-unused row when the mean is taken over
+            the others. A row is always near a mean that holds it; this is what can be held against other rows.
+    """
+
+    values: Mapping[str, torch.Tensor]
+    left_out: Mapping[str, torch.Tensor]
+
+
 def all_indicators(
     input_matrix: torch.Tensor,
     output_matrix: torch.Tensor | None = None,
     unused_ids: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
-) -> dict[str, torch.Tensor]:
+) -> Indicators:
     """Every published indicator that can be computed, by name.
 
     Args:
@@ -52,19 +67,42 @@ def all_indicators(
         bias: of the output layer, [rows]; left out where its norm is at most LEAST_BIAS_NORM.
     """
     found = {INPUT_NORM: row_norms(input_matrix)}
-    output = input_matrix if output_matrix is None else output_matrix
-    if unused_ids is not None and len(unused_ids):
-        unused = mean_of_rows(output, unused_ids)
-        first = first_component(output)
-        found |= {
-            OUTPUT_COSINE: cosine_distances(output, unused),
-            OUTPUT_COSINE_CENTRED: cosine_distances(output, unused, subtracted=mean_of_rows(output)),
-            OUTPUT_COSINE_WITHOUT_FIRST: cosine_distances(output, unused, removed=first),
-            OUTPUT_DISTANCE: distances(output, unused),
-        }
     if bias is not None and float(bias.double().norm()) > LEAST_BIAS_NORM:
         found[OUTPUT_BIAS] = bias.float()
-    return found
+    if unused_ids is None or not len(unused_ids):
+        return Indicators(values=found, left_out={})
+    output = input_matrix if output_matrix is None else output_matrix
+    mean, first = mean_of_rows(output), first_component(output)
+    left_out = {name: values[unused_ids] for name, values in found.items()}
+    if len(unused_ids) > 1:
+        left_out |= _left_out(output, unused_ids, mean, first)
+    found |= output_indicators(output, mean_of_rows(output, unused_ids), mean, first)
+    return Indicators(values=found, left_out=left_out)
+
+
+def output_indicators(
+    output: torch.Tensor, unused: torch.Tensor, mean: torch.Tensor, first: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The indicators that compare rows with unused ones.
+
+    Args:
+        unused: [width], the mean of the known-unused rows. mean: of all rows. first: the first component.
+    """
+    return {
+        OUTPUT_COSINE: cosine_distances(output, unused),
+        OUTPUT_COSINE_CENTRED: cosine_distances(output, unused, subtracted=mean),
+        OUTPUT_COSINE_WITHOUT_FIRST: cosine_distances(output, unused, removed=first),
+        OUTPUT_DISTANCE: distances(output, unused),
+    }
+
+
+def _left_out(
+    output: torch.Tensor, ids: torch.Tensor, mean: torch.Tensor, first: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    rows = output[ids[:MOST_LEFT_OUT]].float()
+    total, count = mean_of_rows(output, ids) * len(ids), len(ids) - 1
+    each = [output_indicators(row[None], (total - row) / count, mean, first) for row in rows]
+    return {name: torch.cat([values[name] for values in each]) for name in each[0]}
 
 
 def row_norms(matrix: torch.Tensor) -> torch.Tensor:
