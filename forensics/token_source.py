@@ -1,4 +1,4 @@
-"""Where the embedding matrices and the tokenizer of a model come from: a run's checkpoint, a folder, a file, the hub."""
+"""Where embedding matrices and a tokenizer come from: a checkpoint of a run, a folder, a file, the hub."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import torch
 from probes.embedding_indicators import mean_of_rows
 
 # Rows are near-duplicates where their cosine distance is at most this part of that of two rows drawn at random.
-NEAR = 0.05
+NEAR = 0.01
 LEAST_CLUSTER = 4
 _PLANES, _TABLES, _BITS = 64, 8, 14
 _PAIRS = 4096
