@@ -68,11 +68,12 @@ class Gap:
 
 
 def gap_of(values: np.ndarray, unused: np.ndarray | None = None) -> Gap | None:
-    """The widest interval without a token between the lowest values and the median; None where none is wide enough.
+    """The widest interval without a token between the lowest values and the median; None where none stands out.
 
     Where rows are known to be unused, it is searched above three quarters of them, so that no gap among unused rows is
-    taken for it. Wide enough: a twentieth of the way from there to the median, and four times as wide as the widest
-    among the quarter of the tokens that come next below the median.
+    taken for it. It stands out where it is a twentieth of the way from there to the median, and four times as wide as
+    the widest among the quarter of the tokens that come next below the median. Where none is so wide: the widest inside
+    the sparsest tenth of that way, where tokens lie four times as close both below it and in that quarter.
 
     Args:
         values: of all tokens. unused: of those that are known to be unused, each left out of their mean.
@@ -83,15 +84,35 @@ def gap_of(values: np.ndarray, unused: np.ndarray | None = None) -> Gap | None:
         return None
     floor = float(np.percentile(unused, 75)) if unused is not None and len(unused) else float(lower[0])
     first = max(int(np.searchsorted(lower, floor, side="right")) - 1, 0)
-    widths = np.diff(lower[first:])
-    if not len(widths):
+    way, widths = float(lower[-1] - lower[first]), np.diff(lower)
+    if way <= 0:
         return None
-    at = first + int(np.argmax(widths))
-    share = float(widths.max()) / max(float(lower[-1] - lower[first]), np.finfo(float).tiny)
-    usual = float(np.diff(lower[len(lower) // 2 :]).max(initial=0.0))
-    if share < _LEAST_GAP or widths.max() < 4 * usual:
+    at = first + int(np.argmax(widths[first:]))
+    usual = float(widths[len(lower) // 2 :].max(initial=0.0))
+    if widths[at] < max(_LEAST_GAP * way, 4 * usual):
+        valley = _valley(lower, first, way / 10)
+        if valley is None:
+            return None
+        at = valley.start + int(np.argmax(widths[valley]))
+    return Gap(below=float(lower[at]), above=float(lower[at + 1]), width=float(widths[at]) / way)
+
+
+def _valley(lower: np.ndarray, first: int, width: float) -> slice | None:
+    """Where the sparsest stretch of a width lies; None where it is not much sparser than both sides of it."""
+    starts = lower[first:]
+    starts = starts[starts + width <= lower[-1]]
+    if not len(starts):
         return None
-    return Gap(below=float(lower[at]), above=float(lower[at + 1]), width=share)
+    stops = np.searchsorted(lower, starts + width, side="right")
+    counts = stops - np.arange(first, first + len(starts))
+    at = int(np.argmin(counts))
+    before, density = first + at + 1, counts[at] / width
+    below = before / max(float(lower[before - 1] - lower[0]), np.finfo(float).tiny)
+    quarter = lower[len(lower) // 2 :]
+    above = len(quarter) / max(float(quarter[-1] - quarter[0]), np.finfo(float).tiny)
+    if 4 * density > min(below, above):
+        return None
+    return slice(first + at, int(stops[at]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
