@@ -47,8 +47,8 @@ def compared(one: UndertrainedTokens, other: UndertrainedTokens) -> TokenCompari
     shared = [row for row in one.rows if (there := theirs.get(row["token_id"])) and there["piece"] == row["piece"]]
     if 2 * len(shared) < min(len(one.rows), len(other.rows)):
         raise InvalidRange(
-            f"{one.label} and {other.label} have {len(shared):,} of {len(one.rows):,} and {len(other.rows):,} tokens in "
-            "common: their tokenizers differ"
+            f"{one.label} and {other.label} have {len(shared):,} of {len(one.rows):,} and {len(other.rows):,} tokens "
+            "in common: their tokenizers differ"
         )
     rows = tuple(_compared(row, theirs[row["token_id"]]) for row in shared)
     apart = len(one.rows) + len(other.rows) - 2 * len(shared)

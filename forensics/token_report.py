@@ -37,7 +37,7 @@ def require_report_suffix(path: Path) -> None:
 
 
 def write_report(found: UndertrainedTokens, path: Path) -> list[Path]:
-    """Write FILE.md with a picture FILE.png beside it, or FILE.html with the picture inside; returns what was written."""
+    """Write FILE.md with a picture FILE.png beside it, or FILE.html with it inside; returns what was written."""
     require_report_suffix(path)
     figure = figure_of(found)
     if path.suffix == ".html":
@@ -135,9 +135,9 @@ def facts(found: UndertrainedTokens) -> Iterator[tuple[str, str]]:
         mark = ", used" if one.chosen else ""
         yield f"evidence: {one.kind}{mark}", f"{len(one.token_ids):,}{sure}; {one.detail}: {short_ids(one.token_ids)}"
     yield "indicator", f"{found.indicator}: {found.reason}"
-    for name, one in found.trust.items():
-        told = "not known" if one.separation is None else f"{one.separation:.2%}"
-        nothing = "; carries no information here" if one.informative is False else ""
+    for name, trust in found.trust.items():
+        told = "not known" if trust.separation is None else f"{trust.separation:.2%}"
+        nothing = "; carries no information here" if trust.informative is False else ""
         yield f"separation: {name}", f"{told}{nothing}"
     cut = "none" if found.gap is None else f"{found.gap.cut:.6g}"
     yield "cut at the gap", f"{cut}; {_counted(counts, 'below_gap')}"

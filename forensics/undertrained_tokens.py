@@ -317,8 +317,8 @@ def _messages(source: TokenSource, matrices: Matrices, unused: UnusedSet, gap: G
         together = alignment(matrices.unembedding, torch.from_numpy(unused.token_ids))
         if together < 0.5:
             found.append(
-                f"the directions of the known-unused rows have a mean of norm {together:.2f}: each is still mostly as it "
-                "was initialized, so that distances to them tell little"
+                f"the directions of the known-unused rows have a mean of norm {together:.2f}: each is still mostly as "
+                "it was initialized, so that distances to them tell little"
             )
     if gap is None:
         found.append("the main indicator's values have no gap below the bulk: candidates are by the published 2 % rule")

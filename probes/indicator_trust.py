@@ -51,7 +51,7 @@ def alignment(output: torch.Tensor, ids: torch.Tensor) -> float:
 
 def published_cut(values: np.ndarray, percent: float = PUBLISHED_PERCENT) -> float:
     """The percentile at or below which a token is a candidate, of the values of tokens of the category OK."""
-    return float(np.percentile(values, percent))
+    return float(np.percentile(values[np.isfinite(values)], percent)) if np.isfinite(values).any() else float("nan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forensics.cli.options import FormatOption, OutputOption, PlanOption, WorkspaceOption, open_workspace
-from forensics.cli.output import Format, emit_arrow, emit_object, emit_rows, print_table, printable, say
+from forensics.cli.output import Format, emit_rows, printable, say
 
 if TYPE_CHECKING:
     from forensics.token_source import TokenSource
