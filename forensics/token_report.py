@@ -94,7 +94,8 @@ def _distribution(found: UndertrainedTokens) -> Panel:
 def _second_indicator(found: UndertrainedTokens) -> str | None:
     """One of the other matrix, where there are two: they see different things."""
     others = [name for name in found.values if name != found.indicator]
-    return next((name for name in others if name.split("_")[0] != found.indicator.split("_")[0]), (others or [None])[0])
+    matrix = found.indicator.split("_")[0]
+    return next((name for name in others if name.split("_")[0] != matrix), others[0] if others else None)
 
 
 def _scatter(found: UndertrainedTokens, second: str) -> Panel:
