@@ -13,6 +13,7 @@ from probes.embedding_indicators import MOST_LEFT_OUT, cosine_distances, mean_of
 PUBLISHED_PERCENT = 2.0
 LEAST_SEPARATION = 0.9  # below it, an indicator does not say which rows are unused
 MISTAKES_THAT_MATTER = 0.001  # a share of pairs of rows; and at most twice those of the best indicator
+_LEAST_GROUP = 4
 _LEAST_GAP = 0.05  # of the way from the unused rows to the median
 _OTHERS = 4096
 
@@ -71,9 +72,10 @@ def gap_of(values: np.ndarray, unused: np.ndarray | None = None) -> Gap | None:
     """The widest interval without a token between the lowest values and the median; None where none stands out.
 
     Where rows are known to be unused, it is searched above three quarters of them, so that no gap among unused rows is
-    taken for it. It stands out where it is a twentieth of the way from there to the median, and four times as wide as
-    the widest among the quarter of the tokens that come next below the median. Where none is so wide: the widest inside
-    the sparsest tenth of that way, where tokens lie four times as close both below it and in that quarter.
+    taken for it; else above the four lowest values. It stands out where it is a twentieth of the way from there to the
+    median, and four times as wide as the widest among the quarter of the tokens that come next below the median. Where
+    none is so wide: the widest inside the sparsest tenth of that way, where tokens lie four times as close both below
+    it and in that quarter.
 
     Args:
         values: of all tokens. unused: of those that are known to be unused, each left out of their mean.
@@ -82,7 +84,8 @@ def gap_of(values: np.ndarray, unused: np.ndarray | None = None) -> Gap | None:
     lower = ordered[: (len(ordered) + 1) // 2]
     if len(lower) < 8:
         return None
-    floor = float(np.percentile(unused, 75)) if unused is not None and len(unused) else float(lower[0])
+    # Where nothing is known, a few stragglers are no group.
+    floor = float(np.percentile(unused, 75)) if unused is not None and len(unused) else float(lower[_LEAST_GROUP - 1])
     first = max(int(np.searchsorted(lower, floor, side="right")) - 1, 0)
     way, widths = float(lower[-1] - lower[first]), np.diff(lower)
     if way <= 0:
