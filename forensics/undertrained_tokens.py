@@ -9,7 +9,8 @@ Verification by prompting, the path through a run's checkpoints and the repair o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,6 +198,30 @@ def judged(
     unused: Sequence[int] | None = None,
 ) -> UndertrainedTokens:
     """The answer, from what was read."""
+    with _one_thread():
+        return _judged(source, analysis, matrices, indicator, unused)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Rows are gone through in small parts, for which threads wait longer than they compute (RESULTS.md)."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _judged(
+    source: TokenSource,
+    analysis: TokenizerAnalysis,
+    matrices: Matrices,
+    indicator: str | None,
+    unused: Sequence[int] | None,
+) -> UndertrainedTokens:
     import torch
 
     from probes.embedding_indicators import INPUT_NORM, OUTPUT_COSINE, all_indicators

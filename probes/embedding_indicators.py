@@ -19,8 +19,8 @@ import torch
 SMALLEST_PRODUCT = 1e-6  # of two norms, in the cosine
 LEAST_BIAS_NORM = 1e-3  # a bias below it is one in name only
 MOST_LEFT_OUT = 256  # members that are left out of the mean in turn
-CHUNK_ELEMENTS = 2**21  # 8 MiB of float32: two of them stay in a processor's cache
-_MOST_PRODUCTS = 40
+CHUNK_ELEMENTS = 2**20  # 4 MiB of float32, which stays in a processor's cache
+_MOST_PRODUCTS = 16
 _RESIDUAL = 1e-3
 
 INPUT_NORM = "input_norm"
@@ -112,7 +112,7 @@ def row_norms(matrix: torch.Tensor) -> torch.Tensor:
 
 def distances(matrix: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """‖row − reference‖₂; the reference is of shape [width]."""
-    return _by_chunks(matrix, lambda rows: torch.linalg.vector_norm(rows - reference, dim=1))
+    return _by_chunks(matrix, lambda rows: torch.linalg.vector_norm(rows.sub_(reference), dim=1))
 
 
 def cosine_distances(
@@ -131,11 +131,12 @@ def cosine_distances(
     """
 
     def changed(rows: torch.Tensor) -> torch.Tensor:
+        """In place: another matrix of that size would cost more time than the arithmetic."""
         if subtracted is not None:
-            rows = rows - subtracted
-        return rows if removed is None else rows - (rows @ removed)[:, None] * removed
+            rows.sub_(subtracted)
+        return rows if removed is None else rows.addr_(rows @ removed, removed, alpha=-1)
 
-    target = changed(reference[None])[0]
+    target = changed(reference[None].clone())[0]
 
     def distance(rows: torch.Tensor) -> torch.Tensor:
         rows = changed(rows)
@@ -158,7 +159,7 @@ def first_component(matrix: torch.Tensor) -> torch.Tensor:
     """The first principal component of centred rows, float32 of shape [width] and norm 1; its sign means nothing.
 
     Found in the space that a direction and its products with the covariance span (Lanczos): the covariance itself would
-    take width² memory and rows · width² multiplications. Goes on until ‖Cv − λv‖ < 1e-3 λ, or gives the best of 40
+    take width² memory and rows · width² multiplications. Goes on until ‖Cv − λv‖ < 1e-3 λ, or gives the best of 16
     products, where the first components hardly differ.
     """
     mean, width = mean_of_rows(matrix), matrix.shape[1]
@@ -197,7 +198,9 @@ def _by_chunks(matrix: torch.Tensor, of_rows: Callable[[torch.Tensor], torch.Ten
 
 
 def _chunks(matrix: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Some rows at a time as float32."""
+    """Some rows at a time as float32, copied into the same memory: whoever gets them may change them."""
     together = max(CHUNK_ELEMENTS // max(matrix.shape[1], 1), 1)
+    buffer = torch.empty(together, matrix.shape[1], device=matrix.device)
     for start in range(0, matrix.shape[0], together):
-        yield matrix[start : start + together].float()
+        part = matrix[start : start + together]
+        yield buffer[: len(part)].copy_(part)
