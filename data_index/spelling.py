@@ -92,7 +92,7 @@ def _spell_byte_level(text: str) -> bytes:
         huggingface/tokenizers tokenizers/src/pre_tokenizers/byte_level.rs, decode_chain
     """
     try:
-        return bytes(_BYTE_OF[char] for char in text)
+        return bytes(BYTE_OF_CHARACTER[char] for char in text)
     except KeyError:
         return text.encode()
 
@@ -104,4 +104,4 @@ def _byte_level_alphabet() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
 
 
-_BYTE_OF = {char: byte for byte, char in _byte_level_alphabet().items()}
+BYTE_OF_CHARACTER = {char: byte for byte, char in _byte_level_alphabet().items()}

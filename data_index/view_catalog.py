@@ -105,6 +105,10 @@ DESCRIPTIONS: Mapping[str, tuple[str, str]] = {
     "audit": ("what forensics audit found", "from audit where result <> 'ok'"),
     "evaluations": ("published evaluations by task", "from evaluations where task = 'lambada'"),
     "spikes": ("what forensics spikes found in the log", "from spikes where run = 'demo' order by peak_z desc"),
+    "tokens": (
+        "how little each token was trained, as forensics tokens found at a checkpoint; low indicators are suspicious",
+        "select token_id, text, indicator from tokens where candidate order by rank",
+    ),
     "batch()": ("batch(run, step): the rows of a step", "from batch('demo', 137)"),
     "exposures()": (
         "exposures(run, step): counts of each token id up to the last record not after a step",

@@ -31,6 +31,7 @@ _PUBLIC = {
     "ngrams": "forensics.text_index",
     "spikes": "forensics.spike_detection",
     "blame": "forensics.attribution",
+    "tokens": "forensics.undertrained_tokens",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -18,6 +18,7 @@ from forensics.cli import (
     repeating,
     searching,
     spiking,
+    undertraining,
 )
 from forensics.cli.options import WorkspaceOption
 
@@ -52,6 +53,7 @@ COMMANDS = (
     *importing.COMMANDS,
     *spiking.COMMANDS,
     *attributing.COMMANDS,
+    *undertraining.COMMANDS,
     *auditing.COMMANDS,
     *releases.COMMANDS,
 )

@@ -32,6 +32,7 @@ def main(names: list[str]) -> None:
         spikes,
         startup,
         text_search,
+        undertrained,
     )
 
     benchmarks: dict[str, Callable[[], None]] = {
@@ -47,6 +48,7 @@ def main(names: list[str]) -> None:
         "planted_faults": planted_faults.main,
         "documents": documents.main,
         "text_search": text_search.main,
+        "undertrained": undertrained.main,
         "attribution_cost": attribution_cost.main,
         "spikes": spikes.main,
         "spike_causes": spike_causes.main,

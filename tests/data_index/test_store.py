@@ -43,6 +43,8 @@ VIEWS = {
     "metrics": "run step attempt name value original_name source",
     "spikes": "run onset peak last recovery kind lead_steps attempt series level peak_value peak_z area lasting_offset "
     "detail definition parameters",
+    "tokens": "run step token_id text category indicator_name indicator rank candidate below_gap below_2_percent "
+    "in_unused_set never_updated evidence max_probability verified",
     "consumed": "run step attempt instances input_ids_sha256",
     "document_hashes": "run document_id num_tokens sha256 documents",
     "instance_hashes": "run instance num_tokens sha256",

@@ -70,6 +70,26 @@ def test_help_lists_every_verb() -> None:
     assert done.returncode == 0 and all(f"  {verb} " in done.stdout for verb in VERBS)
 
 
+def test_tokens_has_the_documented_keys(tiny_shared: Workspace, tmp_path: Path) -> None:
+    """On a folder, which keeps nothing in the shared workspace."""
+    run = tiny_shared.run("tiny")
+    model = ("tokens", str(tiny_shared.checkpoint(run, 20).location), "--tokenizer", str(run.tokenizer))
+    rows = answer(tiny_shared, *model)
+    keys = ["token_id", "text", "category", "indicator", "rank", "max_probability", "verified"]
+
+    assert list(rows[0])[:7] == keys and len(rows) == 384 and rows[0]["rank"] == 1
+    assert len(answer(tiny_shared, *model, "--limit", "3", "--unused", "[125-126,178-188]")) == 3
+    plan = answer(tiny_shared, *model, "--plan")
+    assert {row["tensor"] for row in plan} >= {"model.embed_tokens.weight"}
+    assert all(row["bytes_to_read"] > 0 and row["bytes_to_fetch"] == 0 for row in plan)
+    compared = answer(tiny_shared, *model, "--compare", "tiny@5", "--indicator", "input_norm")
+    assert {"indicator_other", "rank_change", "change"} <= set(compared[0])
+    done = forensics(tiny_shared, *model, "-o", str(tmp_path / "t.csv"), "--report", str(tmp_path / "r.md"))
+    assert done.returncode == 0 and (tmp_path / "r.png").exists()
+    assert len(list(csv.reader((tmp_path / "t.csv").read_text().splitlines()))) >= 385
+    assert forensics(tiny_shared, *model, "--unused", "many").returncode == 2
+
+
 def test_batch_has_the_documented_keys(tiny_shared: Workspace) -> None:
     rows = answer(tiny_shared, "batch", "tiny", "8", "--tokens")
     keys = {"step", "attempt", "position", "instance", "file", "offset", "num_tokens", "document_ids", "masked"}
@@ -243,6 +263,7 @@ def test_the_truth_file_is_never_needed(
         ["forks", "tiny"],
         ["exposures", "tiny"],
         ["spikes", "tiny"],
+        ["tokens", "tiny"],
         ["blame", "tiny", "9", "--top", "2", "--nulls", "2"],
         ["replay", "tiny", "0:20"],
         ["compare", fork["id"]],

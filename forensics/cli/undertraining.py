@@ -1,0 +1,162 @@
+"""The verb that ranks tokens by how little they were trained: tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forensics.cli.options import FormatOption, OutputOption, PlanOption, WorkspaceOption, open_workspace
+from forensics.cli.output import Format, emit_rows, printable, say
+
+if TYPE_CHECKING:
+    from forensics.token_source import TokenSource
+    from forensics.undertrained_tokens import UndertrainedTokens
+
+SHOWN = (
+    "rank",
+    "token_id",
+    "text",
+    "category",
+    "indicator",
+    "below_gap",
+    "below_2_percent",
+    "never_updated",
+    "evidence",
+)
+MOST_SHOWN = 40
+
+
+def tokens(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="RUN|MODEL", help="A run or fork (RUN@STEP too); a model folder or file; owner/name."),
+    ],
+    checkpoint: Annotated[int | None, typer.Option(help="Of a run [default: its last].")] = None,
+    indicator: Annotated[str | None, typer.Option(metavar="NAME", help="Rank by this indicator.")] = None,
+    unused: Annotated[
+        str | None, typer.Option(metavar="IDS", help="Rows known to be unused, such as 177-187,50280-50303.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A tokenizer.json, where none lies beside the weights.")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="Another checkpoint (RUN@STEP) or model: who joined, who left?")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=0, help="Print so many rows [default: 40 in a table, else all].")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write FILE.md (and a PNG) or FILE.html.")] = None,
+    output: OutputOption = None,
+    plan: PlanOption = False,
+    workspace: WorkspaceOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Rank tokens by how little they were trained, from the embedding matrices and the tokenizer alone.
+
+    Which rows are known to be unused, which indicator they say can be trusted, and where the gap in it lies, is found
+    and shown; the published 2 % rule stands beside it.
+
+    Example: forensics tokens demo
+    """
+    from data_index.exports import require_known_suffix, write_table
+    from forensics.token_report import facts, require_report_suffix, write_report
+    from forensics.token_source import token_source
+    from forensics.undertrained_tokens import tokens as find
+
+    if output is not None:
+        require_known_suffix(output)
+    if report is not None:
+        require_report_suffix(report)
+    there, known = open_workspace(workspace), _ids_of(unused)
+    if plan:
+        sources = [token_source(model, there, checkpoint=checkpoint, tokenizer=tokenizer)]
+        sources += [token_source(compare, there, tokenizer=tokenizer)] if compare else []
+        emit_rows([row for source in sources for row in _plan(source)], format)
+        return
+    found = find(model, checkpoint, indicator=indicator, unused=known, tokenizer=tokenizer, workspace=there)
+    for name, value in facts(found):
+        say(printable(f"{name}: {value}"))
+    if report is not None:
+        say("wrote " + " and ".join(map(str, write_report(found, report))))
+    if compare is not None:
+        # Judged by the same indicator, or the two could not be compared.
+        other = find(compare, indicator=found.indicator, unused=known, tokenizer=tokenizer, workspace=there)
+        _compare(found, other, limit, output, format)
+        return
+    if output is not None:
+        write_table(output, found.table())
+        say(f"wrote {len(found.rows):,} rows to {output}")
+        return
+    _print(found, limit, format)
+
+
+def _print(found: UndertrainedTokens, limit: int | None, format: Format) -> None:
+    if format is not Format.table:
+        emit_rows(found.rows[:limit], format, found.columns)
+        return
+    most = MOST_SHOWN if limit is None else limit
+    shown = [name for name in SHOWN if any(row[name] not in (None, []) for row in found.rows)]
+    emit_rows(found.rows[:most], format, shown)
+    if limit is None and len(found.rows) > most:
+        say(f"the first {most} of {len(found.rows):,} (--limit N prints more, -o FILE writes all)")
+
+
+def _compare(
+    found: UndertrainedTokens, other: UndertrainedTokens, limit: int | None, output: Path | None, format: Format
+) -> None:
+    from data_index.exports import write_table
+    from forensics.token_comparison import COLUMNS, compared
+
+    together = compared(found, other)
+    for message in together.messages:
+        say(message)
+    say(
+        f"from {printable(together.one)} to {printable(together.other)}, by {together.indicator}: "
+        f"{len(together.joined):,} joined the candidates, {len(together.left):,} left"
+    )
+    if output is not None:
+        import pyarrow
+
+        write_table(output, pyarrow.Table.from_pylist([*together.rows]))
+        say(f"wrote {len(together.rows):,} rows to {output}")
+        return
+    rows: list[dict[str, Any]] = [*together.rows]
+    if format is Format.table:  # those that changed sides first
+        rows.sort(key=lambda row: row["change"] is None)
+        limit = MOST_SHOWN if limit is None else limit
+    emit_rows(rows[:limit], format, COLUMNS)
+
+
+def _plan(source: TokenSource) -> list[dict[str, Any]]:
+    """What would be read: headers have been, tensors have not."""
+    remote = not isinstance(source.place, Path)
+    roles = {id(matrix): role for role, matrix in source.embeddings.second_moments.items()}
+    return [
+        {
+            "model": source.label,
+            "tensor": f"{matrix.name} (second moments)" if id(matrix) in roles else matrix.name,
+            "shape": list(matrix.shape),
+            "dtype": matrix.dtype,
+            "bytes_to_read": matrix.num_bytes,
+            "bytes_to_fetch": matrix.num_bytes if remote else 0,
+        }
+        for matrix in source.embeddings.matrices
+    ]
+
+
+def _ids_of(given: str | None) -> list[int] | None:
+    """Ids and stretches FIRST-LAST, both ends meant, as people write them."""
+    if given is None:
+        return None
+    ids: list[int] = []
+    for part in given.strip("[] ").replace(" ", "").split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()) or int(last or first) - int(first) > 2**24:
+            raise typer.BadParameter(f"--unused takes ids such as 177-187,50280, not {part!r}")
+        ids += range(int(first), int(last or first) + 1)
+    return ids
+
+
+COMMANDS = (tokens,)

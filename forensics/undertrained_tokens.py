@@ -1,0 +1,402 @@
+"""`tokens`: which tokens a model never learned, from its embedding matrices and its tokenizer alone.
+
+Nothing else of the model is read. Every published indicator is computed; which of them is to be trusted is judged by
+rows that are known to be unused, and where the cut lies by the gap in its values, with the published 2 % beside it.
+
+Verification by prompting, the path through a run's checkpoints and the repair of rows stand on `UndertrainedTokens`:
+`with_verification` puts what prompting found into its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_index.errors import Busy, CorruptFile, DiskFull, InvalidRange, MissingFile, NotWritable
+from data_index.token_categories import Token, TokenizerAnalysis, analyse_tokenizer
+from data_index.workspace import Workspace, learn
+from forensics.token_source import TokenSource, token_source
+from forensics.unused_set import UnusedSet, find_unused
+
+if TYPE_CHECKING:
+    import torch
+
+    from probes.indicator_trust import Gap, Trust
+
+VERIFIED_BELOW = 0.01  # the published rule: of the highest probability that any prompt gave the token
+# Of a row, before the indicators by name.
+COLUMNS = (
+    *("token_id", "text", "category", "indicator", "rank", "max_probability", "verified", "candidate", "below_gap"),
+    *("below_2_percent", "in_unused_set", "never_updated", "evidence", "encoding", "byte_type", "piece"),
+    "encoded_again",
+)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Matrices:
+    """What was read. `output`: None where embeddings are tied. `num_bytes`: of tensors, as they are stored."""
+
+    input: torch.Tensor
+    output: torch.Tensor | None
+    bias: torch.Tensor | None
+    second_moments: Mapping[str, torch.Tensor]
+    num_bytes: int
+    saved_twice: bool = False
+
+    @property
+    def unembedding(self) -> torch.Tensor:
+        return self.input if self.output is None else self.output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class UndertrainedTokens:
+    """The answer for one model.
+
+    Attributes:
+        indicator: the main one; `reason` says why it is trusted.
+        values: every indicator by name, float32 of shape [rows of the matrix].
+        trust: by name.
+        gap: in the main indicator's values; None: no cut but the published one.
+        published_cut: the 2nd percentile of the main indicator over tokens of the category OK.
+        rows: one a token id, COLUMNS and the indicators; in the order of `rank`, those without one last, by id.
+        tied: one matrix reads and predicts.
+    """
+
+    label: str
+    run: str | None
+    step: int | None
+    analysis: TokenizerAnalysis
+    unused: UnusedSet
+    indicator: str
+    reason: str
+    values: Mapping[str, np.ndarray]
+    trust: Mapping[str, Trust]
+    gap: Gap | None
+    published_cut: float
+    rows: tuple[Row, ...]
+    tied: bool
+    shape: tuple[int, int]
+    num_bytes: int
+    messages: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        return [*COLUMNS, *self.values]
+
+    def candidates(self, *, by: str = "candidate") -> list[Row]:
+        """Rows of tokens that encode to themselves and are suspicious, lowest first; what verification prompts with.
+
+        Args:
+            by: `candidate` (below the gap; where there is none, the published 2 %), `below_gap` or `below_2_percent`.
+        """
+        return [row for row in self.rows if row["rank"] is not None and row[by]]
+
+    def counts(self) -> dict[str, int]:
+        """Candidates by both cuts, with bytes and specials and without; rows never updated, where that is known."""
+        found = {}
+        for name in ("below_gap", "below_2_percent"):
+            rows = self.candidates(by=name)
+            found[name] = len(rows)
+            found[f"{name}_without_bytes_and_specials"] = sum(row["category"] == "ok" for row in rows)
+        never = [row for row in self.rows if row["never_updated"]]
+        return found | ({"never_updated": len(never)} if self.unused.never_updated is not None else {})
+
+    def table(self) -> Any:
+        """All rows as an Arrow table."""
+        import pyarrow
+
+        schema = pyarrow.schema([(name, _arrow_type(name)) for name in self.columns])
+        return pyarrow.Table.from_pylist(list(self.rows), schema=schema)
+
+    def with_verification(self, max_probability: Mapping[int, float]) -> UndertrainedTokens:
+        """The answer with what prompting gave, by token id; others stay null."""
+        rows = [
+            {**row, "max_probability": p, "verified": p < VERIFIED_BELOW}
+            if (p := max_probability.get(row["token_id"])) is not None
+            else row
+            for row in self.rows
+        ]
+        return replace(self, rows=tuple(rows))
+
+
+def tokens(
+    model: str,
+    checkpoint: int | None = None,
+    *,
+    indicator: str | None = None,
+    unused: Sequence[int] | None = None,
+    tokenizer: Path | None = None,
+    workspace: Workspace | None = None,
+) -> UndertrainedTokens:
+    """Rank a model's tokens by how little they were trained.
+
+    What is found of a run of the workspace is kept with it, in the view `tokens`, in place of what was for that step.
+
+    Args:
+        model: a run or fork (`RUN@STEP` too), a folder or file of a model, or `owner/name[@revision]` of the hub.
+        checkpoint: of a run; default: its last.
+        indicator: the main one, by name; default: the published one, unless another clearly tells more.
+        unused: ids of rows that are known to be unused; default: found.
+        tokenizer: a tokenizer.json, where none lies beside the weights.
+    Raises:
+        UnknownRun, MissingCheckpoint, MissingFile, MissingState, CorruptFile, UnsafeFile, UnknownLayout
+        UnsupportedRecipe, InvalidRange, AccessDenied, Unreachable, Offline
+    """
+    workspace = workspace or Workspace()
+    source = token_source(model, workspace, checkpoint=checkpoint, tokenizer=tokenizer)
+    found = analysed(source, indicator=indicator, unused=unused)
+    if source.run is not None and indicator is None and unused is None and tokenizer is None:
+        found = replace(found, messages=(*found.messages, *_keep(workspace, found)))
+    return found
+
+
+def analysed(
+    source: TokenSource, *, indicator: str | None = None, unused: Sequence[int] | None = None
+) -> UndertrainedTokens:
+    """The same of a source that is open already; nothing is kept."""
+    return judged(
+        source,
+        analyse_tokenizer(source.tokenizer, source.special_ids),
+        read_matrices(source),
+        indicator=indicator,
+        unused=unused,
+    )
+
+
+def read_matrices(source: TokenSource) -> Matrices:
+    """Read the embedding matrices; those that were saved twice although they are one count as tied."""
+    import torch
+
+    stored = source.embeddings
+    entry = stored.input.read()
+    exit = stored.output.read() if stored.output is not None else None
+    twice = exit is not None and exit.dtype == entry.dtype and torch.equal(exit, entry)
+    if exit is not None and exit.shape[0] != entry.shape[0]:
+        raise CorruptFile(f"{stored.place}: the input embedding has {len(entry)} rows, the output layer {len(exit)}")
+    return Matrices(
+        input=entry,
+        output=None if twice else exit,
+        bias=stored.bias.read() if stored.bias is not None else None,
+        second_moments={role: matrix.read() for role, matrix in stored.second_moments.items()},
+        num_bytes=stored.num_bytes,
+        saved_twice=twice,
+    )
+
+
+def judged(
+    source: TokenSource,
+    analysis: TokenizerAnalysis,
+    matrices: Matrices,
+    *,
+    indicator: str | None = None,
+    unused: Sequence[int] | None = None,
+) -> UndertrainedTokens:
+    """The answer, from what was read."""
+    with _one_thread():
+        return _judged(source, analysis, matrices, indicator, unused)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Rows are gone through in small parts, for which threads wait longer than they compute (RESULTS.md)."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _judged(
+    source: TokenSource,
+    analysis: TokenizerAnalysis,
+    matrices: Matrices,
+    indicator: str | None,
+    unused: Sequence[int] | None,
+) -> UndertrainedTokens:
+    import torch
+
+    from probes.embedding_indicators import INPUT_NORM, OUTPUT_COSINE, all_indicators
+    from probes.indicator_trust import chosen_indicator, gap_of, published_cut, trust_of
+
+    rows = matrices.input.shape[0]
+    if len(analysis.tokens) > rows:
+        raise CorruptFile(f"{source.label}: the tokenizer has {len(analysis.tokens):,} ids, the matrix {rows:,} rows")
+    known = find_unused(matrices.unembedding, analysis, matrices.second_moments, unused)
+    found = all_indicators(
+        matrices.input, matrices.output, torch.from_numpy(known.token_ids.astype(np.int64)), matrices.bias
+    )
+    values = {name: of_rows.cpu().numpy() for name, of_rows in found.values.items()}
+    left_out = {name: of_rows.cpu().numpy() for name, of_rows in found.left_out.items()}
+    own = np.array([token.token_id for token in analysis.tokens if token.encodes_to_itself], dtype=np.int64)
+    if not len(own):
+        raise CorruptFile(f"{source.label}: no token of its tokenizer encodes to itself")
+    trust = trust_of(values, left_out, np.setdiff1d(own, known.token_ids))
+    default = OUTPUT_COSINE if matrices.output is None else INPUT_NORM
+    if indicator is None:
+        main, reason = chosen_indicator(trust, default)
+    elif indicator in values:
+        main, reason = indicator, "named by the user"
+    else:
+        raise InvalidRange(f"there is no indicator {indicator!r} here; there are {', '.join(values)}")
+    ids = np.array([token.token_id for token in analysis.tokens if token.piece is not None], dtype=np.int64)
+    gap = gap_of(values[main][ids], left_out.get(main))
+    ok = [token.token_id for token in analysis.tokens if token.encoding == "OK"]
+    cut = published_cut(values[main][ok if ok else own])
+    return UndertrainedTokens(
+        label=source.label,
+        run=source.run,
+        step=source.step,
+        analysis=analysis,
+        unused=known,
+        indicator=main,
+        reason=reason,
+        values=values,
+        trust=trust,
+        gap=gap,
+        published_cut=cut,
+        rows=_rows(analysis, known, main, values, gap, cut, own),
+        tied=matrices.output is None,
+        shape=(rows, matrices.input.shape[1]),
+        num_bytes=matrices.num_bytes,
+        messages=tuple(_messages(source, matrices, known, gap)),
+    )
+
+
+def _rows(
+    analysis: TokenizerAnalysis,
+    unused: UnusedSet,
+    main: str,
+    values: Mapping[str, np.ndarray],
+    gap: Gap | None,
+    cut: float,
+    own: np.ndarray,
+) -> tuple[Row, ...]:
+    """One a row of the matrix; rows beyond the tokenizer are there without a text."""
+    of_main = values[main]
+    order = own[np.lexsort((own, of_main[own]))]
+    rank = {token: place for place, token in enumerate(order.tolist(), 1)}
+    low = of_main <= (gap.cut if gap else -np.inf)
+    lowest = of_main <= cut
+    evidence, chosen = unused.evidence_by_token(), set(unused.token_ids.tolist())
+    never = set(unused.never_updated.tolist()) if unused.never_updated is not None else None
+    lists = {name: of_rows.tolist() for name, of_rows in values.items()}
+    rows = []
+    for token in range(len(of_main)):
+        known = analysis.tokens[token] if token < len(analysis.tokens) else None
+        row: Row = {
+            "token_id": token,
+            "indicator": lists[main][token],
+            "rank": rank.get(token),
+            "max_probability": None,
+            "verified": None,
+            "candidate": token in rank and bool(low[token] if gap else lowest[token]),
+            "below_gap": bool(low[token]) if gap else None,
+            "below_2_percent": bool(lowest[token]),
+            "in_unused_set": token in chosen,
+            "never_updated": token in never if never is not None else None,
+            "evidence": evidence.get(token, []),
+        }
+        rows.append(row | _of_tokenizer(known) | {name: of_rows[token] for name, of_rows in lists.items()})
+    rows.sort(key=lambda row: (row["rank"] is None, row["rank"] or row["token_id"]))
+    return tuple({name: row[name] for name in (*COLUMNS, *values)} for row in rows)
+
+
+def _of_tokenizer(token: Token | None) -> Row:
+    if token is None:
+        return {
+            "text": None,
+            "category": "no_token",
+            "encoding": "NONE",
+            "byte_type": None,
+            "piece": None,
+            "encoded_again": [],
+        }
+    return {
+        "text": token.text if token.piece is not None else None,
+        "category": token.category,
+        "encoding": token.encoding,
+        "byte_type": token.byte_type,
+        "piece": token.piece,
+        "encoded_again": list(token.encoded_again),
+    }
+
+
+def _messages(source: TokenSource, matrices: Matrices, unused: UnusedSet, gap: Gap | None) -> list[str]:
+    from probes.indicator_trust import alignment
+
+    found = list(source.messages)
+    if matrices.saved_twice:
+        found.append("input and output embedding are the same matrix, saved twice: they count as tied")
+    if len(unused.token_ids) > 1:
+        import torch
+
+        together = alignment(matrices.unembedding, torch.from_numpy(unused.token_ids))
+        if together < 0.5:
+            found.append(
+                f"the directions of the known-unused rows have a mean of norm {together:.2f}: each is still mostly as "
+                "it was initialized, so that distances to them tell little"
+            )
+    if gap is None:
+        found.append("the main indicator's values have no gap below the bulk: candidates are by the published 2 % rule")
+    return found
+
+
+def _arrow_type(name: str) -> Any:
+    import pyarrow
+
+    if name in ("token_id", "rank"):
+        return pyarrow.int64()
+    if name in ("text", "category", "encoding", "byte_type", "piece"):
+        return pyarrow.string()
+    if name in ("verified", "candidate", "below_gap", "below_2_percent", "in_unused_set", "never_updated"):
+        return pyarrow.bool_()
+    lists = {"evidence": pyarrow.list_(pyarrow.string()), "encoded_again": pyarrow.list_(pyarrow.int64())}
+    return lists.get(name, pyarrow.float64())
+
+
+# --- kept with the run -----------------------------------------------------------------------------------------------
+
+
+def _keep(workspace: Workspace, found: UndertrainedTokens) -> list[str]:
+    """Put the rows in force as the run's tokens at that step, beside those of other steps.
+
+    Returns:
+        Why they could not be kept: the answer does not depend on it.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    from data_index.files import exclusive_lock
+    from data_index.kinds import arrow_schema
+
+    assert found.run is not None
+    home, schema = workspace.home(found.run), arrow_schema("tokens")
+    table = found.table()
+    count = table.num_rows
+    table = table.append_column("step", pyarrow.array([found.step] * count, pyarrow.int64()))
+    table = table.append_column("indicator_name", pyarrow.array([found.indicator] * count, pyarrow.string()))
+    try:
+        with exclusive_lock(home.with_name(f".{home.name}.lock"), f"keeping the tokens of {found.run}"):
+            there = workspace.learned_files(home, "tokens")
+            replaced = [path for path in there if _step_of(path) == found.step]
+            learn(home, "tokens", table.select(schema.names).cast(schema), replace_kind=False, in_place_of=replaced)
+    except (Busy, DiskFull, NotWritable, CorruptFile, MissingFile) as error:
+        return [f"the tokens of {found.run} are not kept: {error}"]
+    return []
+
+
+def _step_of(path: Path) -> int | None:
+    """The step of a kept file; each holds one."""
+    import pyarrow.parquet
+
+    steps = pyarrow.parquet.read_table(path, columns=["step"], partitioning=None).column("step")
+    return steps[0].as_py() if len(steps) else None
