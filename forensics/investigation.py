@@ -116,7 +116,12 @@ class Investigation:
             batch=None,
         )
         if result.without_question is None and result.verdict()[0] is None:
-            return replace(result, batch=self._whole_batch(removals))
+            result = replace(result, batch=self._whole_batch(removals))
+            if result.verdict()[0] != "batch" or result.batch is None:
+                return result
+            # Of a batch that is the cause as a whole, no row alone is; its rows come before those of other steps.
+            own = {step for step, _ in result.batch.places}
+            return replace(result, suspects=tuple(sorted(suspects, key=lambda suspect: suspect.place[0] not in own)))
         return replace(result, suspects=self._with_spans(removals, result, others))
 
     # --- cheap stages ------------------------------------------------------------------------------------------------

@@ -144,9 +144,9 @@ def robust_z(values: np.ndarray, base: np.ndarray) -> np.ndarray:
 def suspect_steps(window: SpikeWindow, taken: Sequence[TakenStep], excess: float | None) -> list[int]:
     """The peak's step, and the steps whose updates raised the loss of its batch most: rising, three at most.
 
-    An update counts that did a tenth of the excess and stands out from the window's others; where none does, and the
-    batch of the peak was ordinary to begin with, the update that raised its loss most. An update after which the loss
-    is no number raised it most of all.
+    An update counts that did a tenth of the excess and stands out from the window's others; where none does, the one
+    that raised the loss most, if that is as much (of a spiking gradient norm, no other is suspected). An update after
+    which the loss is no number raised it most of all.
     """
     moved = {step.step: _raised(step) for step in taken if step.moved is not None}
     values = np.array(list(moved.values()))
@@ -158,7 +158,7 @@ def suspect_steps(window: SpikeWindow, taken: Sequence[TakenStep], excess: float
         least = sys.float_info.max
     ranked = sorted(zip(moved, values, standing_out, strict=True), key=lambda row: -row[1])
     chosen = [step for step, by, z in ranked if by > least and not z < MOVED_Z]
-    if not chosen and ranked and ranked[0][1] > least:
+    if known and not chosen and ranked and ranked[0][1] > least:
         chosen = [ranked[0][0]]
     return sorted({window.peak, *chosen[: MOST_STEPS - 1]})
 

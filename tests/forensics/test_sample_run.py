@@ -11,10 +11,12 @@ from data_index.metric_queries import logged_metrics
 from data_index.run_file import read_run
 from data_index.sources.native import read_table
 from data_index.workspace import Workspace
+from forensics.attribution import blame
 from forensics.divergence import compare
 from forensics.forking import forks_of
 from forensics.lookup import batch, where
 from forensics.reproduction import prepare, replay, replay_folder
+from forensics.spike_detection import spikes
 from forensics.walkthrough import demo
 
 
@@ -120,6 +122,26 @@ def test_without_the_bad_rows_the_spike_is_gone(demo_workspace: Workspace) -> No
 
     assert {d for s, d in difference.items() if s < step} == {0.0}
     assert robust_z(losses, step) > 6 > abs(robust_z(without, step))
+
+
+@pytest.mark.slow
+def test_both_bad_stretches_are_found_and_blamed(demo_workspace: Workspace) -> None:
+    """By the log, the data and the checkpoints alone."""
+    planted = truth(demo_workspace)
+    peaks = [event.peak for event in spikes("demo", workspace=demo_workspace).events if event.is_spike]
+    rows = blame("demo", 154, device="cpu", workspace=demo_workspace)
+    batch_of_112 = blame("demo", 112, device="cpu", workspace=demo_workspace)
+    repetitive = planted["repetitive"]["instances"]
+    assert isinstance(repetitive, list)
+
+    assert peaks == [planted["repetitive"]["step"], planted["binary"]["step"]] == [112, 154]
+    assert rows.cause == "group" and {row["instance"] for row in rows.candidates[:4]} == {
+        *planted["binary"]["instances"]  # type: ignore[misc]
+    }
+    assert rows.group is not None and rows.group["restored"] > 0.8
+    assert batch_of_112.cause == "batch" and batch_of_112.batch is not None
+    assert batch_of_112.batch["steps"] == [112] and batch_of_112.batch["restored"] > 0.8
+    assert all(row["instance"] in repetitive for row in batch_of_112.candidates)
 
 
 @pytest.mark.slow
