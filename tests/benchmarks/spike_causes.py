@@ -51,7 +51,7 @@ def one(folder: Path, kind: str, seed: int) -> Result:
         add(planted.folder, workspace=workspace)
         trained = time.monotonic() - began
         found: dict[str, Any] = {"kind": kind, "seed": seed, "planted_step": planted.step, "trained": trained}
-        step = _asked(workspace, planted.step, is_nothing=kind == "nothing")
+        step = _asked(workspace, planted.step, kind, reads=cause.spoil is not None)
         if step is None:
             return found | {"spiked": False}
         answer = blame("spiked", step, workspace=workspace)
@@ -71,27 +71,28 @@ def one(folder: Path, kind: str, seed: int) -> Result:
     }
 
 
-def _asked(workspace: Any, planted: int, *, is_nothing: bool) -> int | None:
+def _asked(workspace: Any, planted: int, kind: str, *, reads: bool) -> int | None:
     """The step that a user would ask about, having looked at the curves; None where there is none to ask about.
 
-    That is the planted one where it spikes itself, else the one that stands out most of those after it; where nothing
-    was planted, the one of all that stands out most without being a spike.
+    Bad rows show at the step that reads them, if it spikes; else, and for what is done to an update, it is the one that
+    stands out most of those after it: a step's loss and gradient are taken before its update. Where nothing was planted,
+    it is the one of all that stands out most without being a spike.
     """
     from forensics.spike_window import SPIKE_Z, logged_with_parents, usual_values
     from tests.spiked.runs import BENCHMARK, STEPS_AFTER
 
     series = logged_with_parents(workspace, workspace.run("spiked"), BENCHMARK.num_steps)
-    onset = planted if not is_nothing else None
+    onset = None if kind == "nothing" else planted
 
     def z(step: int) -> float:
         usual = usual_values(series, onset or step, step)
         return max(value.z(series[name][step]) for name, value in usual.items())
 
-    if is_nothing:
+    if kind == "nothing":
         return max((s for s in range(BENCHMARK.first_spike, BENCHMARK.num_steps) if z(s) < SPIKE_Z), key=z)
-    if z(planted) >= SPIKE_Z:
+    if reads and z(planted) >= SPIKE_Z:
         return planted
-    highest = max(range(planted, planted + STEPS_AFTER), key=z)
+    highest = max(range(planted + 1, planted + 1 + STEPS_AFTER), key=z)
     return highest if z(highest) >= SPIKE_Z else None
 
 
