@@ -8,6 +8,7 @@ from typing import Any
 
 from data_index.workspace import Workspace
 from forensics.content_signals import plan_base
+from forensics.document_removal import MOST_DOCUMENTS, NULLS
 from forensics.fetching import bytes_of_steps, bytes_of_weights
 from forensics.investigation import DRAWS, GROUP_NULLS, SPAN_NULLS, SPANS_TRIED, STEPS_COMPARED, Search
 from forensics.reproduction import Setup, estimate
@@ -43,6 +44,7 @@ def stages_of(setup: Setup, window: SpikeWindow, search: Search) -> list[StageCo
     suspects = min(search.top, max(rows // 2, 1))
     singles = suspects + min(search.nulls, rows - suspects)
     groups = suspects - 1 + GROUP_NULLS
+    documents = MOST_DOCUMENTS + NULLS
     further = max(SPANS_TRIED * (1 + SPAN_NULLS), DRAWS * suspected)
     tokens = run.tokens_after(last) - run.tokens_after(last - 1)
     per_forward = estimate(setup, 1, tokens).seconds / STEP
@@ -55,6 +57,7 @@ def stages_of(setup: Setup, window: SpikeWindow, search: Search) -> list[StageCo
         ("rows", f"{singles} times up to {back} steps again, without a row each", singles * back * STEP),
         ("groups", f"{groups} times, without a group", groups * back * STEP),
         ("spans or batches", f"{further} times at most", further * back * STEP),
+        ("documents", f"{documents} times at most, what these steps read of one hidden", documents * back * STEP),
     ]
     return [StageCost(stage=s, does=does, forwards=n, seconds=n * per_forward) for s, does, n in counted]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,8 +35,11 @@ def without_documents(
 ) -> tuple[list[DocumentRemoval], dict[str, Band]]:
     """The documents that the rows in question hold most of, and what the removal of random other ones comes to.
 
-    In question are the rows that are the cause; where there is none, the first suspect.
+    In question are the rows that are the cause; where there is none, the first suspect. Nothing is removed where there
+    is no spike to explain.
     """
+    if found.without_question is not None:
+        return [], {}
     rows = rows_in_question(found)
     pieces = _pieces(removals)
     held = {
@@ -52,7 +56,12 @@ def without_documents(
         if (band := Band.of((null.removal for null in nulls if null is not None), measure)) is not None
     }
     there = [document for document in documents if document is not None]
-    return sorted(there, key=lambda document: document.removal.value(found.window.measure)), bands
+    return sorted(there, key=lambda document: _value(document, found)), bands
+
+
+def _value(document: DocumentRemoval, found: Attribution) -> float:
+    value = document.removal.value(found.window.measure)
+    return math.inf if math.isnan(value) else value
 
 
 def rows_in_question(found: Attribution) -> frozenset[Place]:

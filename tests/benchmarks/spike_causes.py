@@ -74,9 +74,9 @@ def one(folder: Path, kind: str, seed: int) -> Result:
 def _asked(workspace: Any, planted: int, kind: str, *, reads: bool) -> int | None:
     """The step that a user would ask about, having looked at the curves; None where there is none to ask about.
 
-    Bad rows show at the step that reads them, if it spikes; else, and for what is done to an update, it is the one that
-    stands out most of those after it: a step's loss and gradient are taken before its update. Where nothing was planted,
-    it is the one of all that stands out most without being a spike.
+    Bad rows show at the step that reads them, if it spikes; else, and for what is done to an update, it is the one
+    that stands out most of those after it: a step's loss and gradient are taken before its update. Where nothing was
+    planted, it is the one of all that stands out most without being a spike.
     """
     from forensics.spike_window import SPIKE_Z, logged_with_parents, usual_values
     from tests.spiked.runs import BENCHMARK, STEPS_AFTER

@@ -89,6 +89,18 @@ def test_a_removal_is_the_fork_without_the_row(ngram_run: tuple[Workspace, Plant
     assert f"--from {start}" in answer.commands[0] and edit in answer.commands[0]
 
 
+def test_a_document_left_out_is_the_fork_that_masks_it(ngram_run: tuple[Workspace, Planted, Blame]) -> None:
+    workspace, planted, answer = ngram_run
+    start, first = answer.found.window.start.step, answer.documents[0]
+    assert {step for step, _ in first["rows"]} == {planted.step}
+    edit = f"mask document:{first['document_id']} @{planted.step}"
+    made = fork("spiked", from_step=start, num_steps=planted.step - start, edits=[edit], workspace=workspace)
+
+    assert made.steps[-1]["loss"] == first["loss_if_hidden"]
+    assert made.steps[-1]["grad_norm"] == first["grad_norm_if_hidden"]
+    assert first["restored"] > 0.5 and first["loss_if_hidden"] < first["null_low"]
+
+
 def test_what_is_predicted_of_a_row_of_the_peak_is_what_its_removal_gives(
     ngram_run: tuple[Workspace, Planted, Blame],
 ) -> None:
