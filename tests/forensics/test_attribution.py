@@ -128,6 +128,30 @@ def test_the_same_question_computes_no_removal_again(
     assert json.dumps(again.to_json()) == json.dumps(answer.to_json())
 
 
+def test_no_data_are_blamed_on_weaker_evidence(ngram_run: tuple[Workspace, Planted, Blame]) -> None:
+    """Each condition alone: the same finding without it is unexplained."""
+    _, _, answer = ngram_run
+    found, first = answer.found, answer.found.suspects[0]
+    assert found.verdict()[0] == "instance"
+    ordinary = replace(first, loss_z=2.0, norm_z=2.0)
+    band = found.bands["loss"]
+    among_random_ones = replace(band, low=first.removal.loss - 0.01, high=first.removal.loss + 0.01)
+    half = found.peak_loss - 0.45 * (found.excess or 0.0)
+    weak = replace(first, removal=replace(first.removal, loss=half))
+    higher = replace(found.window, logged={"loss": found.peak_loss + 0.5 * (found.excess or 0.0)})
+    weaker = {
+        "an ordinary row": replace(found, suspects=(ordinary, *found.suspects[1:]), group=None),
+        "no more than random rows": replace(found, bands={"loss": among_random_ones}, group=None),
+        "less than half of the excess": replace(found, suspects=(weak, *found.suspects[1:]), group=None),
+        "not what was logged": replace(found, window=higher),
+        "no history": replace(found, usual=None),
+    }
+
+    assert {name: one.verdict()[0] for name, one in weaker.items()} == dict.fromkeys(weaker, None)
+    assert "something besides" in weaker["not what was logged"].verdict()[1]
+    assert "too little history" in weaker["no history"].verdict()[1]
+
+
 def test_a_span_is_found_inside_an_ordinary_row(text: Text, tmp_path: Path) -> None:
     workspace, planted = spiked(tmp_path, text, Cause(rows=1, spoil=span_of_ngrams))
     answer = blame("spiked", planted.step, workspace=workspace)
