@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from data_index.files import atomic_file
 from forensics.figure_bars import Bar as Bar
 from forensics.figure_bars import Bars, add_bars, draw_bars
@@ -110,7 +112,7 @@ def write_png(figure: Figure, path: Path) -> None:
         if figure.x_names:
             shown = shown_names(figure, most=int(3 * (width - MARGIN_INCHES)))
             axes[-1, 0].set_xticks(shown, [figure.x_names[x] for x in shown], rotation=60, ha="right", fontsize=7)
-        elif not isinstance(figure.panels[-1], Bars):
+        elif _counts_along_x(figure.panels[-1]):
             axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
         if figure.note:
             canvas.supxlabel(
@@ -120,6 +122,13 @@ def write_png(figure: Figure, path: Path) -> None:
             canvas.savefig(temporary, format="png", dpi=150)
     finally:
         pyplot.close(canvas)
+
+
+def _counts_along_x(panel: Panel | Matrix | Bars) -> bool:
+    """Does x count steps, rows or tokens, so that no tick belongs between two of them?"""
+    if not isinstance(panel, Panel):
+        return isinstance(panel, Matrix)
+    return all(np.equal(np.mod(np.asarray(series.x, dtype=float), 1), 0).all() for series in panel.series)
 
 
 def _height(panel: Panel | Matrix | Bars) -> float:
