@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_index.errors import InvalidRange
-from forensics.undertrained_tokens import UndertrainedTokens
+from forensics.token_answer import UndertrainedTokens
 
 COLUMNS = (
     *("token_id", "text", "category", "indicator", "indicator_other", "rank", "rank_other", "rank_change"),

@@ -17,7 +17,7 @@ from data_index.errors import InvalidRange
 from data_index.files import write_bytes
 from forensics.figure import BLACK, Figure, Panel, Series, write_html, write_png
 from forensics.marked_text import shown
-from forensics.undertrained_tokens import UndertrainedTokens
+from forensics.token_answer import UndertrainedTokens
 
 MOST_ROWS = 1000
 _MOST_IDS = 24

@@ -13,29 +13,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_index.errors import Busy, CorruptFile, DiskFull, InvalidRange, MissingFile, NotWritable
-from data_index.token_categories import Token, TokenizerAnalysis, analyse_tokenizer
+from data_index.token_categories import TokenizerAnalysis, analyse_tokenizer
 from data_index.workspace import Workspace, learn
+from forensics.token_answer import UndertrainedTokens, token_rows
 from forensics.token_source import TokenSource, token_source
 from forensics.unused_set import UnusedSet, find_unused
 
 if TYPE_CHECKING:
     import torch
 
-    from probes.indicator_trust import Gap, Trust
-
-VERIFIED_BELOW = 0.01  # the published rule: of the highest probability that any prompt gave the token
-# Of a row, before the indicators by name.
-COLUMNS = (
-    *("token_id", "text", "category", "indicator", "rank", "max_probability", "verified", "candidate", "below_gap"),
-    *("below_2_percent", "in_unused_set", "never_updated", "evidence", "encoding", "byte_type", "piece"),
-    "encoded_again",
-)
-Row = dict[str, Any]
+    from probes.indicator_trust import Gap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,77 +44,6 @@ class Matrices:
     @property
     def unembedding(self) -> torch.Tensor:
         return self.input if self.output is None else self.output
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class UndertrainedTokens:
-    """The answer for one model.
-
-    Attributes:
-        indicator: the main one; `reason` says why it is trusted.
-        values: every indicator by name, float32 of shape [rows of the matrix].
-        trust: by name.
-        gap: in the main indicator's values; None: no cut but the published one.
-        published_cut: the 2nd percentile of the main indicator over tokens of the category OK.
-        rows: one a token id, COLUMNS and the indicators; in the order of `rank`, those without one last, by id.
-        tied: one matrix reads and predicts.
-    """
-
-    label: str
-    run: str | None
-    step: int | None
-    analysis: TokenizerAnalysis
-    unused: UnusedSet
-    indicator: str
-    reason: str
-    values: Mapping[str, np.ndarray]
-    trust: Mapping[str, Trust]
-    gap: Gap | None
-    published_cut: float
-    rows: tuple[Row, ...]
-    tied: bool
-    shape: tuple[int, int]
-    num_bytes: int
-    messages: tuple[str, ...] = ()
-
-    @property
-    def columns(self) -> list[str]:
-        return [*COLUMNS, *self.values]
-
-    def candidates(self, *, by: str = "candidate") -> list[Row]:
-        """Rows of tokens that encode to themselves and are suspicious, lowest first; what verification prompts with.
-
-        Args:
-            by: `candidate` (below the gap; where there is none, the published 2 %), `below_gap` or `below_2_percent`.
-        """
-        return [row for row in self.rows if row["rank"] is not None and row[by]]
-
-    def counts(self) -> dict[str, int]:
-        """Candidates by both cuts, with bytes and specials and without; rows never updated, where that is known."""
-        found = {}
-        for name in ("below_gap", "below_2_percent"):
-            rows = self.candidates(by=name)
-            found[name] = len(rows)
-            found[f"{name}_without_bytes_and_specials"] = sum(row["category"] == "ok" for row in rows)
-        never = [row for row in self.rows if row["never_updated"]]
-        return found | ({"never_updated": len(never)} if self.unused.never_updated is not None else {})
-
-    def table(self) -> Any:
-        """All rows as an Arrow table."""
-        import pyarrow
-
-        schema = pyarrow.schema([(name, _arrow_type(name)) for name in self.columns])
-        return pyarrow.Table.from_pylist(list(self.rows), schema=schema)
-
-    def with_verification(self, max_probability: Mapping[int, float]) -> UndertrainedTokens:
-        """The answer with what prompting gave, by token id; others stay null."""
-        rows = [
-            {**row, "max_probability": p, "verified": p < VERIFIED_BELOW}
-            if (p := max_probability.get(row["token_id"])) is not None
-            else row
-            for row in self.rows
-        ]
-        return replace(self, rows=tuple(rows))
 
 
 def tokens(
@@ -263,71 +184,12 @@ def _judged(
         trust=trust,
         gap=gap,
         published_cut=cut,
-        rows=_rows(analysis, known, main, values, gap, cut, own),
+        rows=token_rows(analysis, known, main, values, gap, cut, own),
         tied=matrices.output is None,
         shape=(rows, matrices.input.shape[1]),
         num_bytes=matrices.num_bytes,
         messages=tuple(_messages(source, matrices, known, gap)),
     )
-
-
-def _rows(
-    analysis: TokenizerAnalysis,
-    unused: UnusedSet,
-    main: str,
-    values: Mapping[str, np.ndarray],
-    gap: Gap | None,
-    cut: float,
-    own: np.ndarray,
-) -> tuple[Row, ...]:
-    """One a row of the matrix; rows beyond the tokenizer are there without a text."""
-    of_main = values[main]
-    order = own[np.lexsort((own, of_main[own]))]
-    rank = {token: place for place, token in enumerate(order.tolist(), 1)}
-    low = of_main <= (gap.cut if gap else -np.inf)
-    lowest = of_main <= cut
-    evidence, chosen = unused.evidence_by_token(), set(unused.token_ids.tolist())
-    never = set(unused.never_updated.tolist()) if unused.never_updated is not None else None
-    lists = {name: of_rows.tolist() for name, of_rows in values.items()}
-    rows = []
-    for token in range(len(of_main)):
-        known = analysis.tokens[token] if token < len(analysis.tokens) else None
-        row: Row = {
-            "token_id": token,
-            "indicator": lists[main][token],
-            "rank": rank.get(token),
-            "max_probability": None,
-            "verified": None,
-            "candidate": token in rank and bool(low[token] if gap else lowest[token]),
-            "below_gap": bool(low[token]) if gap else None,
-            "below_2_percent": bool(lowest[token]),
-            "in_unused_set": token in chosen,
-            "never_updated": token in never if never is not None else None,
-            "evidence": evidence.get(token, []),
-        }
-        rows.append(row | _of_tokenizer(known) | {name: of_rows[token] for name, of_rows in lists.items()})
-    rows.sort(key=lambda row: (row["rank"] is None, row["rank"] or row["token_id"]))
-    return tuple({name: row[name] for name in (*COLUMNS, *values)} for row in rows)
-
-
-def _of_tokenizer(token: Token | None) -> Row:
-    if token is None:
-        return {
-            "text": None,
-            "category": "no_token",
-            "encoding": "NONE",
-            "byte_type": None,
-            "piece": None,
-            "encoded_again": [],
-        }
-    return {
-        "text": token.text if token.piece is not None else None,
-        "category": token.category,
-        "encoding": token.encoding,
-        "byte_type": token.byte_type,
-        "piece": token.piece,
-        "encoded_again": list(token.encoded_again),
-    }
 
 
 def _messages(source: TokenSource, matrices: Matrices, unused: UnusedSet, gap: Gap | None) -> list[str]:
@@ -348,19 +210,6 @@ def _messages(source: TokenSource, matrices: Matrices, unused: UnusedSet, gap: G
     if gap is None:
         found.append("the main indicator's values have no gap below the bulk: candidates are by the published 2 % rule")
     return found
-
-
-def _arrow_type(name: str) -> Any:
-    import pyarrow
-
-    if name in ("token_id", "rank"):
-        return pyarrow.int64()
-    if name in ("text", "category", "encoding", "byte_type", "piece"):
-        return pyarrow.string()
-    if name in ("verified", "candidate", "below_gap", "below_2_percent", "in_unused_set", "never_updated"):
-        return pyarrow.bool_()
-    lists = {"evidence": pyarrow.list_(pyarrow.string()), "encoded_again": pyarrow.list_(pyarrow.int64())}
-    return lists.get(name, pyarrow.float64())
 
 
 # --- kept with the run -----------------------------------------------------------------------------------------------

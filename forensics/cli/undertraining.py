@@ -11,8 +11,8 @@ from forensics.cli.options import FormatOption, OutputOption, PlanOption, Worksp
 from forensics.cli.output import Format, emit_rows, printable, say
 
 if TYPE_CHECKING:
+    from forensics.token_answer import UndertrainedTokens
     from forensics.token_source import TokenSource
-    from forensics.undertrained_tokens import UndertrainedTokens
 
 SHOWN = (
     "rank",

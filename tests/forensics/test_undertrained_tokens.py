@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 
 from data_index.errors import CorruptFile, InvalidRange, MissingFile, UnknownRun
 from data_index.workspace import Workspace
+from forensics.token_answer import UndertrainedTokens
 from forensics.token_comparison import compared
 from forensics.token_counts import exposures
 from forensics.token_report import write_report
-from forensics.undertrained_tokens import UndertrainedTokens, tokens
+from forensics.undertrained_tokens import tokens
 from forensics.unused_set import NONE_KNOWN
 from probes.embedding_indicators import INPUT_NORM, OUTPUT_COSINE
 from tests.data_index.test_gguf_file import gguf
