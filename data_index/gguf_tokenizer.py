@@ -24,6 +24,12 @@ _PATTERNS = {
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe", "falcon3"), _LLAMA3),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")),
 }
+_BEGUN = {
+    "llama-bpe",
+    "llama3",
+    "llama-v3",
+    "falcon3",
+}  # begin texts with a token of their own, if nothing else is said
 _AS_GPT2 = {"default", "gpt-2", "gpt2", "phi-2", "jina-es", "jina-de", "mpt", "olmo", "jais", "trillion"}
 
 
@@ -67,6 +73,7 @@ def tokenizer_of_gguf(metadata: Mapping[str, Any], source: object) -> GgufTokeni
                 "put its tokenizer.json beside it"
             )
         _add_tokens(tokenizer, pieces, types)
+        _begin_with(tokenizer, metadata, pieces)
     except (UnsupportedRecipe, CorruptFile):
         raise
     except Exception as error:  # the library raises bare Exception
@@ -149,3 +156,16 @@ def _add_tokens(tokenizer: Any, pieces: Sequence[str], types: Sequence[int]) -> 
         named = [piece for piece, kind in zip(pieces, types, strict=True) if kind == number]
         tokens = [AddedToken(piece, special=special, normalized=False) for piece in named]
         tokenizer.add_special_tokens(tokens) if special else tokenizer.add_tokens(tokens)
+
+
+def _begin_with(tokenizer: Any, metadata: Mapping[str, Any], pieces: Sequence[str]) -> None:
+    """Put the begin token before every text that is encoded with special tokens, where the model was prompted so."""
+    from tokenizers import processors
+
+    usual = metadata["tokenizer.ggml.model"] == "llama" or metadata.get("tokenizer.ggml.pre") in _BEGUN
+    begin = metadata.get("tokenizer.ggml.bos_token_id")
+    if metadata.get("tokenizer.ggml.add_bos_token", usual) and isinstance(begin, int) and 0 <= begin < len(pieces):
+        piece = pieces[begin]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[piece, "$A"], pair=[piece, "$A", piece, "$B"], special_tokens=[(piece, begin)]
+        )

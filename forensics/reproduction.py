@@ -32,6 +32,7 @@ from forensics.configured import configured_run
 from forensics.starting import complete_state, plan_as_taken, require_optimizer, started_at_zero
 from replay import fidelity
 from replay.determinism import arithmetic_fingerprint, choose_device, deterministic, environment
+from replay.device_speed import matmul_flops
 from replay.models import require_architecture
 from replay.recipe import Recipe, recipe_of_run
 from replay.recording import Recording, SavePolicy, advance
@@ -352,15 +353,7 @@ def estimate(setup: Setup, num_steps: int, tokens: int, states_kept: int = 1) ->
 
 
 def _matmul_flops(setup: Setup) -> float:
-    """Floating-point operations per second of a matmul of the model's width, measured in the recipe's precision."""
-    width = setup.recipe.model["hidden_size"]
+    """Of a matmul of the model's width, measured in the recipe's precision."""
     dtype = torch.bfloat16 if setup.recipe.precision == "bf16" else torch.float32
     with deterministic(setup.recipe.num_threads, enforce=setup.enforce):
-        a = torch.ones(1024, width, device=setup.device, dtype=dtype)
-        b = torch.ones(width, width, device=setup.device, dtype=dtype)
-        (a @ b).sum().item()
-        began = time.perf_counter()
-        for _ in range(20):
-            c = a @ b
-        c.sum().item()
-    return 20 * 2 * 1024 * width * width / (time.perf_counter() - began)
+        return matmul_flops(setup.recipe.model["hidden_size"], device=setup.device, dtype=dtype)

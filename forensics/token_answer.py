@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_index.token_categories import Token, TokenizerAnalysis
+from forensics.token_verdicts import VERDICT_COLUMNS, Verification
 from forensics.unused_set import UnusedSet
 
 if TYPE_CHECKING:
     from probes.indicator_trust import Gap, Trust
 
-VERIFIED_BELOW = 0.01  # the published rule: of the highest probability that any prompt gave the token
 # Of a row, before the indicators by name.
 COLUMNS = (
     *("token_id", "text", "category", "indicator", "rank", "max_probability", "verified", "candidate", "below_gap"),
     *("below_2_percent", "in_unused_set", "never_updated", "evidence", "encoding", "byte_type", "piece"),
     "encoded_again",
+    *VERDICT_COLUMNS,
 )
 Row = dict[str, Any]
 
@@ -36,6 +37,7 @@ class UndertrainedTokens:
         published_cut: the 2nd percentile of the main indicator over tokens of the category OK.
         rows: one a token id, COLUMNS and the indicators; in the order of `rank`, those without one last, by id.
         tied: one matrix reads and predicts.
+        verification: what prompting found; None: the model was not prompted.
     """
 
     label: str
@@ -53,6 +55,7 @@ class UndertrainedTokens:
     tied: bool
     shape: tuple[int, int]
     num_bytes: int
+    verification: Verification | None = None
     messages: tuple[str, ...] = ()
 
     @property
@@ -68,12 +71,19 @@ class UndertrainedTokens:
         return [row for row in self.rows if row["rank"] is not None and row[by]]
 
     def counts(self) -> dict[str, int]:
-        """Candidates by both cuts, with bytes and specials and without; rows never updated, where that is known."""
+        """Candidates by both cuts, with bytes and specials and without; of them, verified ones, where that was asked.
+
+        And rows never updated, where that is known.
+        """
         found = {}
         for name in ("below_gap", "below_2_percent"):
             rows = self.candidates(by=name)
             found[name] = len(rows)
             found[f"{name}_without_bytes_and_specials"] = sum(row["category"] == "ok" for row in rows)
+            if self.verification is not None:
+                verified = [row for row in rows if row["verified"]]
+                found[f"{name}_verified"] = len(verified)
+                found[f"{name}_verified_without_bytes_and_specials"] = sum(r["category"] == "ok" for r in verified)
         never = [row for row in self.rows if row["never_updated"]]
         return found | ({"never_updated": len(never)} if self.unused.never_updated is not None else {})
 
@@ -84,15 +94,13 @@ class UndertrainedTokens:
         schema = pyarrow.schema([(name, _arrow_type(name)) for name in self.columns])
         return pyarrow.Table.from_pylist(list(self.rows), schema=schema)
 
-    def with_verification(self, max_probability: Mapping[int, float]) -> UndertrainedTokens:
-        """The answer with what prompting gave, by token id; others stay null."""
-        rows = [
-            {**row, "max_probability": p, "verified": p < VERIFIED_BELOW}
-            if (p := max_probability.get(row["token_id"])) is not None
-            else row
-            for row in self.rows
-        ]
-        return replace(self, rows=tuple(rows))
+    def with_verification(self, verification: Verification) -> UndertrainedTokens:
+        """The answer with what prompting found; rows of tokens that were not candidates keep nulls."""
+        verdicts = verification.candidates
+        rows = tuple(
+            row | verdicts[row["token_id"]].columns() if row["token_id"] in verdicts else row for row in self.rows
+        )
+        return replace(self, rows=rows, verification=verification)
 
 
 def token_rows(
@@ -129,7 +137,8 @@ def token_rows(
             "never_updated": token in never if never is not None else None,
             "evidence": evidence.get(token, []),
         }
-        rows.append(row | _of_tokenizer(known) | {name: of_rows[token] for name, of_rows in lists.items()})
+        row |= _of_tokenizer(known) | dict.fromkeys(VERDICT_COLUMNS)
+        rows.append(row | {name: of_rows[token] for name, of_rows in lists.items()})
     rows.sort(key=lambda row: (row["rank"] is None, row["rank"] or row["token_id"]))
     return tuple({name: row[name] for name in (*COLUMNS, *values)} for row in rows)
 
@@ -159,7 +168,7 @@ def _arrow_type(name: str) -> Any:
 
     if name in ("token_id", "rank"):
         return pyarrow.int64()
-    if name in ("text", "category", "encoding", "byte_type", "piece"):
+    if name in ("text", "category", "encoding", "byte_type", "piece", "label", "said"):
         return pyarrow.string()
     if name in ("verified", "candidate", "below_gap", "below_2_percent", "in_unused_set", "never_updated"):
         return pyarrow.bool_()

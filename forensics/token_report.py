@@ -15,16 +15,17 @@ import numpy as np
 
 from data_index.errors import InvalidRange
 from data_index.files import write_bytes
-from forensics.figure import BLACK, Figure, Panel, Series, write_html, write_png
+from forensics.figure import BLACK, GREY, Figure, Panel, Series, write_html, write_png
 from forensics.marked_text import shown
 from forensics.token_answer import UndertrainedTokens
 
 MOST_ROWS = 1000
 _MOST_IDS = 24
 _BINS = 120
+_LEAST_SHOWN = 1e-9  # of probabilities
 _MOST_POINTS = 20_000  # of ordinary tokens in a scatter; all others are drawn
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+\-.!|~$&])")
-_SHOWN = ("rank", "token_id", "text", "category", "indicator", "max_probability", "verified")
+_SHOWN = ("rank", "token_id", "text", "category", "indicator", "max_probability", "verified", "label", "said")
 
 
 def require_report_suffix(path: Path) -> None:
@@ -57,6 +58,8 @@ def figure_of(found: UndertrainedTokens) -> Figure:
     panels = [_distribution(found)]
     if (second := _second_indicator(found)) is not None:
         panels.append(_scatter(found, second))
+    if found.verification is not None:
+        panels.append(_verdicts(found))
     return Figure(
         title=f"under-trained tokens of {shown(found.label)}",
         x_label="",
@@ -118,6 +121,43 @@ def _scatter(found: UndertrainedTokens, second: str) -> Panel:
     return Panel(title="tokens by two indicators", y_label=second, series=series, x_label=found.indicator)
 
 
+def _verdicts(found: UndertrainedTokens) -> Panel:
+    """Every token that was asked for, by its indicator and the highest probability that a prompt gave it."""
+    assert found.verification is not None
+    asked = [row for row in found.rows if row["verified"] is not None]
+    values = found.values[found.indicator]
+    groups = [
+        ("verified", [(r["token_id"], r["max_probability"]) for r in asked if r["verified"]], 1),
+        ("not verified", [(r["token_id"], r["max_probability"]) for r in asked if not r["verified"]], 5),
+        ("controls", [(v.token_id, v.max_probability) for v in found.verification.controls], BLACK),
+    ]
+    # A probability may be 0 in fp32, which a log axis has no place for.
+    series = [
+        Series(
+            name=name,
+            x=[float(values[token]) for token, _ in pairs],
+            y=[max(chance, _LEAST_SHOWN) for _, chance in pairs],
+            style="points",
+            colour=colour,
+        )
+        for name, pairs, colour in groups
+        if pairs
+    ]
+    rule = Series(name="1 % rule", x=_ends(series), y=[0.01, 0.01], style="dashed", colour=GREY)
+    return Panel(
+        title="can the model repeat it?",
+        y_label="highest probability",
+        series=[*series, rule],
+        log_y=True,
+        x_label=found.indicator,
+    )
+
+
+def _ends(series: Sequence[Series]) -> list[float]:
+    xs = [x for one in series for x in one.x]
+    return [min(xs), max(xs)]
+
+
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +183,10 @@ def facts(found: UndertrainedTokens) -> Iterator[tuple[str, str]]:
     cut = "none" if found.gap is None else f"{found.gap.cut:.6g}"
     yield "cut at the gap", f"{cut}; {_counted(counts, 'below_gap')}"
     yield "published cut (2 %)", f"{found.published_cut:.6g}; {_counted(counts, 'below_2_percent')}"
+    if found.verification is not None:
+        yield from found.verification.told()
+        threshold = _published_threshold(found)
+        yield "published threshold for showing", "none" if threshold is None else f"{threshold:.6g}"
     if "never_updated" in counts:
         yield "never updated", f"{counts['never_updated']:,} rows whose second moments are exactly 0"
     for message in found.messages:
@@ -150,7 +194,24 @@ def facts(found: UndertrainedTokens) -> Iterator[tuple[str, str]]:
 
 
 def _counted(counts: dict[str, int], name: str) -> str:
-    return f"{counts[name]:,} candidates, {counts[f'{name}_without_bytes_and_specials']:,} without bytes and specials"
+    """With bytes and specials and without: the published tables count the one, the published reports the other."""
+    less = f"{name}_without_bytes_and_specials"
+    if (verified := counts.get(f"{name}_verified")) is None:
+        return f"{counts[name]:,} candidates, {counts[less]:,} without bytes and specials"
+    less_verified = counts[f"{name}_verified_without_bytes_and_specials"]
+    return (
+        f"{verified:,} of {counts[name]:,} candidates verified (below 1 %), {less_verified:,} of {counts[less]:,} "
+        "without bytes and specials"
+    )
+
+
+def _published_threshold(found: UndertrainedTokens) -> float | None:
+    from probes.token_repetition import published_threshold
+
+    rows = [row for row in found.rows if row["rank"] and row["category"] == "ok" and row["verified"] is not None]
+    return published_threshold(
+        np.array([row["indicator"] for row in rows]), np.array([row["verified"] for row in rows], dtype=bool)
+    )
 
 
 def short_ids(ids: np.ndarray) -> str:

@@ -3,8 +3,7 @@
 Nothing else of the model is read. Every published indicator is computed; which of them is to be trusted is judged by
 rows that are known to be unused, and where the cut lies by the gap in its values, with the published 2 % beside it.
 
-Verification by prompting, the path through a run's checkpoints and the repair of rows stand on `UndertrainedTokens`:
-`with_verification` puts what prompting found into its rows.
+Verification by prompting (`token_verification`) alone needs the whole model.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from data_index.token_categories import TokenizerAnalysis, analyse_tokenizer
 from data_index.workspace import Workspace, learn
 from forensics.token_answer import UndertrainedTokens, token_rows
 from forensics.token_source import TokenSource, token_source
+from forensics.token_verification import Progress, Verifying, verified
 from forensics.unused_set import UnusedSet, find_unused
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ def tokens(
     indicator: str | None = None,
     unused: Sequence[int] | None = None,
     tokenizer: Path | None = None,
+    verify: bool | Verifying = False,
     workspace: Workspace | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> UndertrainedTokens:
     """Rank a model's tokens by how little they were trained.
 
@@ -65,13 +67,19 @@ def tokens(
         indicator: the main one, by name; default: the published one, unless another clearly tells more.
         unused: ids of rows that are known to be unused; default: found.
         tokenizer: a tokenizer.json, where none lies beside the weights.
+        verify: prompt the model with the candidates; or how to.
+        progress: of prompting.
     Raises:
         UnknownRun, MissingCheckpoint, MissingFile, MissingState, CorruptFile, UnsafeFile, UnknownLayout
         UnsupportedRecipe, InvalidRange, AccessDenied, Unreachable, Offline
+        TooMuchToFetch, OutOfMemory, Busy: when verifying.
     """
     workspace = workspace or Workspace()
     source = token_source(model, workspace, checkpoint=checkpoint, tokenizer=tokenizer)
     found = analysed(source, indicator=indicator, unused=unused)
+    if verify:
+        how = Verifying() if isinstance(verify, bool) else verify
+        found = verified(found, source, workspace, how, progress)
     if source.run is not None and indicator is None and unused is None and tokenizer is None:
         found = replace(found, messages=(*found.messages, *_keep(workspace, found)))
     return found
@@ -237,10 +245,26 @@ def _keep(workspace: Workspace, found: UndertrainedTokens) -> list[str]:
         with exclusive_lock(home.with_name(f".{home.name}.lock"), f"keeping the tokens of {found.run}"):
             there = workspace.learned_files(home, "tokens")
             replaced = [path for path in there if _step_of(path) == found.step]
+            if found.verification is None and replaced:
+                table = _with_verdicts_of(replaced[0], table)
             learn(home, "tokens", table.select(schema.names).cast(schema), replace_kind=False, in_place_of=replaced)
     except (Busy, DiskFull, NotWritable, CorruptFile, MissingFile) as error:
         return [f"the tokens of {found.run} are not kept: {error}"]
     return []
+
+
+def _with_verdicts_of(path: Path, table: Any) -> Any:
+    """What prompting found before stays known of the same weights."""
+    import pyarrow.parquet
+
+    names = ("max_probability", "verified")
+    rows = pyarrow.parquet.read_table(path, columns=["token_id", *names], partitioning=None).to_pylist()
+    before = {row["token_id"]: row for row in rows}
+    ids = table.column("token_id").to_pylist()
+    for name in names:
+        column = pyarrow.array([before.get(token, {}).get(name) for token in ids], table.schema.field(name).type)
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    return table
 
 
 def _step_of(path: Path) -> int | None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from data_index.remote.progress import Progress
 
 # Constants that older versions saved with the weights; today's models compute them.
-_CONSTANTS = re.compile(r"(rotary_emb\.inv_freq|(attention|attn)\.(bias|masked_bias))$")
+_CONSTANTS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attention|attn)\.(bias|masked_bias))$")
 
 
 def hf_model(folder: Place) -> dict[str, StoredTensor]:

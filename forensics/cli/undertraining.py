@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forensics.cli.options import FormatOption, OutputOption, PlanOption, WorkspaceOption, open_workspace
+from forensics.cli.options import (
+    DeviceOption,
+    FormatOption,
+    MaxFetchOption,
+    OutputOption,
+    PlanOption,
+    WorkspaceOption,
+    open_workspace,
+)
 from forensics.cli.output import Format, emit_rows, printable, say
 
 if TYPE_CHECKING:
@@ -23,6 +33,10 @@ SHOWN = (
     "below_gap",
     "below_2_percent",
     "never_updated",
+    "max_probability",
+    "verified",
+    "label",
+    "said",
     "evidence",
 )
 MOST_SHOWN = 40
@@ -44,6 +58,15 @@ def tokens(
     compare: Annotated[
         str | None, typer.Option(metavar="OTHER", help="Another checkpoint (RUN@STEP) or model: who joined, who left?")
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Prompt the model with its candidates: can it repeat them?")
+    ] = False,
+    until_settled: Annotated[
+        bool, typer.Option("--until-settled", help="Ask no further prompt about a token that one gave 1 %.")
+    ] = False,
+    precision: Annotated[str, typer.Option("--precision", help="Of prompting: fp32 or bf16.")] = "fp32",
+    device: DeviceOption = "auto",
+    max_fetch: MaxFetchOption = None,
     limit: Annotated[
         int | None, typer.Option(min=0, help="Print so many rows [default: 40 in a table, else all].")
     ] = None,
@@ -56,13 +79,15 @@ def tokens(
     """Rank tokens by how little they were trained, from the embedding matrices and the tokenizer alone.
 
     Which rows are known to be unused, which indicator they say can be trusted, and where the gap in it lies, is found
-    and shown; the published 2 % rule stands beside it.
+    and shown; the published 2 % rule stands beside it. --verify alone needs the whole model: it is prompted with every
+    candidate by either cut, and with control tokens for a base rate; interrupted, it goes on.
 
     Example: forensics tokens demo
     """
     from data_index.exports import require_known_suffix, write_table
     from forensics.token_report import facts, require_report_suffix, write_report
     from forensics.token_source import token_source
+    from forensics.token_verification import Verifying
     from forensics.undertrained_tokens import tokens as find
 
     if output is not None:
@@ -70,12 +95,28 @@ def tokens(
     if report is not None:
         require_report_suffix(report)
     there, known = open_workspace(workspace), _ids_of(unused)
+    how = Verifying(every_prompt=not until_settled, device=device, precision=precision, max_fetch=max_fetch)
+    wanted = how if verify or until_settled else False
     if plan:
         sources = [token_source(model, there, checkpoint=checkpoint, tokenizer=tokenizer)]
         sources += [token_source(compare, there, tokenizer=tokenizer)] if compare else []
+        if wanted:
+            from forensics.verification_plan import plan_verification
+
+            emit_rows([plan_verification(sources[0], there, how, indicator=indicator, unused=known)], format)
+            return
         emit_rows([row for source in sources for row in _plan(source)], format)
         return
-    found = find(model, checkpoint, indicator=indicator, unused=known, tokenizer=tokenizer, workspace=there)
+    found = find(
+        model,
+        checkpoint,
+        indicator=indicator,
+        unused=known,
+        tokenizer=tokenizer,
+        verify=wanted,
+        workspace=there,
+        progress=PromptProgress(),
+    )
     for name, value in facts(found):
         say(printable(f"{name}: {value}"))
     if report is not None:
@@ -157,6 +198,29 @@ def _ids_of(given: str | None) -> list[int] | None:
             raise typer.BadParameter(f"--unused takes ids such as 177-187,50280, not {part!r}")
         ids += range(int(first), int(last or first) + 1)
     return ids
+
+
+class PromptProgress:
+    """Prompt tokens computed, and how long it will take."""
+
+    def __init__(self) -> None:
+        self.began: float | None = None
+        self.first, self.told = 0, 0.0
+        self.moving = sys.stderr.isatty()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self.began is None:
+            self.began, self.first, self.told = now, done, now
+        if now - self.told < (0.5 if self.moving else 10.0) and done < total:
+            return
+        self.told = now
+        left = (total - done) * (now - self.began) / max(done - self.first, 1)
+        text = f"prompting: {done:,} of {total:,} prompt tokens" + (f", {left:,.0f} s left" if done < total else "")
+        if self.moving:
+            print(f"\r\033[K{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        else:
+            say(text)
 
 
 COMMANDS = (tokens,)

@@ -224,14 +224,6 @@ def test_checkpoints_are_compared_token_by_token(tiny: Workspace) -> None:
     assert set(found.joined) == now - was and set(found.left) == was - now
 
 
-def test_what_verification_found_goes_into_its_rows(tmp_path: Path, workspace: Workspace) -> None:
-    found = tokens(str(planted(tmp_path / "m")), workspace=workspace)
-    verified = found.with_verification({256: 0.0004, 97: 0.93})
-    by_id = {row["token_id"]: (row["max_probability"], row["verified"]) for row in verified.rows}
-
-    assert by_id[256] == (0.0004, True) and by_id[97] == (0.93, False) and by_id[98] == (None, None)
-
-
 def test_reports_show_text_as_text(tmp_path: Path, workspace: Workspace) -> None:
     """A token may be markup, or what a terminal obeys."""
     found = tokens(str(planted(tmp_path / "m")), workspace=workspace)

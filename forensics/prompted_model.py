@@ -1,0 +1,87 @@
+"""The whole model behind a source of tokens: to prompt it, to tell it from another, to say what it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_index.errors import ForensicsError, OutOfMemory
+from data_index.files import read_json_object
+from data_index.gguf_file import read_gguf
+from data_index.run import Checkpoint
+from data_index.workspace import Workspace
+from forensics.fetching import bytes_of_weights
+from forensics.token_source import TokenSource
+
+if TYPE_CHECKING:
+    from data_index.remote.path import Place
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def prompted_model(source: TokenSource, workspace: Workspace, device: Any, precision: str) -> Any:
+    """
+    Raises:
+        UnsupportedRecipe: the place makes no model.
+        MissingFile, MissingState, CorruptFile, UnsafeFile
+        OutOfMemory: the device does not hold it.
+    """
+    import torch
+
+    from replay.causal_model import model_of_checkpoint, model_of_place
+
+    dtype = getattr(torch, DTYPES[precision])
+    try:
+        if source.run is None:
+            return model_of_place(source.place, device=device, dtype=dtype)
+        checkpoint = _checkpoint(source, workspace)
+        return model_of_checkpoint(checkpoint, _config(checkpoint, source, workspace), device=device, dtype=dtype)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(f"the device does not hold {source.label} in {precision}: {str(error)[:200]}") from error
+
+
+def _checkpoint(source: TokenSource, workspace: Workspace) -> Checkpoint:
+    if source.run is None:
+        return Checkpoint(run=source.label, step=0, location=source.place, layout="hf", states=("weights",))
+    assert source.step is not None
+    return workspace.checkpoint(workspace.run(source.run), source.step)
+
+
+def _config(checkpoint: Checkpoint, source: TokenSource, workspace: Workspace) -> Any:
+    """The checkpoint's own config where it is saved as transformers does, else the run's."""
+    from replay.recipe import recipe_of_run
+
+    if checkpoint.layout == "hf" and (checkpoint.location / "config.json").is_file():
+        return read_json_object(checkpoint.location / "config.json")
+    assert source.run is not None
+    return recipe_of_run(workspace.run(source.run), approximate=True).model
+
+
+def bytes_to_fetch(source: TokenSource, workspace: Workspace) -> int:
+    """Of the weights, where they are on a server."""
+    return 0 if isinstance(source.place, Path) else bytes_of_weights(_checkpoint(source, workspace))
+
+
+def identity_of(place: Place) -> Iterator[Sequence[str | int]]:
+    """What tells weights from other weights without reading them: where they are, how large, and how old."""
+    if not isinstance(place, Path):
+        yield [str(place)]  # the address holds a commit
+        return
+    try:
+        files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+        for file in files:
+            status = file.stat()
+            yield [str(file.absolute()), status.st_size, status.st_mtime_ns]
+    except OSError as error:
+        raise ForensicsError(f"{place} cannot be looked at: {error}") from error
+
+
+def num_parameters(source: TokenSource, workspace: Workspace) -> int:
+    """By the headers of what is stored; a matrix that is saved twice counts twice."""
+    from replay.weights import stored_weights
+
+    if source.place.suffix == ".gguf":
+        return sum(tensor.num_elements for tensor in read_gguf(source.place).tensors.values())
+    return sum(math.prod(part.shape) for part in stored_weights(_checkpoint(source, workspace)).values())
