@@ -5,14 +5,21 @@ from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
 from data_index.gguf_file import read_gguf
 from data_index.gguf_tokenizer import tokenizer_of_gguf
 from data_index.token_categories import analyse_tokenizer
 from data_index.workspace import Workspace
-from forensics.undertrained_tokens import tokens
+from forensics.kept_answers import KeptAnswers
+from forensics.prompted_model import prompted_model
+from forensics.token_prompting import prompting_of
+from forensics.token_source import token_source
+from forensics.token_verification import Work
+from forensics.undertrained_tokens import analysed, tokens
 
 pytestmark = [pytest.mark.published, pytest.mark.filterwarnings("ignore")]
 
@@ -79,3 +86,21 @@ def test_a_real_models_unused_rows_are_found(workspace: Workspace) -> None:
     assert found.counts()["below_2_percent"] in range(977, 981)
     assert found.gap is not None and found.counts()["below_gap"] < 100
     assert found.num_bytes == 49_152 * 576 // 32 * 34
+
+
+def test_a_real_model_cannot_repeat_what_it_never_learned(workspace: Workspace) -> None:
+    """A few of its candidates and of its ordinary tokens; all of them: tests/benchmarks/RESULTS.md."""
+    source = token_source(str(smollm2()), workspace)
+    found = analysed(source)
+    by_text = {row["text"]: row["token_id"] for row in found.rows}
+    never = [by_text[text] for text in ("<gh_stars>", "PlaneProtection", " transistorsum", "swigfaiss", " firstsum")]
+    known = [by_text[text] for text in ("<|im_start|>", "LEGATO", " the", " river", " electricity")]
+    prompting = prompting_of(source.tokenizer, found.analysis)
+    answers = KeptAnswers(workspace.folder / "answers.parquet")
+    work = Work(prompting, answers, True, np.array(never + known, dtype=np.int64))
+    work.ask(prompted_model(source, workspace, torch.device("cpu"), "fp32"), 10, lambda done, total: None)
+    verdicts = work.verdicts()
+
+    assert {token for token, verdict in verdicts.items() if verdict.verified} == set(never)
+    assert all(verdicts[token].max_probability > 0.1 for token in known)
+    assert {len(prompt.token_ids) for prompt in prompting.prompts} == {268, 67, 121}
