@@ -95,6 +95,17 @@ def test_answers_are_kept(tiny: Workspace, repeater: Repeater) -> None:
     assert first.verification.num_asked == 3 * (len(verdicts(first)) + 64) and again.verification.num_asked == 0
 
 
+@pytest.mark.parametrize("other", [{"checkpoint": 15}, {"verify": Verifying(precision="bf16")}], ids=str)
+def test_other_weights_and_another_precision_are_asked_anew(
+    tiny: Workspace, repeater: Repeater, other: dict[str, Any]
+) -> None:
+    tokens("tiny", verify=True, workspace=tiny)
+    found = tokens("tiny", **{"verify": True} | other, workspace=tiny)
+
+    assert found.verification is not None
+    assert found.verification.num_asked == 3 * (len(verdicts(found)) + len(found.verification.controls))
+
+
 def test_interrupted_it_goes_on(tiny: Workspace, repeater: Repeater) -> None:
     calls = []
 

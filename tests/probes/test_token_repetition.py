@@ -1,5 +1,6 @@
 """The published prompts, and that asking many tokens at once gives what asking one by one gives."""
 
+import re
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -19,14 +20,13 @@ from probes.token_repetition import (
 )
 
 PLACEHOLDER, ID = "qqzz", 1_114_112
+LONGER = "jjkkxx"
 
 
 def characters(text: str) -> list[int]:
-    """Every character is a token, but for the placeholder."""
-    found: list[int] = []
-    for n, part in enumerate(text.split(PLACEHOLDER)):
-        found += [ID] * (n > 0) + [ord(char) for char in part]
-    return found
+    """Every character is a token, but for two words."""
+    words = {PLACEHOLDER: ID, LONGER: ID + 1}
+    return [words[part] if part in words else ord(part) for part in re.findall(r"qqzz|jjkkxx|.", text, re.DOTALL)]
 
 
 def text_of(prompt: RepetitionPrompt, token: str) -> str:
@@ -55,11 +55,12 @@ def test_prompts_are_the_published_ones() -> None:
 
 def test_the_placeholder_is_one_token_wherever_it_stands() -> None:
     """A longer word that melts into its neighbours does not serve, nor does one that the prompts hold themselves."""
-    words = [(7, "reliability"), (ID, PLACEHOLDER), (9, "zz"), (10, "LONGEST"), (11, "née")]
+    words = [(7, "reliability"), (ord("e"), "e"), (9, "zz"), (10, "LONGEST"), (11, "née")]
 
-    assert find_placeholder(words, characters) == (ID, PLACEHOLDER)
-    with pytest.raises(ValueError, match="none of 1 tokens"):
-        find_placeholder(words[:1], characters)
+    assert find_placeholder([*words, (ID, PLACEHOLDER)], characters) == (ID, PLACEHOLDER)
+    assert find_placeholder([*words, (ID, PLACEHOLDER), (ID + 1, LONGER)], characters) == (ID + 1, LONGER)
+    with pytest.raises(ValueError, match="none of 3 tokens"):
+        find_placeholder(words, characters)
 
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 90}
@@ -152,3 +153,4 @@ def test_the_published_threshold_is_where_verified_ones_get_rare() -> None:
     assert published_threshold(values, verified) == 95.0
     assert published_threshold(values, ~verified) is None
     assert published_threshold(values[:5], verified[:5]) == 4.0
+    assert published_threshold(np.arange(3.0), np.array([True, True, False])) == 2.0

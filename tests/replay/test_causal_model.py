@@ -1,6 +1,7 @@
 """Whole models to prompt: what transformers saved is what is loaded, and nothing in a config runs code."""
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from data_index.errors import CorruptFile, ForensicsError, MissingFile, UnsupportedRecipe
+from data_index.errors import CorruptFile, ForensicsError, MissingFile, UnsafeFile, UnsupportedRecipe
 from replay.causal_model import model_of_place
 from tests.data_index.test_gguf_file import gguf
 
@@ -157,3 +158,6 @@ def test_a_damaged_gguf_file_is_refused(tmp_path: Path) -> None:
         (tmp_path / "m.gguf").write_bytes(content[:length])
         with pytest.raises(ForensicsError):
             model_of_place(tmp_path / "m.gguf", device=CPU)
+    (tmp_path / "m.gguf").write_bytes(content[:16] + struct.pack("<Q", 2**60) + content[24:])
+    with pytest.raises(UnsafeFile, match="metadata keys"):
+        model_of_place(tmp_path / "m.gguf", device=CPU)
