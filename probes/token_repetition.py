@@ -133,8 +133,8 @@ def repetition_probabilities(
     Args:
         model: a causal language model of transformers, in evaluation mode.
     Yields:
-        (probability of the token in question at each generated place, fp32 [tokens, 3]; generated ids, int64
-        [tokens, 3])
+        (probability of the token in question at each generated place, fp32 [tokens, 3], 0 where the model computes
+        NaN; generated ids, int64 [tokens, 3])
     Raises:
         torch.OutOfMemoryError: it does not hold a single row.
     """
@@ -170,7 +170,7 @@ def _continued(
     for _ in range(GENERATED):
         answer = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = answer.past_key_values
-        after = answer.logits[:, -1].float().softmax(dim=-1)
+        after = answer.logits[:, -1].float().softmax(dim=-1).nan_to_num()
         probabilities.append(after.gather(1, wanted)[:, 0])
         ids = after.argmax(dim=-1, keepdim=True)
         generated.append(ids[:, 0])

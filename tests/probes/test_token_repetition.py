@@ -130,6 +130,20 @@ def test_a_full_device_is_given_fewer_rows() -> None:
     assert all((chances == np.float32(0.02)).all() for chances, _ in answers)
 
 
+def test_no_number_is_no_probability() -> None:
+    """A row of NaN must not pass for a token that can be repeated, nor for one whose label is not known."""
+
+    class Broken(FullDevice):
+        def __call__(self, *, input_ids: torch.Tensor, **_: Any) -> Any:
+            return SimpleNamespace(past_key_values=None, logits=torch.full((len(input_ids), 1, 50), torch.nan))
+
+    ids = np.array([1, 2])
+    prompt = RepetitionPrompt(name="p", token_ids=ids, is_place=ids == 1)
+    ((chances, _),) = repetition_probabilities(Broken(), prompt, np.array([7]))
+
+    assert chances.tolist() == [[0.0, 0.0, 0.0]]
+
+
 @pytest.mark.parametrize(
     ("highest", "encodeable", "label"),
     [
