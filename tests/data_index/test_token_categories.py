@@ -156,3 +156,27 @@ def test_a_tokenizer_of_gguf_that_does_not_fit_together_is_refused(change: dict[
 
     with pytest.raises(CorruptFile, match=said):
         tokenizer_of_gguf(whole | change, "it")
+
+
+@pytest.mark.parametrize(
+    ("told", "begun"),
+    [
+        ({"tokenizer.ggml.add_bos_token": True}, True),
+        ({}, False),
+        ({"tokenizer.ggml.pre": "llama-bpe"}, True),
+        ({"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": False}, False),
+    ],
+    ids=str,
+)
+def test_texts_begin_as_the_gguf_file_says(told: dict[str, object], begun: bool) -> None:
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": ["a", "b", "<s>"],
+        "tokenizer.ggml.token_type": [1, 1, 3],
+        "tokenizer.ggml.merges": [],
+        "tokenizer.ggml.bos_token_id": 2,
+    }
+    tokenizer = tokenizer_of_gguf(metadata | told, "m.gguf").tokenizer
+
+    assert tokenizer.encode("ab").ids == ([2, 0, 1] if begun else [0, 1])
+    assert tokenizer.encode("ab", add_special_tokens=False).ids == [0, 1]

@@ -173,6 +173,9 @@ def test_the_tiny_run_says_how_little_it_means(tiny_shared: Workspace, tmp_path:
     assert told["base rate"].startswith("64 of 64") and "94.4% to 100.0%" in told["base rate"]
     notes = [value for name, value in facts(found) if name == "note"]
     assert any("says little" in note for note in notes) and any("trained on" in note for note in notes)
+    # All candidates fail: the published reports would list them down to the last.
+    last = max(r["indicator"] for r in found.rows if r["category"] == "ok" and r["verified"] is not None)
+    assert told["published threshold for showing"] == f"{last:.6g}"
     written = write_report(found, tmp_path / "r.html")
     assert "weak_verified" in written[0].read_text()
 
