@@ -27,7 +27,9 @@ from forensics.token_source import TokenSource
 from forensics.token_verdicts import Verdict, Verification
 
 NUM_CONTROLS = 64
-ROWS_AT_ONCE = {"cpu": 16, "cuda": 128}  # on a GPU, halved until they fit
+# Prompt tokens that are computed together, and rows at most; on a GPU rows are halved until they fit.
+TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32_768}
+MOST_ROWS = 256
 SAVE_SECONDS = 30.0
 PRECISIONS = ("fp32", "bf16")
 
@@ -83,7 +85,7 @@ def verified(
             require_allowed(bytes_to_fetch(source, workspace), how.max_fetch, f"the weights of {source.label}")
             model = prompted_model(source, workspace, device, how.precision)
             messages = _checked(model, prompting)
-            work.ask(model, ROWS_AT_ONCE[device.type], progress)
+            work.ask(model, TOKENS_AT_ONCE[device.type], progress)
     verdicts = work.verdicts()
     return found.with_verification(
         Verification(
@@ -151,7 +153,7 @@ class Work:
         names = [prompt.name for prompt in self.prompting.prompts if (prompt.name, token) in kept]
         return {name: float(kept[name, token][0].max()) for name in names}
 
-    def ask(self, model: Any, rows_at_once: int, progress: Progress) -> None:
+    def ask(self, model: Any, tokens_at_once: int, progress: Progress) -> None:
         """Ask what is left; whatever ends it, what was answered is kept."""
         from probes.token_repetition import repetition_probabilities
 
@@ -159,7 +161,8 @@ class Work:
         try:
             for prompt in self.prompting.prompts:
                 tokens = self._left(prompt)
-                for chances, generated in repetition_probabilities(model, prompt, tokens, rows_at_once=rows_at_once):
+                rows = max(min(tokens_at_once // prompt.num_own, MOST_ROWS), 1)
+                for chances, generated in repetition_probabilities(model, prompt, tokens, rows_at_once=rows):
                     self.answers.add(prompt.name, tokens[: len(chances)], chances, generated)
                     tokens = tokens[len(chances) :]
                     self.num_asked += len(chances)

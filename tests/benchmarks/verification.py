@@ -23,7 +23,7 @@ from forensics.kept_answers import KeptAnswers
 from forensics.prompted_model import prompted_model
 from forensics.token_prompting import Prompting, prompting_of
 from forensics.token_source import token_source
-from forensics.token_verification import ROWS_AT_ONCE, Work, tokens_to_ask
+from forensics.token_verification import TOKENS_AT_ONCE, Work, tokens_to_ask
 from forensics.undertrained_tokens import analysed
 
 SAMPLE, ALONE, ROUNDS = 48, 6, 3
@@ -51,7 +51,7 @@ def one_by_one(model: Any, prompting: Prompting, tokens: np.ndarray) -> dict[int
 
 def at_once(model: Any, prompting: Prompting, tokens: np.ndarray, every_prompt: bool) -> dict[int, float]:
     work = Work(prompting, Unkept(Path("nowhere")), every_prompt, tokens)
-    work.ask(model, ROWS_AT_ONCE["cpu"], lambda done, total: None)
+    work.ask(model, TOKENS_AT_ONCE["cpu"], lambda done, total: None)
     return {token: verdict.max_probability for token, verdict in work.verdicts().items()}
 
 

@@ -98,7 +98,7 @@ def test_a_real_model_cannot_repeat_what_it_never_learned(workspace: Workspace) 
     prompting = prompting_of(source.tokenizer, found.analysis)
     answers = KeptAnswers(workspace.folder / "answers.parquet")
     work = Work(prompting, answers, True, np.array(never + known, dtype=np.int64))
-    work.ask(prompted_model(source, workspace, torch.device("cpu"), "fp32"), 10, lambda done, total: None)
+    work.ask(prompted_model(source, workspace, torch.device("cpu"), "fp32"), 4096, lambda done, total: None)
     verdicts = work.verdicts()
 
     assert {token for token, verdict in verdicts.items() if verdict.verified} == set(never)
