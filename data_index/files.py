@@ -402,7 +402,7 @@ def require_free_space(folder: Path, num_bytes: int, purpose: str, *, option: st
     if free < num_bytes:
         raise DiskFull(
             f"{purpose} needs {num_bytes / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are free: free some "
-            "disk, or choose another place with {option}; nothing was written"
+            f"disk, or choose another place with {option}; nothing was written"
         )
 
 

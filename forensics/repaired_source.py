@@ -57,12 +57,14 @@ class RepairedSource:
 
     @property
     def num_bytes(self) -> int:
-        """Of all files that are written."""
+        """Of all weights that are written and files that are copied."""
         return sum(self._sizes(self._written_anew()).values())
 
     def changed(self, resets: Sequence[RowReset]) -> tuple[str, ...]:
-        """Files whose weights are not the source's bytes."""
-        return tuple(self._files_of(resets)) if self.in_place else tuple(self._written_anew())
+        """Files that are not the source's, byte for byte."""
+        weights = tuple(self._files_of(resets) if self.in_place else self._written_anew())
+        index = ("model.safetensors.index.json",) if not self.in_place and len(weights) > 1 else ()
+        return (*weights, *index, *(("config.json",) if self.config is not None else ()))
 
     def copied(self, resets: Sequence[RowReset]) -> tuple[str, ...]:
         """Files that are the source's, byte for byte."""

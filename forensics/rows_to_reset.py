@@ -22,7 +22,7 @@ from probes.embedding_indicators import (
     OUTPUT_COSINE_WITHOUT_FIRST,
     OUTPUT_DISTANCE,
 )
-from probes.indicator_trust import MISTAKES_THAT_MATTER, gap_of
+from probes.indicator_trust import gap_of
 from probes.unused_rows import not_finite_rows, zero_rows
 
 if TYPE_CHECKING:
@@ -180,13 +180,20 @@ def _below_gap(found: UndertrainedTokens, names: Sequence[str]) -> Ids:
 
 
 def _cut_of(found: UndertrainedTokens, names: Sequence[str]) -> tuple[str, float] | None:
-    """An indicator and its cut; None where none tells unused rows so surely that it may contradict other evidence."""
-    told = {name: found.trust[name].separation for name in names if name in found.trust}
-    name = next((name for name, share in told.items() if share is not None and 1 - share <= MISTAKES_THAT_MATTER), None)
-    if name is None:
-        return None
-    if name == found.indicator:
-        return None if found.gap is None else (name, found.gap.cut)
-    tokens = [token.token_id for token in found.analysis.tokens if token.piece is not None]
-    gap = gap_of(found.values[name][tokens], found.values[name][found.unused.token_ids])
-    return None if gap is None else (name, gap.cut)
+    """The first of these indicators that may contradict other evidence, and its cut.
+
+    It has to tell unused rows from others, and put all of them below its gap but one, or one of a hundred: what is
+    known to be unused in one matrix may have been used in the other.
+    """
+    unused, known = found.unused.token_ids, [t.token_id for t in found.analysis.tokens if t.piece is not None]
+    for name in names:
+        if name not in found.trust or not found.trust[name].informative:
+            continue
+        values = found.values[name]
+        gap = found.gap if name == found.indicator else gap_of(values[known], values[unused])
+        if gap is None:
+            continue
+        above = int((values[unused] > gap.cut).sum())
+        if above < len(unused) and above <= max(1, len(unused) // 100):
+            return name, gap.cut
+    return None
