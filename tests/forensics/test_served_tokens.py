@@ -8,7 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data_index.dcp import read_dcp_metadata
-from data_index.errors import AccessDenied, MissingCheckpoint, MissingFile, Offline, UnknownLayout, UnknownRun
+from data_index.errors import (
+    AccessDenied,
+    MissingCheckpoint,
+    MissingFile,
+    Offline,
+    UnknownLayout,
+    UnknownRun,
+    UnsafeFile,
+)
 from data_index.registration import add
 from data_index.remote import http, hub_files
 from data_index.workspace import Workspace
@@ -241,13 +249,19 @@ def test_a_repository_is_repaired_into_a_folder(
     assert done.report() == plan.report() and set(done.left_out) == {"onnx/", "pytorch_model.bin"}
 
 
+def test_a_far_checkpoint_is_repaired_like_the_near_one(tmp_path: Path, far: Workspace, core_shared: Workspace) -> None:
+    tokenizer = core_shared.run("olmo").tokenizer
+    repair("olmo", tmp_path / "near", 10, workspace=core_shared)
+    repair("far", tmp_path / "far", 10, tokenizer=tokenizer, workspace=far)
+
+    assert files_of(tmp_path / "far") == files_of(tmp_path / "near")
+
+
 def test_a_listing_that_leads_out_of_its_folder_writes_nothing(
     tmp_path: Path, workspace: Workspace, hub: FakeHub
 ) -> None:
-    from data_index.errors import ForensicsError
-
     hub.add_repo(REPO, {"main": files_of(planted(tmp_path / "m")) | {"../../outside.txt": b"x"}})
 
-    with pytest.raises(ForensicsError):
+    with pytest.raises(UnsafeFile, match="outside its folder"):
         repair(REPO, tmp_path / "in" / "out", workspace=workspace)
     assert not (tmp_path / "in").exists() and not (tmp_path / "outside.txt").exists()
