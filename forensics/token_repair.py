@@ -79,6 +79,7 @@ class Repair:
 
     def report(self) -> dict[str, Any]:
         """What repair.json says."""
+        columns = self.columns
         return {
             "source": self.source,
             "indicator": self.indicator,
@@ -93,7 +94,7 @@ class Repair:
             "bytes": self.num_bytes,
             "bytes_changed": self.num_bytes_changed,
             "messages": list(self.messages),
-            "rows": [{name: row[name] for name in self.columns} for row in self.rows],
+            "rows": [{name: row[name] for name in columns} for row in self.rows],
         }
 
     def facts(self) -> Iterator[tuple[str, str]]:

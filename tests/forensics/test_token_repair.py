@@ -9,17 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from data_index.errors import (
     CorruptFile,
     DiskFull,
-    ForensicsError,
     InvalidEdit,
     InvalidRange,
     RunExists,
     UnknownLayout,
     UnsafeFile,
+    UnsupportedRecipe,
 )
 from data_index.workspace import Workspace
 from forensics.token_repair import REPORT, repair
@@ -184,6 +185,27 @@ def test_rows_that_were_named_are_reset_and_said_to_seem_trained(tmp_path: Path,
     assert changed.tolist() == sorted(reasons)
 
 
+def test_the_mean_is_of_rows_that_are_not_known_to_be_unused(tmp_path: Path, workspace: Workspace) -> None:
+    """Rows that were not named to be reset may be untrained all the same."""
+    folder = planted(tmp_path / "m")
+    repair(str(folder), tmp_path / "out", rows=[97], workspace=workspace)
+    was, now = tensors_of(folder)[INPUT], tensors_of(tmp_path / "out")[INPUT]
+
+    assert torch.equal(now[97], mean_of(was, [97, *UNTRAINED[:13]])) and torch.equal(now[UNTRAINED], was[UNTRAINED])
+
+
+def test_an_id_that_the_vocabulary_leaves_out_is_a_row_without_a_token(tmp_path: Path, workspace: Workspace) -> None:
+    folder = planted(tmp_path / "m")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["zz"] = 264  # it was 258
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    entry = load_file(folder / "model.safetensors")[INPUT]
+    save_file({INPUT: torch.cat([entry, entry[:4]])}, folder / "model.safetensors")
+    reasons = {row["token_id"]: row["reason"] for row in repair(str(folder), None, workspace=workspace, plan=True).rows}
+
+    assert [token for token, reason in reasons.items() if reason == "no token"] == [258, 261, 262, 263]
+
+
 def test_where_nothing_tells_a_name_is_asked_for(tmp_path: Path, workspace: Workspace) -> None:
     folder = planted(tmp_path / "m")
     generator = torch.Generator().manual_seed(0)
@@ -287,6 +309,8 @@ def test_pickled_weights_are_written_as_safetensors(tmp_path: Path, workspace: W
     done = repair(str(tmp_path / "m"), tmp_path / "out", workspace=workspace)
     now = tensors_of(tmp_path / "out")
 
+    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}, "versions of transformers that people have refuse it without"
     assert now.keys() == was.keys() and torch.equal(now[INPUT][rows[0]], mean_of(was[INPUT], rows))
     assert all(torch.equal(now[name], was[name]) for name in was if name != INPUT)
     assert done.num_bytes_changed is None
@@ -482,9 +506,10 @@ def test_weights_that_change_while_they_are_read_are_not_written_to(
 
 def test_quantised_rows_are_refused(tmp_path: Path, workspace: Workspace) -> None:
     folder = planted(tmp_path / "m")
-    save_file({INPUT: torch.zeros(261, 48, dtype=torch.int8)}, folder / "model.safetensors")
+    numbers = torch.randint(1, 100, (261, 48), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    save_file({INPUT: numbers}, folder / "model.safetensors")
 
-    with pytest.raises(ForensicsError):
+    with pytest.raises(UnsupportedRecipe, match="int8"):
         repair(str(folder), tmp_path / "out", rows=[3], workspace=workspace)
     assert not (tmp_path / "out").exists()
 
