@@ -125,10 +125,14 @@ def remove_leftovers(folder: Path) -> None:
 
 def remove_dead_siblings(path: Path) -> None:
     """Delete what dead writers of exactly this path left beside it. Call it only while holding the path's lock."""
+    for sibling in temporary_siblings(path):
+        shutil.rmtree(sibling, ignore_errors=True) if sibling.is_dir() else sibling.unlink(missing_ok=True)
+
+
+def temporary_siblings(path: Path) -> list[Path]:
+    """What writers of exactly this path have beside it, dead or alive."""
     name = re.compile(re.escape(TEMPORARY_PREFIX) + r"\d+-[0-9a-f]{8}-" + re.escape(path.name))
-    for sibling in path.parent.glob(f"{TEMPORARY_PREFIX}*"):
-        if name.fullmatch(sibling.name):
-            shutil.rmtree(sibling, ignore_errors=True) if sibling.is_dir() else sibling.unlink(missing_ok=True)
+    return [sibling for sibling in path.parent.glob(f"{TEMPORARY_PREFIX}*") if name.fullmatch(sibling.name)]
 
 
 def remove_folder(folder: Path) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_index.errors import InvalidRange, NotWritable, RunExists
-from data_index.files import TEMPORARY_PREFIX, atomic_folder, require_free_space, write_json
+from data_index.files import atomic_folder, require_free_space, temporary_siblings, write_json
 from data_index.token_categories import analyse_tokenizer
 from data_index.workspace import Workspace
 from forensics.repaired_source import RepairedSource, repaired_source
@@ -258,15 +258,9 @@ def _of_reset(reset: RowReset) -> dict[str, Any]:
 
 def _written(answer: Repair, repaired: RepairedSource, resets: Sequence[RowReset], target: Path) -> Repair:
     require_free_space(target.parent, answer.num_bytes + 2**20, "the repaired model", option="-o DIR")
-    left = [path for path in _siblings(target) if path.is_dir()]
+    left = temporary_siblings(target)
     with atomic_folder(target) as building:
         repaired.write(building, resets)
         write_json(building / REPORT, answer.report())
     notes = tuple(f"{path} is left from a run that was killed, or belongs to one that still writes" for path in left)
     return replace(answer, folder=target, messages=(*answer.messages, *notes))
-
-
-def _siblings(target: Path) -> list[Path]:
-    if not target.parent.is_dir():
-        return []
-    return [path for path in target.parent.glob(f"{TEMPORARY_PREFIX}*") if path.name.endswith(f"-{target.name}")]
