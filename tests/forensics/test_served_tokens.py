@@ -117,7 +117,7 @@ def test_a_folder_and_a_file_of_a_repository_are_named_behind_it(
 ) -> None:
     folder = planted(tmp_path / "m")
     below = {f"step3/{name}": content for name, content in files_of(folder).items()}
-    hub.add_repo(REPO, {"main": below, "v/2": below})
+    hub.add_repo(REPO, {"main": below, "v": {}, "v/2": below})
     expected = tokens(str(folder), workspace=workspace).rows
 
     for name in (f"{REPO}/step3", f"{REPO}@main/step3/", f"{REPO}@v/2/step3/model.safetensors"):
@@ -147,6 +147,15 @@ def test_gguf_in_a_repository_is_read_where_it_is_the_only_one(
     with pytest.raises(UnknownLayout, match=f"2 GGUF files: name one of them, such as {REPO}@two/q4.gguf"):
         tokens(f"{REPO}@two", workspace=workspace)
     assert tokens(f"{REPO}@two/q4.gguf", workspace=workspace).rows == expected
+
+
+def test_of_a_repository_with_weights_of_both_kinds_gguf_is_not_read(
+    tmp_path: Path, workspace: Workspace, hub: FakeHub
+) -> None:
+    folder = planted(tmp_path / "m")
+    hub.add_repo(REPO, {"main": files_of(folder) | {"q8.gguf": b"GGUF"}})
+
+    assert tokens(REPO, workspace=workspace).rows == tokens(str(folder), workspace=workspace).rows
 
 
 def test_what_a_repository_lacks_is_said(tmp_path: Path, workspace: Workspace, hub: FakeHub) -> None:
