@@ -12,7 +12,7 @@ from data_index.errors import CorruptFile, MissingCheckpoint, MissingFile, Unkno
 from data_index.files import read_json_object, read_limited
 from data_index.gguf_file import read_gguf
 from data_index.gguf_tokenizer import tokenizer_of_gguf
-from data_index.text import load_tokenizer
+from data_index.text import load_tokenizer, plain
 from data_index.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _from_file(path: Place) -> Any:
 
     content = read_limited(path, MAX_TOKENIZER_BYTES)
     try:
-        return Tokenizer.from_str(content.decode())
+        return plain(Tokenizer.from_str(content.decode()))
     except Exception as error:  # the library raises bare Exception
         raise CorruptFile(f"{path} is not a tokenizer: {error}") from error
 
