@@ -192,6 +192,10 @@ def _free_folder(out: Path, repaired: RepairedSource) -> Path:
     own = repaired.folder
     if own is not None and own in (target, *target.parents):
         raise RunExists(f"{out} lies in {own}, the model that is read: name a folder outside it")
+    above = next(folder for folder in target.parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        kind = "may not be written to" if above.is_dir() else "is no folder"
+        raise NotWritable(f"{out} cannot be made, because {above} {kind}: name another place with -o DIR")
     return target
 
 

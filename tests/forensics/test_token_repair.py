@@ -17,6 +17,7 @@ from data_index.errors import (
     DiskFull,
     InvalidEdit,
     InvalidRange,
+    NotWritable,
     RunExists,
     UnknownLayout,
     UnsafeFile,
@@ -397,14 +398,23 @@ def test_links_are_copied_as_what_they_lead_to_and_other_weights_are_left_out(
 # --- where it is written ---------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path: Path, workspace: Workspace) -> None:
+def test_a_folder_that_holds_something_is_left_as_it_is(
+    tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = planted(tmp_path / "m")
     (tmp_path / "file").write_text("mine")
     before = files_of(folder)
     for out, said in ((folder, "holds files"), (tmp_path / "file", "no folder"), (folder / "new", "lies in")):
         with pytest.raises(RunExists, match=said):
             repair(str(folder), out, workspace=workspace)
+    with pytest.raises(NotWritable, match="file is no folder: name another place"):
+        repair(str(folder), tmp_path / "file" / "out", workspace=workspace)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda *_: False)
+        with pytest.raises(NotWritable, match="may not be written to"):
+            repair(str(folder), tmp_path / "new" / "out", workspace=workspace)
     assert files_of(folder) == before and (tmp_path / "file").read_text() == "mine"
+    assert not (tmp_path / "new").exists()
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
