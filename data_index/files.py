@@ -125,10 +125,14 @@ def remove_leftovers(folder: Path) -> None:
 
 def remove_dead_siblings(path: Path) -> None:
     """Delete what dead writers of exactly this path left beside it. Call it only while holding the path's lock."""
+    for sibling in temporary_siblings(path):
+        shutil.rmtree(sibling, ignore_errors=True) if sibling.is_dir() else sibling.unlink(missing_ok=True)
+
+
+def temporary_siblings(path: Path) -> list[Path]:
+    """What writers of exactly this path have beside it, dead or alive."""
     name = re.compile(re.escape(TEMPORARY_PREFIX) + r"\d+-[0-9a-f]{8}-" + re.escape(path.name))
-    for sibling in path.parent.glob(f"{TEMPORARY_PREFIX}*"):
-        if name.fullmatch(sibling.name):
-            shutil.rmtree(sibling, ignore_errors=True) if sibling.is_dir() else sibling.unlink(missing_ok=True)
+    return [sibling for sibling in path.parent.glob(f"{TEMPORARY_PREFIX}*") if name.fullmatch(sibling.name)]
 
 
 def remove_folder(folder: Path) -> None:
@@ -137,6 +141,26 @@ def remove_folder(folder: Path) -> None:
     os.rename(folder, doomed)
     fsync_folder(folder.parent)
     shutil.rmtree(doomed)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the content of a file, wherever links lead, into a folder that is being built.
+
+    Raises:
+        MissingFile, UnsafeFile
+    """
+    require_file(source)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def overwrite(path: Path, stretches: Iterable[tuple[int, bytes]]) -> None:
+    """Replace bytes of a file in a folder that is being built, each stretch from its first byte on; its size stays."""
+    with disk_errors(path), path.open("r+b") as file:
+        for first, content in stretches:
+            file.seek(first)
+            file.write(content)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -369,8 +393,12 @@ def exclusive_lock(path: Path, doing: str) -> Iterator[None]:
         yield
 
 
-def require_free_space(folder: Path, num_bytes: int, purpose: str) -> None:
-    """Raise DiskFull before starting what would not fit."""
+def require_free_space(folder: Path, num_bytes: int, purpose: str, *, option: str = "--workspace") -> None:
+    """Raise DiskFull before starting what would not fit.
+
+    Args:
+        option: of the command line, that names another place.
+    """
     existing = folder
     while not existing.exists():
         existing = existing.parent
@@ -378,7 +406,7 @@ def require_free_space(folder: Path, num_bytes: int, purpose: str) -> None:
     if free < num_bytes:
         raise DiskFull(
             f"{purpose} needs {num_bytes / 1e6:,.0f} MB in {folder}, and {free / 1e6:,.0f} MB are free: free some "
-            "disk, or choose another place with --workspace; nothing was written"
+            f"disk, or choose another place with {option}; nothing was written"
         )
 
 

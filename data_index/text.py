@@ -39,9 +39,16 @@ def _load_tokenizer(path: str, size: int, changed_at: int, sha256: str | None) -
 
     require_sha256(Path(path), sha256)
     try:
-        return Tokenizer.from_file(path)
+        return plain(Tokenizer.from_file(path))
     except Exception as error:  # the library raises bare Exception
         raise CorruptFile(f"{path} is not a tokenizer: {error}") from error
+
+
+def plain(tokenizer: Any) -> Any:
+    """The tokenizer itself, told to give a text its own ids: some files ask to cut texts, and to fill them up."""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def encode(run: Run, text: str) -> list[int]:

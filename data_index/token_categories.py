@@ -27,6 +27,7 @@ GROUPS = ("single_byte", "unused_byte", "special", "unreachable", "partial_utf8"
 
 _LEADING_SPACES = (" ", "▁", "_", "Ġ")
 _PREFIXES = ("«", "»")
+_OTHER_PREFIXES = ("|", "~", "^", "=", ";", ":", "(", ".", ",", "x")  # of vocabularies that spell neither
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPECIAL_PIECE = re.compile(r"[\[<].*[A-Za-z].*[\]>]", re.DOTALL)
 _AT_ONCE = 8192  # texts that are encoded together: what the library gives for each is large
@@ -216,10 +217,14 @@ def _frame_of(tokenizer: Any) -> _Frame:
                 "what its tokens encode to is not known how to judge"
             )
         return _Frame(tokenizer)
-    spelled = {prefix: tuple(tokenizer.encode(prefix, add_special_tokens=False).ids) for prefix in _PREFIXES}
+    prefixes = (*_PREFIXES, *_OTHER_PREFIXES)
+    spelled = {prefix: tuple(tokenizer.encode(prefix, add_special_tokens=False).ids) for prefix in prefixes}
+    fitting = [one for one, ids in spelled.items() if tokenizer.decode(list(ids), skip_special_tokens=False) == one]
+    if not fitting:
+        raise UnsupportedRecipe(
+            f"the tokenizer puts a space before a text, and spells none of {' '.join(prefixes)} so that it comes back: "
+            "its tokens cannot be judged behind one of them"
+        )
     # One token as published; where neither is one, the ids that the first takes serve as well.
-    prefix = next((prefix for prefix in _PREFIXES if len(spelled[prefix]) == 1), _PREFIXES[0])
-    shown = tokenizer.decode(list(spelled[prefix]), skip_special_tokens=False)
-    if shown != prefix:
-        raise UnsupportedRecipe(f"the tokenizer turns {prefix!r} into {shown!r}: its tokens cannot be told apart so")
+    prefix = next((one for one in fitting if one in _PREFIXES and len(spelled[one]) == 1), fitting[0])
     return _Frame(tokenizer, prefix, spelled[prefix])

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_index.errors import CorruptFile, MissingCheckpoint, MissingFile, UnknownRun
+from data_index.errors import CorruptFile, MissingCheckpoint, MissingFile, UnknownLayout, UnknownRun, Unreachable
 from data_index.files import read_json_object, read_limited
 from data_index.gguf_file import read_gguf
 from data_index.gguf_tokenizer import tokenizer_of_gguf
-from data_index.text import load_tokenizer
+from data_index.text import load_tokenizer, plain
 from data_index.workspace import Workspace
 
 if TYPE_CHECKING:
-    from data_index.remote.path import Place
+    from data_index.remote.path import Place, RemotePath
     from data_index.run import Run
     from replay.embedding_weights import StoredEmbeddings
 
@@ -50,7 +50,7 @@ def token_source(
 ) -> TokenSource:
     """
     Args:
-        name: a run or fork, `RUN@STEP`; a folder or file; `owner/name[@revision]` of the hub.
+        name: a run or fork, `RUN@STEP`; a folder or file; `owner/name[@revision][/FILE]` of the hub; a web address.
         checkpoint: of a run; default: its last one that is there.
         tokenizer: a tokenizer.json, where none lies beside the weights.
     Raises:
@@ -66,7 +66,7 @@ def token_source(
         workspace.home(name)  # says which runs there are
     if Path(name).exists():
         return _of_place(Path(name), name, tokenizer)
-    if (place := _on_hub(name, workspace)) is not None:
+    if (place := _on_server(name, workspace)) is not None:
         return _of_place(place, name, tokenizer)
     raise UnknownRun(
         f"{name[:200]!r} is no run or fork of {workspace.folder} (list all: forensics runs), no file or folder that is "
@@ -102,6 +102,8 @@ def _of_place(place: Place, label: str, tokenizer: Path | None) -> TokenSource:
     if isinstance(place, Path) and place.is_dir() and not (place / "config.json").is_file():
         files = sorted(place.glob("*.gguf"))
         place = files[0] if len(files) == 1 else place
+    elif not isinstance(place, Path):
+        place = _gguf_of(place, label) or place
     embeddings = embeddings_of_place(place)
     folder = place.parent if place.suffix in (".gguf", ".safetensors", ".pt", ".pth", ".bin") else place
     messages: tuple[str, ...] = ()
@@ -126,20 +128,64 @@ def _of_place(place: Place, label: str, tokenizer: Path | None) -> TokenSource:
     )
 
 
-def _on_hub(name: str, workspace: Workspace) -> Place | None:
+def _on_server(name: str, workspace: Workspace) -> Place | None:
+    """A file or folder of the hub, at the commit that its revision names now, or at a web address; None: neither."""
     from data_index.remote import hub
     from data_index.remote.path import RemotePath
 
-    repository, _, revision = name.partition("@")
-    if not hub.is_repo_id(repository):
+    wanted = name.removeprefix("hub:").removeprefix(f"{hub.endpoint()}/").removeprefix("https://huggingface.co/")
+    if wanted.startswith(("https://", "http://")):
+        return RemotePath(wanted.rstrip("/"), workspace.cache)
+    repository, at, rest = wanted.partition("@")
+    if not at:
+        repository, rest = "/".join(wanted.split("/")[:2]), "/".join(["main", *wanted.split("/")[2:]])
+    if not hub.is_repo_id(repository) or {"", ".", ".."} & set(rest.rstrip("/").split("/")[1:]):
         return None
-    if not hub.is_commit(revision):
-        revisions = hub.list_revisions(repository)
-        wanted = revision or "main"
-        if wanted not in revisions:
-            raise MissingCheckpoint(f"{repository} has no revision {wanted!r}; there are {', '.join([*revisions][:5])}")
-        revision = revisions[wanted]
-    return RemotePath(hub.folder_url("model", repository, revision), workspace.cache)
+    try:
+        commit, path = _commit_and_path(repository, rest.rstrip("/") or "main")
+    except (MissingFile, Unreachable) as error:
+        raise type(error)(f"{error} (and {name} is no file or folder here)") from error
+    folder = RemotePath(hub.folder_url("model", repository, commit), workspace.cache)
+    return folder / path if path else folder
+
+
+def _commit_and_path(repository: str, text: str) -> tuple[str, str]:
+    """What `REVISION[/PATH]` names in a repository; a revision may hold slashes itself."""
+    from data_index.remote import hub
+
+    first, _, path = text.partition("/")
+    if hub.is_commit(first):
+        return first, path
+    revisions = hub.list_revisions(repository)
+    fitting = [one for one in revisions if f"{text}/".startswith(f"{one}/")]
+    if not fitting:
+        raise MissingCheckpoint(f"{repository} has no revision {text!r}; there are {', '.join([*revisions][:5])}")
+    revision = max(fitting, key=len)
+    return revisions[revision], text[len(revision) + 1 :]
+
+
+def _gguf_of(folder: RemotePath, name: str) -> RemotePath | None:
+    """The GGUF file of a repository that holds no other weights; None where it does, or cannot be listed.
+
+    Raises:
+        UnknownLayout: it holds several.
+    """
+    from data_index.olmo_checkpoint import HUGGING_FACE
+    from data_index.remote import hub, hub_files
+
+    address = hub.address_of(f"{folder.url}/.")
+    if folder.suffix == ".gguf" or address is None:
+        return None
+    below = address.path.removesuffix(".")
+    names = {
+        path.removeprefix(below) for path in hub_files.files_at(folder.url, folder.cache) if path.startswith(below)
+    }
+    found = sorted(one for one in names if one.endswith(".gguf") and "/" not in one)
+    if not found or names & set(HUGGING_FACE):
+        return None
+    if len(found) > 1:
+        raise UnknownLayout(f"{name} holds {len(found)} GGUF files: name one of them, such as {name}/{found[0]}")
+    return folder / found[0]
 
 
 def _from_file(path: Place) -> Any:
@@ -147,7 +193,7 @@ def _from_file(path: Place) -> Any:
 
     content = read_limited(path, MAX_TOKENIZER_BYTES)
     try:
-        return Tokenizer.from_str(content.decode())
+        return plain(Tokenizer.from_str(content.decode()))
     except Exception as error:  # the library raises bare Exception
         raise CorruptFile(f"{path} is not a tokenizer: {error}") from error
 

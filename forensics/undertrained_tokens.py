@@ -126,9 +126,25 @@ def judged(
     indicator: str | None = None,
     unused: Sequence[int] | None = None,
 ) -> UndertrainedTokens:
-    """The answer, from what was read."""
+    """The answer, from what was read; rows that are not finite count as rows of zeros."""
     with _one_thread():
-        return _judged(source, analysis, matrices, indicator, unused)
+        finite, notes = _finite(matrices)
+        found = _judged(source, analysis, finite, indicator, unused)
+    return replace(found, messages=(*found.messages, *notes)) if notes else found
+
+
+def _finite(matrices: Matrices) -> tuple[Matrices, list[str]]:
+    """One row that is not finite would make every mean so, and with it every distance."""
+    from probes.unused_rows import not_finite_rows
+
+    notes = []
+    for role in ("input", "output"):
+        matrix = matrices.input if role == "input" else matrices.output
+        if matrix is not None and len(damaged := not_finite_rows(matrix)):
+            zeroed = matrix.index_fill(0, damaged, 0.0)
+            matrices = replace(matrices, input=zeroed) if role == "input" else replace(matrices, output=zeroed)
+            notes.append(f"{len(damaged):,} rows of the {role} matrix are not finite: they count as zeros")
+    return matrices, notes
 
 
 @contextmanager

@@ -148,7 +148,10 @@ def cosine_distances(
 def mean_of_rows(matrix: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
     """float32 of shape [width]: the mean of all rows, or of some; summed in float64."""
     if ids is not None:
-        return matrix[ids].double().mean(dim=0).float()
+        some = torch.zeros(matrix.shape[1], dtype=torch.float64, device=matrix.device)
+        for part in ids.split(max(CHUNK_ELEMENTS // max(matrix.shape[1], 1), 1)):
+            some += matrix[part].double().sum(dim=0)
+        return (some / len(ids)).float()
     total = torch.zeros(matrix.shape[1], dtype=torch.float64, device=matrix.device)
     for rows in _chunks(matrix):
         total += rows.sum(dim=0)

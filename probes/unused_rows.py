@@ -29,6 +29,15 @@ def zero_rows(matrix: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts).nonzero()[:, 0] if parts else torch.empty(0, dtype=torch.int64)
 
 
+def not_finite_rows(matrix: torch.Tensor) -> torch.Tensor:
+    """Ids of rows with an element that is infinite or no number, int64."""
+    if not matrix.numel() or all(bool(end.isfinite()) for end in matrix.aminmax()):  # one end is NaN if any is
+        return torch.empty(0, dtype=torch.int64)
+    together = max(2**24 // max(matrix.shape[1], 1), 1)
+    parts = [~matrix[n : n + together].isfinite().all(dim=1) for n in range(0, matrix.shape[0], together)]
+    return torch.cat(parts).nonzero()[:, 0]
+
+
 def exact_duplicates(matrix: torch.Tensor) -> list[np.ndarray]:
     """Groups of rows that are equal bit for bit, each rising, the largest first; rows of zeros are one of them."""
     groups: dict[bytes, list[int]] = defaultdict(list)

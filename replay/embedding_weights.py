@@ -100,6 +100,16 @@ def embeddings_of_place(place: Place) -> StoredEmbeddings:
     return _chosen(str(place), {name: _of_tensor(name, tensor) for name, tensor in tensors.items()}, {})
 
 
+def role_of(name: str) -> str | None:
+    """What the name of a tensor says it is: the `input` or the `output` matrix, the output's `bias`; else None."""
+    if _OF_BLOCKS.search(name):
+        return None
+    if _INPUT.fullmatch(name):
+        return "input"
+    output = _OUTPUT.fullmatch(name)
+    return None if output is None else "bias" if output[3] == "bias" else "output"
+
+
 def _is_folder(place: Place) -> bool:
     if isinstance(place, Path):
         return place.is_dir()

@@ -36,6 +36,8 @@ SAFETENSORS_DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,  # of layers; their models' embeddings are bf16
+    "F8_E5M2": torch.float8_e5m2,
 }
 
 

@@ -22,6 +22,7 @@ from forensics.cli.output import Format, emit_rows, printable, say
 
 if TYPE_CHECKING:
     from forensics.token_answer import UndertrainedTokens
+    from forensics.token_repair import Repair
     from forensics.token_source import TokenSource
 
 SHOWN = (
@@ -71,6 +72,10 @@ def tokens(
         int | None, typer.Option(min=0, help="Print so many rows [default: 40 in a table, else all].")
     ] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write FILE.md (and a PNG) or FILE.html.")] = None,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Write the model to -o DIR, its untrained (or --unused) rows reset."),
+    ] = False,
     output: OutputOption = None,
     plan: PlanOption = False,
     workspace: WorkspaceOption = None,
@@ -85,18 +90,26 @@ def tokens(
     Example: forensics tokens demo
     """
     from data_index.exports import require_known_suffix, write_table
+    from forensics.token_repair import repair as write_repaired
     from forensics.token_report import facts, require_report_suffix, write_report
     from forensics.token_source import token_source
     from forensics.token_verification import Verifying
     from forensics.undertrained_tokens import tokens as find
 
-    if output is not None:
+    if output is not None and not repair:
         require_known_suffix(output)
     if report is not None:
         require_report_suffix(report)
     there, known = open_workspace(workspace), _ids_of(unused)
     how = Verifying(every_prompt=not until_settled, device=device, precision=precision, max_fetch=max_fetch)
     wanted = how if verify or until_settled else False
+    if repair:
+        _require_folder(output, plan, compare, report)
+        done = write_repaired(
+            model, output, checkpoint, rows=known, indicator=indicator, tokenizer=tokenizer, workspace=there, plan=plan
+        )
+        _print_repair(done, limit, format)
+        return
     if plan:
         sources = [token_source(model, there, checkpoint=checkpoint, tokenizer=tokenizer)]
         sources += [token_source(compare, there, tokenizer=tokenizer)] if compare else []
@@ -142,6 +155,23 @@ def _print(found: UndertrainedTokens, limit: int | None, format: Format) -> None
     emit_rows(found.rows[:most], format, shown)
     if limit is None and len(found.rows) > most:
         say(f"the first {most} of {len(found.rows):,} (--limit N prints more, -o FILE writes all)")
+
+
+def _require_folder(output: Path | None, plan: bool, compare: str | None, report: Path | None) -> None:
+    if compare is not None or report is not None:
+        raise typer.BadParameter("--repair goes with neither --compare nor --report")
+    if output is None and not plan:
+        raise typer.BadParameter("--repair writes a model: name its folder with -o DIR")
+
+
+def _print_repair(done: Repair, limit: int | None, format: Format) -> None:
+    for name, value in done.facts():
+        say(printable(f"{name}: {value}"))
+    say(printable(f"wrote {done.folder}") if done.folder is not None else "nothing was written: this is the plan")
+    if format is Format.table and limit is None and len(done.rows) > MOST_SHOWN:
+        limit = MOST_SHOWN
+        say(f"the first {limit} of {len(done.rows):,} rows (--limit N prints more; repair.json holds all)")
+    emit_rows(done.rows[:limit], format, done.columns)
 
 
 def _compare(

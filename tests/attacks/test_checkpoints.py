@@ -240,7 +240,7 @@ HEADERS: dict[str, Change] = {
     "a gap": header(tensor(data_offsets=[8, 16]), data=bytes(16)),
     "something behind": header(tensor(), data=bytes(9)),
     "one name twice": header(b'{"a":%b,"a":%b}' % ((json.dumps(tensor()["a"]).encode(),) * 2)),
-    "another dtype": header(tensor(dtype="F8_E4M3", shape=[8])),
+    "another dtype": header(tensor(dtype="F8_E8M0", shape=[8])),
     "no dtype": header(tensor(dtype="O")),
     "lists in lists": header(b'{"a":' + b"[" * 10_000 + b"]" * 10_000 + b"}"),
     "no header": header(b"[]"),

@@ -99,6 +99,17 @@ def test_a_tokenizer_that_puts_a_space_first_is_judged_behind_a_prefix() -> None
     assert pieces["▁t"] == ("unreachable", "UNREACHABLE_MULTI_TOKEN")
 
 
+def test_where_the_published_prefix_cannot_be_spelled_another_serves() -> None:
+    pieces = ["<unk>", "▁", "▁te", "st", "te", ";", "▁;"]
+    tokenizer = Tokenizer(models.Unigram([(piece, -float(n)) for n, piece in enumerate(pieces)], 0, False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    found = analyse_tokenizer(tokenizer)
+
+    assert found.leading_space and by_piece(found)["st"] == by_piece(found)["te"] == ("ok", "OK")
+    assert by_piece(found)["▁te"] == ("ok", "OK")
+
+
 def test_one_that_puts_none_first_is_judged_as_it_is() -> None:
     found = analyse_tokenizer(sentencepiece(leading_space=False))
 

@@ -22,6 +22,7 @@ from tests.data_index.test_gguf_file import gguf
 from tests.data_index.test_token_categories import byte_level
 
 WIDTH = 48
+EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 UNTRAINED = [0xC0, 0xC1, *range(0xF5, 0x100), 256, 258]  # impossible bytes, `Ġt` and `zz`
 
 
@@ -134,6 +135,40 @@ def test_matrices_saved_twice_count_as_tied(tmp_path: Path, workspace: Workspace
     found = tokens(str(folder), workspace=workspace)
 
     assert found.tied and any("saved twice" in message for message in found.messages)
+
+
+def test_a_tokenizer_that_fills_texts_up_or_cuts_them_is_told_not_to(tmp_path: Path, workspace: Workspace) -> None:
+    folder = planted(tmp_path / "m")
+    expected, tokenizer = tokens(str(folder), workspace=workspace).rows, byte_level()
+    tokenizer.enable_padding(length=8, pad_id=260, pad_token="<|end|>")
+    tokenizer.enable_truncation(1)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+    assert tokens(str(folder), workspace=workspace).rows == expected
+
+
+def test_layers_of_eight_bits_do_not_matter(tmp_path: Path, workspace: Workspace) -> None:
+    from safetensors.torch import load_file
+
+    folder = planted(tmp_path / "m")
+    expected, tensors = tokens(str(folder), workspace=workspace).rows, load_file(folder / "model.safetensors")
+    eight = {f"model.layers.{n}.weight": torch.ones(4, 4).to(dtype) for n, dtype in enumerate(EIGHT_BITS)}
+    save_file(tensors | eight, folder / "model.safetensors")
+
+    assert tokens(str(folder), workspace=workspace).rows == expected
+
+
+def test_a_row_that_is_not_finite_is_said_and_spoils_no_other(tmp_path: Path, workspace: Workspace) -> None:
+    """Its numbers would be in every mean."""
+    from safetensors.torch import load_file
+
+    folder = planted(tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][70] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+    found = tokens(str(folder), workspace=workspace)
+
+    assert ids(found, "below_gap") == set(UNTRAINED) and any("not finite" in message for message in found.messages)
 
 
 def test_a_gguf_file_is_enough(tmp_path: Path, workspace: Workspace) -> None:
