@@ -60,8 +60,13 @@ def _config(checkpoint: Checkpoint, source: TokenSource, workspace: Workspace) -
 
 
 def bytes_to_fetch(source: TokenSource, workspace: Workspace) -> int:
-    """Of the weights, where they are on a server."""
-    return 0 if isinstance(source.place, Path) else bytes_of_weights(_checkpoint(source, workspace))
+    """Of the weights, where they are on a server and not here yet."""
+    place = source.place
+    if isinstance(place, Path):
+        return 0
+    if place.suffix == ".gguf":
+        return place.size() if place.copy() is None else 0
+    return bytes_of_weights(_checkpoint(source, workspace))
 
 
 def identity_of(place: Place) -> Iterator[Sequence[str | int]]:

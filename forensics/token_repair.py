@@ -23,6 +23,7 @@ from data_index.errors import InvalidRange, NotWritable, RunExists
 from data_index.files import atomic_folder, require_free_space, temporary_siblings, write_json
 from data_index.token_categories import analyse_tokenizer
 from data_index.workspace import Workspace
+from forensics.fetching import bytes_of_weights, require_allowed
 from forensics.repaired_source import RepairedSource, repaired_source
 from forensics.rows_to_reset import RowsToReset, rows_to_reset
 from forensics.token_answer import UndertrainedTokens
@@ -127,6 +128,7 @@ def repair(
     rows: Sequence[int] | None = None,
     indicator: str | None = None,
     tokenizer: Path | None = None,
+    max_fetch: int | None = None,
     workspace: Workspace | None = None,
     plan: bool = False,
 ) -> Repair:
@@ -137,12 +139,13 @@ def repair(
         out_dir: a folder that is not there yet, or empty; of a plan, it may be None.
         rows: ids to reset, in place of those that are found.
         indicator: judge by this one.
+        max_fetch: bytes of weights that may be fetched from servers; default: 1 GiB.
         plan: read what is needed to say what would be changed, and write nothing.
     Raises:
         InvalidRange, InvalidEdit: no row can be told to be untrained, or named ones are none (`rows_to_reset`).
         UnsupportedRecipe, UnknownLayout: it cannot be written as a model folder.
         RunExists: `out_dir` holds something.
-        DiskFull, NotWritable, and what `tokens` raises
+        TooMuchToFetch, DiskFull, NotWritable, and what `tokens` raises
     """
     from probes.embedding_indicators import mean_of_rows
     from replay.row_reset import row_reset
@@ -166,6 +169,7 @@ def repair(
         return answer
     if target is None:
         raise InvalidRange("--repair writes a model: name the folder with -o DIR")
+    require_allowed(bytes_of_weights(repaired.checkpoint), max_fetch, f"the weights of {source.label}")
     return _written(answer, repaired, resets, target)
 
 

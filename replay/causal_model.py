@@ -30,10 +30,10 @@ _OF_CODE = ("auto_map", "custom_pipelines", "transformers_weights")
 
 
 def model_of_place(place: Place, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
-    """The model of a folder with config.json, or of a GGUF file; in evaluation mode.
+    """The model of a folder with config.json, or of a GGUF file; in evaluation mode. From servers it is fetched whole.
 
     Raises:
-        MissingFile, MissingState, CorruptFile, UnsafeFile
+        MissingFile, MissingState, CorruptFile, UnsafeFile, AccessDenied, Unreachable, Offline
         UnsupportedRecipe: transformers has no such model; it is quantised; the place says nothing of its shape.
     """
     if place.suffix == ".gguf":
@@ -61,16 +61,15 @@ def model_of_checkpoint(
 
 
 def _of_gguf(place: Place, device: torch.device, dtype: torch.dtype) -> Any:
-    if not isinstance(place, Path):
-        raise UnsupportedRecipe(f"{place}: a model is made of a GGUF file only where it is on disk; fetch it first")
     read_gguf(place)  # sizes and offsets are sound, before a library believes them
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+    here = str(place if isinstance(place, Path) else place.download())
     try:
         with _quiet():
-            config = load_gguf_checkpoint(str(place))["config"]
+            config = load_gguf_checkpoint(here)["config"]
             model = _empty(config, str(place))
-            read = load_gguf_checkpoint(str(place), return_tensors=True, model_to_load=model, torch_dtype=dtype)
+            read = load_gguf_checkpoint(here, return_tensors=True, model_to_load=model, torch_dtype=dtype)
     except (UnsupportedRecipe, MissingFile):
         raise
     except MemoryError:

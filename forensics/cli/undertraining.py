@@ -106,7 +106,15 @@ def tokens(
     if repair:
         _require_folder(output, plan, compare, report)
         done = write_repaired(
-            model, output, checkpoint, rows=known, indicator=indicator, tokenizer=tokenizer, workspace=there, plan=plan
+            model,
+            output,
+            checkpoint,
+            rows=known,
+            indicator=indicator,
+            tokenizer=tokenizer,
+            max_fetch=max_fetch,
+            workspace=there,
+            plan=plan,
         )
         _print_repair(done, limit, format)
         return

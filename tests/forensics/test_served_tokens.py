@@ -13,6 +13,7 @@ from data_index.errors import (
     MissingCheckpoint,
     MissingFile,
     Offline,
+    TooMuchToFetch,
     UnknownLayout,
     UnknownRun,
     UnsafeFile,
@@ -21,6 +22,7 @@ from data_index.registration import add
 from data_index.remote import http, hub_files
 from data_index.workspace import Workspace
 from forensics.token_repair import repair
+from forensics.token_verification import Verifying
 from forensics.undertrained_tokens import tokens
 from tests.conftest import FIXTURES
 from tests.data_index.test_gguf_file import gguf
@@ -29,6 +31,7 @@ from tests.forensics.test_cli import answer
 from tests.forensics.test_remote_runs import write_manifest
 from tests.forensics.test_token_repair import INPUT, OUTPUT, assert_only_rows_changed, files_of
 from tests.forensics.test_undertrained_tokens import UNTRAINED, planted
+from tests.replay.test_causal_model import as_gguf, saved
 from tests.servers.fake_hub import TOKEN, FakeHub
 from tests.servers.range_server import RangeServer
 
@@ -189,6 +192,29 @@ def test_a_gated_repository_wants_a_token_and_offline_only_what_is_kept(
         tokens(f"{REPO}@{'0' * 40}", workspace=workspace)
 
 
+def test_a_repository_is_verified_as_a_folder_is(tmp_path: Path, workspace: Workspace, hub: FakeHub) -> None:
+    """Weights are fetched whole, once, and only as many as are allowed; GGUF too."""
+    made = saved(tmp_path / "m", vocab_size=261, num_key_value_heads=2)
+    byte_level().save(str(tmp_path / "m" / "tokenizer.json"))
+    files = files_of(tmp_path / "m")
+    hub.add_repo(REPO, {"main": files, "gguf": {"m.gguf": as_gguf(made), "tokenizer.json": files["tokenizer.json"]}})
+    expected = tokens(str(tmp_path / "m"), unused=[256, 258], verify=True, workspace=workspace)
+    asked = [row["token_id"] for row in expected.rows if row["verified"] is not None]
+
+    for name in (REPO, f"{REPO}@gguf"):
+        with pytest.raises(TooMuchToFetch, match="the weights of lab/model"):
+            tokens(name, unused=[256, 258], verify=Verifying(max_fetch=1000), workspace=workspace)
+        found = tokens(name, unused=[256, 258], verify=True, workspace=workspace)
+        by_id = {row["token_id"]: row["max_probability"] for row in found.rows}
+        # Norms' epsilon is rounded to fp32 in GGUF.
+        assert [by_id[t] for t in asked] == pytest.approx(
+            [row["max_probability"] for row in expected.rows if row["verified"] is not None], rel=1e-3
+        )
+        before = hub.cdn.body_bytes
+        assert tokens(name, unused=[256, 258], verify=True, workspace=workspace).rows == found.rows
+        assert hub.cdn.body_bytes == before > 0
+
+
 # --- checkpoints of runs ---------------------------------------------------------------------------------------------
 
 
@@ -252,6 +278,8 @@ def test_a_repository_is_repaired_into_a_folder(
     hub.add_repo(REPO, {"main": files_of(folder) | more})
     plan = repair(REPO, None, workspace=workspace, plan=True)
     assert hub.cdn.body_bytes == headers_of(folder) + 2 * 261 * 48 * 4
+    with pytest.raises(TooMuchToFetch, match="the weights of lab/model would fetch"):
+        repair(REPO, tmp_path / "out", max_fetch=1000, workspace=workspace)
     done = repair(REPO, tmp_path / "out", workspace=workspace)
 
     assert_only_rows_changed(folder, tmp_path / "out", {INPUT: UNTRAINED, OUTPUT: UNTRAINED})
