@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,20 +125,22 @@ class RepairedSource:
             found.setdefault(file, []).extend(reset for reset in resets if reset.name == name and len(reset.ids))
         return {file: of_file for file, of_file in found.items() if of_file}
 
-    def write(self, building: Path, resets: Sequence[RowReset]) -> None:
-        """Fill a folder that is being built."""
+    def write(
+        self, building: Path, resets: Sequence[RowReset], wrote: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """Fill a folder that is being built; `wrote` is called with numbers of bytes, of `num_bytes` in all."""
         from replay.model_folder import copy_files, write_weights
         from replay.row_reset import reset_stored_rows
 
         if self.files is not None:
-            copy_files(self.files.others, building)
+            copy_files(self.files.others, building, wrote)
         if self.in_place:
             assert self.files is not None
-            copy_files(self.files.weights, building)
+            copy_files(self.files.weights, building, wrote)
             for file, of_file in self._files_of(resets).items():
                 reset_stored_rows(building / file, of_file)
         else:
-            write_weights(building, self.checkpoint, {reset.name: reset for reset in resets})
+            write_weights(building, self.checkpoint, {reset.name: reset for reset in resets}, wrote)
         if self.config is not None:
             write_json(building / "config.json", self.config)
         if self.tokenizer is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,7 @@ def repair(
     max_fetch: int | None = None,
     workspace: Workspace | None = None,
     plan: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Repair:
     """Write a model with its untrained rows reset; `out_dir` appears whole or not at all, with repair.json in it.
 
@@ -141,6 +142,7 @@ def repair(
         indicator: judge by this one.
         max_fetch: bytes of weights that may be fetched from servers; default: 1 GiB.
         plan: read what is needed to say what would be changed, and write nothing.
+        progress: of writing: bytes, of all.
     Raises:
         InvalidRange, InvalidEdit: no row can be told to be untrained, or named ones are none (`rows_to_reset`).
         UnsupportedRecipe, UnknownLayout: it cannot be written as a model folder.
@@ -170,7 +172,7 @@ def repair(
     if target is None:
         raise InvalidRange("--repair writes a model: name the folder with -o DIR")
     require_allowed(bytes_of_weights(repaired.checkpoint), max_fetch, f"the weights of {source.label}")
-    return _written(answer, repaired, resets, target)
+    return _written(answer, repaired, resets, target, progress)
 
 
 def _torch_ids(ids: np.ndarray) -> torch.Tensor:
@@ -264,11 +266,22 @@ def _of_reset(reset: RowReset) -> dict[str, Any]:
     }
 
 
-def _written(answer: Repair, repaired: RepairedSource, resets: Sequence[RowReset], target: Path) -> Repair:
+def _written(
+    answer: Repair,
+    repaired: RepairedSource,
+    resets: Sequence[RowReset],
+    target: Path,
+    progress: Callable[[int, int], None],
+) -> Repair:
     require_free_space(target.parent, answer.num_bytes + 2**20, "the repaired model", option="-o DIR")
-    left = temporary_siblings(target)
+    left, counts = temporary_siblings(target), list[int]()
+
+    def wrote(count: int) -> None:
+        counts.append(count)
+        progress(sum(counts), answer.num_bytes)
+
     with atomic_folder(target) as building:
-        repaired.write(building, resets)
+        repaired.write(building, resets, wrote)
         write_json(building / REPORT, answer.report())
     notes = tuple(f"{path} is left from a run that was killed, or belongs to one that still writes" for path in left)
     return replace(answer, folder=target, messages=(*answer.messages, *notes))

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -140,20 +140,30 @@ def _served(folder: RemotePath) -> Iterator[str]:
 # --- written ---------------------------------------------------------------------------------------------------------
 
 
-def copy_files(files: Sequence[ModelFile], target: Path) -> None:
+def copy_files(files: Sequence[ModelFile], target: Path, wrote: Callable[[int], None] = lambda count: None) -> None:
     """Copy files into a folder that is being built; those on servers are fetched whole, into the shared cache.
 
+    Args:
+        wrote: called with the bytes of each file that is there.
     Raises:
         MissingFile, UnsafeFile, DiskFull, AccessDenied, Unreachable, Offline, CorruptFile
     """
     for file in files:
         here = file.place if isinstance(file.place, Path) else file.place.download()
         copy_file(here, target / file.name)
+        wrote(file.num_bytes)
 
 
-def write_weights(target: Path, checkpoint: Checkpoint, resets: Mapping[str, RowReset]) -> None:
+def write_weights(
+    target: Path,
+    checkpoint: Checkpoint,
+    resets: Mapping[str, RowReset],
+    wrote: Callable[[int], None] = lambda count: None,
+) -> None:
     """All weights of a checkpoint as safetensors under transformers' names, with rows reset; one shard is in memory.
 
+    Args:
+        wrote: called with the bytes of each tensor that was read, before its shard is written.
     Raises:
         MissingState, MissingFile, CorruptFile, UnsafeFile, UnsupportedRecipe, DiskFull
     """
@@ -167,6 +177,7 @@ def write_weights(target: Path, checkpoint: Checkpoint, resets: Mapping[str, Row
         for _ in range(sum(place == file for place in places.values())):
             name, tensor = next(tensors)
             held[name] = with_rows_reset(tensor, resets[name]) if name in resets else tensor.contiguous()
+            wrote(tensor.numel() * tensor.element_size())
         with atomic_file(target / file) as temporary:
             save_file(held, temporary, metadata={"format": "pt"})
     if len(files) > 1:

@@ -170,6 +170,22 @@ class SortProgress(_Progress):
         self.tell(f"sorted {done:,} of {total:,} tokens", last=done == total)
 
 
+class PromptProgress(_Progress):
+    """Shows how far the prompting of a model is, and how long it will take."""
+
+    def __call__(self, done: int, total: int) -> None:
+        elapsed = time.monotonic() - (self.began or time.monotonic())
+        left = f", {(total - done) * elapsed / done:,.0f} s left" if elapsed > 1 else ""
+        self.tell(f"prompting: {done:,} of {total:,} prompt tokens{left}", last=done == total)
+
+
+class WriteProgress(_Progress):
+    """Shows how much of a model is written."""
+
+    def __call__(self, done: int, total: int) -> None:
+        self.tell(f"wrote {done / 1e6:,.0f} of {total / 1e6:,.0f} MB", last=done == total)
+
+
 class StepProgress:
     """Shows how far a replay is: one moving line on a terminal, a line now and then elsewhere."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +16,7 @@ from forensics.cli.options import (
     WorkspaceOption,
     open_workspace,
 )
-from forensics.cli.output import Format, emit_rows, printable, say
+from forensics.cli.output import Format, PromptProgress, WriteProgress, emit_rows, printable, say
 
 if TYPE_CHECKING:
     from forensics.token_answer import UndertrainedTokens
@@ -115,6 +113,7 @@ def tokens(
             max_fetch=max_fetch,
             workspace=there,
             plan=plan,
+            progress=WriteProgress(),
         )
         _print_repair(done, limit, format)
         return
@@ -236,29 +235,6 @@ def _ids_of(given: str | None) -> list[int] | None:
             raise typer.BadParameter(f"--unused takes ids such as 177-187,50280, not {part!r}")
         ids += range(int(first), int(last or first) + 1)
     return ids
-
-
-class PromptProgress:
-    """Prompt tokens computed, and how long it will take."""
-
-    def __init__(self) -> None:
-        self.began: float | None = None
-        self.first, self.told = 0, 0.0
-        self.moving = sys.stderr.isatty()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if self.began is None:
-            self.began, self.first, self.told = now, done, now
-        if now - self.told < (0.5 if self.moving else 10.0) and done < total:
-            return
-        self.told = now
-        left = (total - done) * (now - self.began) / max(done - self.first, 1)
-        text = f"prompting: {done:,} of {total:,} prompt tokens" + (f", {left:,.0f} s left" if done < total else "")
-        if self.moving:
-            print(f"\r\033[K{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        else:
-            say(text)
 
 
 COMMANDS = (tokens,)

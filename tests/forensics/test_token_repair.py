@@ -538,3 +538,13 @@ def test_the_command_writes_and_prints_the_rows(tmp_path: Path, workspace: Works
     assert [row["token_id"] for row in json.loads((out / REPORT).read_text())["rows"]] == [97, 98]
     assert forensics(workspace, "tokens", folder, "--repair").returncode == 2
     assert forensics(workspace, "tokens", folder, "--repair", "-o", str(out)).returncode == 1
+
+
+@pytest.mark.parametrize("source", ["copied", "written anew"])
+def test_progress_ends_when_all_bytes_are_written(tmp_path: Path, tiny: Workspace, source: str) -> None:
+    told: list[tuple[int, int]] = []
+    name = "tiny" if source == "written anew" else str(planted(tmp_path / "m"))
+    done = repair(name, tmp_path / "out", workspace=tiny, progress=lambda *now: told.append(now))
+
+    assert len(told) > 1 and told == sorted(told)
+    assert told[-1] == (done.num_bytes, done.num_bytes)
