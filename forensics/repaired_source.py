@@ -145,6 +145,7 @@ class RepairedSource:
             write_json(building / "config.json", self.config)
         if self.tokenizer is not None:
             copy_file(self.tokenizer, building / "tokenizer.json")
+            wrote(require_file(self.tokenizer))
 
 
 def repaired_source(source: TokenSource, workspace: Workspace, tokenizer: Path | None) -> RepairedSource:
