@@ -119,12 +119,12 @@ def judged(
     unused: Sequence[int] | None = None,
 ) -> UndertrainedTokens:
     """The answer, from what was read."""
-    with _one_thread():
+    with one_thread():
         return _judged(source, analysis, matrices, indicator, unused)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Rows are gone through in small parts, for which threads wait longer than they compute (RESULTS.md)."""
     import torch
 

@@ -170,6 +170,13 @@ class SortProgress(_Progress):
         self.tell(f"sorted {done:,} of {total:,} tokens", last=done == total)
 
 
+class TrackProgress(_Progress):
+    """Shows which part of a tracking is gone through, and how far."""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self.tell(f"{what}: {done:,} of {total:,}", last=done == total)
+
+
 class StepProgress:
     """Shows how far a replay is: one moving line on a terminal, a line now and then elsewhere."""
 

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forensics.cli.options import FormatOption, OutputOption, PlanOption, WorkspaceOption, open_workspace
+from forensics.cli.options import (
+    FormatOption,
+    MaxFetchOption,
+    OutputOption,
+    PlanOption,
+    WorkspaceOption,
+    open_workspace,
+)
 from forensics.cli.output import Format, emit_rows, printable, say
 
 if TYPE_CHECKING:
@@ -44,6 +51,14 @@ def tokens(
     compare: Annotated[
         str | None, typer.Option(metavar="OTHER", help="Another checkpoint (RUN@STEP) or model: who joined, who left?")
     ] = None,
+    track: Annotated[
+        bool,
+        typer.Option("--track", help="Follow every token of a run through its checkpoints, against its exposures."),
+    ] = False,
+    checkpoints: Annotated[
+        str | None, typer.Option(metavar="LIST", help="With --track: 0,20,40, or 'every 100' [default: all].")
+    ] = None,
+    max_fetch: MaxFetchOption = None,
     limit: Annotated[
         int | None, typer.Option(min=0, help="Print so many rows [default: 40 in a table, else all].")
     ] = None,
@@ -56,7 +71,8 @@ def tokens(
     """Rank tokens by how little they were trained, from the embedding matrices and the tokenizer alone.
 
     Which rows are known to be unused, which indicator they say can be trusted, and where the gap in it lies, is found
-    and shown; the published 2 % rule stands beside it.
+    and shown; the published 2 % rule stands beside it. With --track: each token's path through the checkpoints of a
+    run, when it left the untrained rows and after how many exposures; -o writes a row for each token and checkpoint.
 
     Example: forensics tokens demo
     """
@@ -70,6 +86,13 @@ def tokens(
     if report is not None:
         require_report_suffix(report)
     there, known = open_workspace(workspace), _ids_of(unused)
+    if track or checkpoints is not None:
+        from forensics.cli.tracking import require_only_tracking, track_tokens
+
+        require_only_tracking(track, checkpoint, compare)
+        asked = {"indicator": indicator, "unused": known, "tokenizer": tokenizer, "max_fetch": max_fetch}
+        track_tokens(model, checkpoints, asked, there, plan, limit, report, output, format)
+        return
     if plan:
         sources = [token_source(model, there, checkpoint=checkpoint, tokenizer=tokenizer)]
         sources += [token_source(compare, there, tokenizer=tokenizer)] if compare else []

@@ -1,0 +1,289 @@
+"""What `tokens --track` answers: one row a token, and one for each token and checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_index.token_categories import TokenizerAnalysis
+from forensics.kept_paths import Choice, PathPoint
+from forensics.path_exposures import PathExposures
+from forensics.token_origins import TokenOrigins
+
+HARDLY = 10  # readings; a token of fewer is hardly in the data
+# What is said of a token, the most interesting first.
+NEVER_READ, HARDLY_READ, READ_UNTRAINED, FELL_BACK = "never read", "hardly read", "often read, untrained", "fell back"
+FINDINGS = (NEVER_READ, HARDLY_READ, READ_UNTRAINED, FELL_BACK)
+# Of a row of the summary. Counts, steps and the indicator are those of the last checkpoint.
+#   finding           one of FINDINGS, or null
+#   exposures         the readings that move the row (TokenPaths.counted)
+#   untrained         it is in the cluster of untrained rows; null: nothing tells
+#   left_step         the first checkpoint from which on it was outside the cluster, up to the last
+#   left_after_min    its exposures at the checkpoint before that one, and left_after_max at that one
+#   fell_back_step    the last checkpoint at which it was inside again after one at which it was outside
+#   documents         ids of the first ones that it was read in; tags: of all its readings, `tag (readings)`, most first
+SUMMARY = (
+    *("token_id", "text", "category", "finding", "exposures", "as_input", "as_target", "first_step", "last_step"),
+    *("indicator", "distance_to_unused", "untrained", "never_updated", "left_step", "left_after_min"),
+    *("left_after_max", "fell_back_step", "documents", "tags"),
+)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """Tokens in the cluster at the last checkpoint against tokens without an exposure.
+
+    Attributes:
+        inside, unread, both: how many.
+        others_read: how often those inside that had been read were: the median, and most.
+    """
+
+    inside: int
+    unread: int
+    both: int
+    others_read: tuple[float, int] | None
+
+    @property
+    def precision(self) -> float | None:
+        return self.both / self.inside if self.inside else None
+
+    @property
+    def recall(self) -> float | None:
+        return self.both / self.unread if self.unread else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenPaths:
+    """The answer for one run.
+
+    Attributes:
+        points: rising by step. exposures, origins: None where they are not known; messages say why.
+        counted: which exposures move the rows of the matrix: `as_input`, `as_target`, or `either`, the larger of both,
+            where one matrix reads and predicts.
+        rows: one a row of the matrix, SUMMARY; tokens with a finding first, in the order of FINDINGS.
+        often: a token of fewer exposures is not called often read: HARDLY, or as many as half of the tokens that left
+            the cluster had had then.
+        num_bytes: of tensors, read for this answer.
+    """
+
+    run: str
+    choice: Choice
+    analysis: TokenizerAnalysis
+    points: tuple[PathPoint, ...]
+    exposures: PathExposures | None
+    origins: TokenOrigins | None
+    counted: str
+    rows: tuple[Row, ...]
+    often: int | None
+    agreement: Agreement | None
+    num_bytes: int
+    messages: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> list[int]:
+        return [point.step for point in self.points]
+
+    def found(self, *findings: str) -> list[Row]:
+        """Rows of some findings: `found(NEVER_READ, HARDLY_READ)` are in the vocabulary and hardly in the data."""
+        return [row for row in self.rows if row["finding"] in findings]
+
+    def exposures_at(self) -> np.ndarray | None:
+        """The counts that move rows, int64 of shape [checkpoints, rows]."""
+        return None if self.exposures is None else exposures_that_move(self.exposures, self.counted)
+
+    def table(self) -> Any:
+        """One row for each checkpoint and row of the matrix, as an Arrow table."""
+        import pyarrow
+
+        return pyarrow.concat_tables([self._table_of(number) for number in range(len(self.points))])
+
+    def _table_of(self, number: int) -> Any:
+        import pyarrow
+
+        point, known, count = self.points[number], self.analysis.tokens, len(self.points[number].values)
+        texts = [token.text if token.piece is not None else None for token in known]
+        columns: dict[str, Any] = {
+            "step": pyarrow.array(np.full(count, point.step)),
+            "token_id": pyarrow.array(np.arange(count)),
+            "text": pyarrow.array(texts + [None] * (count - len(texts)), pyarrow.string()),
+            "indicator": pyarrow.array(point.values),
+            "distance_to_unused": _or_null(point.distance, count, pyarrow.float32()),
+            "untrained": _or_null(point.inside, count, pyarrow.bool_()),
+        }
+        read = self.exposures
+        for name in ("as_input", "as_target"):
+            columns[name] = _or_null(None if read is None else getattr(read, name)[number], count, pyarrow.int64())
+        for name in ("first_step", "last_step"):
+            at = None if read is None else getattr(read, name)[number]
+            columns[name] = _or_null(at, count, pyarrow.int64(), none=None if at is None else at == 0)
+        return pyarrow.table(columns)
+
+
+def _or_null(values: np.ndarray | None, count: int, kind: Any, none: np.ndarray | None = None) -> Any:
+    import pyarrow
+
+    return pyarrow.nulls(count, kind) if values is None else pyarrow.array(values, kind, mask=none)
+
+
+def exposures_that_move(exposures: PathExposures, counted: str) -> np.ndarray:
+    if counted == "either":
+        return np.maximum(exposures.as_input, exposures.as_target)
+    found: np.ndarray = getattr(exposures, counted)
+    return found
+
+
+def counted_for(choice: Choice) -> str:
+    """A row of the input matrix is moved by being read, one of the output matrix by being the target. (Every step's
+    softmax moves all rows of the output matrix besides, those of unused tokens alike.)"""
+    from probes.embedding_indicators import INPUT_NORM
+
+    if choice.tied:
+        return "either"
+    return "as_input" if choice.indicator == INPUT_NORM else "as_target"
+
+
+def answered(
+    *,
+    run: str,
+    choice: Choice,
+    analysis: TokenizerAnalysis,
+    points: Sequence[PathPoint],
+    exposures: PathExposures | None,
+    origins: TokenOrigins | None,
+    num_bytes: int,
+    messages: tuple[str, ...],
+) -> TokenPaths:
+    counted = counted_for(choice)
+    counts = None if exposures is None else exposures_that_move(exposures, counted)
+    texts = np.zeros(choice.num_rows, dtype=bool)
+    texts[[token.token_id for token in analysis.tokens if token.piece is not None]] = True
+    left, fell_back = _departures(points, choice.num_rows)
+    often = _often(counts, left, texts)
+    rows = _rows(choice, analysis, points, exposures, counts, origins, left, fell_back, often)
+    return TokenPaths(
+        run=run,
+        choice=choice,
+        analysis=analysis,
+        points=tuple(points),
+        exposures=exposures,
+        origins=origins,
+        counted=counted,
+        rows=tuple(rows),
+        often=often,
+        agreement=_agreement(points[-1], counts, texts),
+        num_bytes=num_bytes,
+        messages=messages + tuple(_unknown(points)),
+    )
+
+
+def _unknown(points: Sequence[PathPoint]) -> list[str]:
+    steps = [str(point.step) for point in points if point.cluster.limit is None]
+    if not steps:
+        return []
+    return [f"no gap tells untrained rows from others at checkpoint {', '.join(steps)}: untrained is null there"]
+
+
+def _departures(points: Sequence[PathPoint], num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """When rows left, and fell back: numbers of points, -1: never."""
+    from probes.untrained_cluster import departures
+
+    known = np.array([number for number, point in enumerate(points) if point.inside is not None], dtype=np.int64)
+    never = np.full(num_rows, -1, dtype=np.int64)
+    if not len(known):
+        return never, never
+    found = departures(np.stack([inside for point in points if (inside := point.inside) is not None]))
+    number = np.append(known, -1)  # -1 stays -1
+    return number[found.left], number[found.fell_back]
+
+
+def _known_before(points: Sequence[PathPoint]) -> list[int]:
+    """For each point the last one before it whose cluster is known; -1: none."""
+    found, last = [], -1
+    for number, point in enumerate(points):
+        found.append(last)
+        last = number if point.inside is not None else last
+    return found
+
+
+def _often(counts: np.ndarray | None, left: np.ndarray, texts: np.ndarray) -> int | None:
+    if counts is None:
+        return None
+    gone = np.flatnonzero((left >= 0) & texts)
+    return max(HARDLY, int(np.median(counts[left[gone], gone]))) if len(gone) else HARDLY
+
+
+def _agreement(last: PathPoint, counts: np.ndarray | None, texts: np.ndarray) -> Agreement | None:
+    if counts is None or last.inside is None:
+        return None
+    inside, unread = last.inside & texts, (counts[-1] == 0) & texts
+    others = counts[-1][inside & ~unread]
+    return Agreement(
+        inside=int(inside.sum()),
+        unread=int(unread.sum()),
+        both=int((inside & unread).sum()),
+        others_read=(float(np.median(others)), int(others.max())) if len(others) else None,
+    )
+
+
+def _rows(
+    choice: Choice,
+    analysis: TokenizerAnalysis,
+    points: Sequence[PathPoint],
+    exposures: PathExposures | None,
+    counts: np.ndarray | None,
+    origins: TokenOrigins | None,
+    left: np.ndarray,
+    fell_back: np.ndarray,
+    often: int | None,
+) -> list[Row]:
+    last, before = points[-1], _known_before(points)
+    never = None if choice.never_updated is None else set(choice.never_updated.tolist())
+    rows = []
+    for token in range(choice.num_rows):
+        known = analysis.tokens[token] if token < len(analysis.tokens) else None
+        at = int(left[token])
+        row: Row = dict.fromkeys(SUMMARY) | {
+            "token_id": token,
+            "text": known.text if known is not None and known.piece is not None else None,
+            "category": known.category if known is not None else "no_token",
+            "indicator": float(last.values[token]),
+            "distance_to_unused": None if last.distance is None else float(last.distance[token]),
+            "untrained": None if last.inside is None else bool(last.inside[token]),
+            "never_updated": None if never is None else token in never,
+            "left_step": points[at].step if at >= 0 else None,
+            "fell_back_step": points[int(fell_back[token])].step if fell_back[token] >= 0 else None,
+            "documents": [] if origins is None else list(origins.documents[token]),
+            "tags": [] if origins is None else [f"{tag} ({times})" for tag, times in origins.tags[token]],
+        }
+        if exposures is not None and counts is not None:
+            row |= {name: int(getattr(exposures, name)[-1, token]) for name in ("as_input", "as_target")}
+            row |= {name: int(getattr(exposures, name)[-1, token]) or None for name in ("first_step", "last_step")}
+            row["exposures"] = int(counts[-1, token])
+            if at >= 0:
+                row["left_after_max"] = int(counts[at, token])
+                row["left_after_min"] = int(counts[before[at], token]) if before[at] >= 0 else None
+        row["finding"] = _finding(row, often)
+        rows.append(row)
+    return sorted(rows, key=_order)
+
+
+def _finding(row: Row, often: int | None) -> str | None:
+    if row["text"] is None:
+        return None
+    if row["exposures"] is not None and row["exposures"] < HARDLY:
+        return HARDLY_READ if row["exposures"] else NEVER_READ
+    if often is not None and row["untrained"] and row["exposures"] >= often:
+        return READ_UNTRAINED
+    return FELL_BACK if row["fell_back_step"] is not None else None
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    """Findings first; of one finding those read least; of tokens without one those that left last."""
+    rank = FINDINGS.index(row["finding"]) if row["finding"] else len(FINDINGS)
+    if row["finding"]:
+        return rank, row["exposures"] or 0, row["indicator"], row["token_id"]
+    return rank, row["text"] is None, -(row["left_step"] or 0), row["token_id"]
