@@ -51,6 +51,16 @@ class Choice:
     num_rows: int
     messages: tuple[str, ...] = ()
 
+    @property
+    def known(self) -> np.ndarray:
+        """Rows whose values tell where the cluster is. A norm needs no direction that they share: where none serve as
+        one, those that the optimizer never updated tell their norms."""
+        from probes.embedding_indicators import INPUT_NORM
+
+        if not len(self.unused) and self.never_updated is not None and self.indicator == INPUT_NORM:
+            return self.never_updated
+        return self.unused
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PathPoint:
@@ -124,7 +134,7 @@ class KeptPaths:
         """
         parts: Mapping[str, Any] = {
             "indicator": choice.indicator,
-            "unused": choice.unused.tolist(),
+            "unused": choice.known.tolist(),
             "tied": choice.tied,
             "texts": hashlib.sha256(texts.astype("<i8").tobytes()).hexdigest(),
         }

@@ -190,7 +190,7 @@ def _point(checkpoint: Checkpoint, matrix: torch.Tensor, choice: Choice, texts: 
             f"one tracked {choice.num_rows:,}: choose checkpoints of one vocabulary with --checkpoints"
         )
     with one_thread():
-        values, left_out = indicator_of(choice.indicator, matrix, torch.from_numpy(choice.unused))
+        values, left_out = indicator_of(choice.indicator, matrix, torch.from_numpy(choice.known))
     found = values.cpu().numpy()
     cluster = cluster_of(None if left_out is None else left_out.cpu().numpy(), found[texts])
     return PathPoint(step=checkpoint.step, values=found, cluster=cluster)

@@ -176,15 +176,24 @@ def answered(
         often=often,
         agreement=_agreement(points[-1], counts, texts),
         num_bytes=num_bytes,
-        messages=messages + tuple(_unknown(points)),
+        messages=messages + tuple(_doubts(points)),
     )
 
 
-def _unknown(points: Sequence[PathPoint]) -> list[str]:
-    steps = [str(point.step) for point in points if point.cluster.limit is None]
-    if not steps:
-        return []
-    return [f"no gap tells untrained rows from others at checkpoint {', '.join(steps)}: untrained is null there"]
+def _doubts(points: Sequence[PathPoint]) -> list[str]:
+    """Checkpoints at which the cluster says little or nothing."""
+    last = points[-1]
+    found = []
+    if steps := [str(point.step) for point in points if point.cluster.limit is None]:
+        found.append(
+            f"no gap tells untrained rows from others at checkpoint {', '.join(steps)}: untrained is null there"
+        )
+    if last.cluster.limit is not None and last.cluster.limit >= last.cluster.ordinary:
+        found.append(
+            f"at checkpoint {last.step} half of all tokens and more cannot be told from unused ones by the indicator: "
+            "training was too short for it, or it tells little here; another can be named with --indicator"
+        )
+    return found
 
 
 def _departures(points: Sequence[PathPoint], num_rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -54,8 +54,9 @@ def path_facts(found: TokenPaths) -> Iterator[tuple[str, str]]:
     yield "checkpoints", f"{len(steps)}, steps {steps[0]} to {steps[-1]}; {found.num_bytes:,} bytes of tensors read now"
     yield "indicator", f"{choice.indicator}, that of checkpoint {steps[-1]} for all: {choice.reason}"
     yield "known unused", f"those of checkpoint {steps[-1]} for all: {choice.unused_reason}"
-    if len(choice.unused):
-        yield "unused rows", short_ids(choice.unused)
+    if len(choice.known):
+        never = "" if len(choice.unused) else "never updated, whose norms tell where the cluster is: "
+        yield "unused rows", never + short_ids(choice.known)
     yield "exposures", _how_counted(found)
     cluster = found.points[-1].cluster
     if cluster.limit is not None:

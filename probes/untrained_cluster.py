@@ -29,9 +29,9 @@ from probes.embedding_indicators import (
 from probes.indicator_trust import gap_of
 
 FALSELY_OUTSIDE = 1e-4  # of further unused rows
-_MOST_SPREADS = 10.0  # what few rows tell of their spread is little: the limit would be anywhere
-_GROSS = 5.0  # spreads; a row farther off is no unused one
-_LEAST_SHARE = 0.01  # of the way to ordinary tokens, where known rows are copies of each other
+_GROSS = 5.0  # standard deviations
+_ENOUGH = 8  # values to tell one that is far off by the others
+_LEAST_SHARE = 0.01  # of the way to ordinary tokens
 
 
 def indicator_of(name: str, matrix: torch.Tensor, unused_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -86,8 +86,11 @@ class UntrainedCluster:
 
 
 def cluster_of(left_out: np.ndarray | None, values: np.ndarray) -> UntrainedCluster:
-    """The limit below which a further unused row would lie with a probability of 0.9999, were they normal; at least a
-    hundredth of the way from them to the ordinary tokens. Where no rows are known to be unused, or only one: the gap.
+    """The limit below which a further unused row would lie with a probability of 0.9999, were they normal.
+
+    It lies between a hundredth and a half of the way from them to the ordinary tokens, if these are apart at all: of
+    few rows little can be said, and copies of one row do not scatter. Where no rows are known to be unused, or only
+    one, it is the gap's.
 
     Args:
         left_out: values of the known-unused rows, each left out of their mean. values: of all tokens with a text.
@@ -98,25 +101,30 @@ def cluster_of(left_out: np.ndarray | None, values: np.ndarray) -> UntrainedClus
     if len(known) < 2:
         gap = gap_of(values)
         return UntrainedCluster(centre=None, ordinary=ordinary, limit=gap.cut if gap else None)
-    centre, spread, count = _centre_and_spread(known)
-    reach = max(_spreads(count) * spread, _LEAST_SHARE * (ordinary - centre))
-    return UntrainedCluster(centre=centre, ordinary=ordinary, limit=centre + reach)
+    centre, spread, spreads = _centre_and_spread(known)
+    way = ordinary - centre
+    reach = min(spreads * spread, max(way / 2, _GROSS * spread))
+    return UntrainedCluster(centre=centre, ordinary=ordinary, limit=centre + max(reach, _LEAST_SHARE * way))
 
 
-def _centre_and_spread(known: np.ndarray) -> tuple[float, float, int]:
-    """Median, standard deviation around it and number of the rows, without those far off: one wrong row would widen
-    the cluster to hold itself."""
+def _centre_and_spread(known: np.ndarray) -> tuple[float, float, float]:
+    """Median, standard deviation around it, and how many of those one more row may be off.
+
+    Rows that are far off are left out: a wrong one would widen the cluster to hold itself.
+    """
     centre = float(np.median(known))
     robust = 1.4826 * float(np.median(np.abs(known - centre)))  # the standard deviation, of normal values
-    near = known[np.abs(known - centre) <= _GROSS * robust] if robust > 0 else known
-    return centre, float(np.sqrt(np.mean((near - centre) ** 2) * len(near) / (len(near) - 1))), len(near)
+    far = max(_GROSS, _spreads(len(known))) * robust
+    tells = robust > 0 and len(known) >= _ENOUGH
+    near = known[np.abs(known - centre) <= far] if tells else known
+    return centre, float(np.sqrt(np.sum((near - centre) ** 2) / (len(near) - 1))), _spreads(len(near))
 
 
 def _spreads(count: int) -> float:
     """Standard deviations of `count` values above their mean that one more value stays below: Student's quantile."""
     from scipy.stats import t
 
-    return min(float(t.ppf(1 - FALSELY_OUTSIDE, count - 1)) * (1 + 1 / count) ** 0.5, _MOST_SPREADS)
+    return float(t.ppf(1 - FALSELY_OUTSIDE, count - 1)) * (1 + 1 / count) ** 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,0 +1,415 @@
+"""`tokens --track`: paths on the tiny run against counting by hand, and findings on planted paths."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_index.batch import read_batches
+from data_index.batch_queries import plan_of, reader_of
+from data_index.document_queries import spans_of_instances
+from data_index.errors import InvalidRange, MissingCheckpoint
+from data_index.registration import add
+from data_index.store import opened_for
+from data_index.token_categories import TokenizerAnalysis, analyse_tokenizer
+from data_index.workspace import Workspace
+from forensics import sql, token_origins
+from forensics.counting_plan import count_of
+from forensics.forking import fork
+from forensics.kept_paths import Choice, PathPoint
+from forensics.path_exposures import PathExposures
+from forensics.token_origins import OTHER, OriginsOfTokens
+from forensics.token_path_answer import (
+    FELL_BACK,
+    HARDLY_READ,
+    NEVER_READ,
+    READ_UNTRAINED,
+    SUMMARY,
+    TokenPaths,
+    answered,
+    counted_for,
+)
+from forensics.token_path_report import path_facts, write_path_report
+from forensics.token_paths import token_paths
+from forensics.undertrained_tokens import tokens
+from probes.embedding_indicators import INPUT_NORM, OUTPUT_COSINE
+from probes.untrained_cluster import UntrainedCluster
+from tests.data_index.test_token_categories import byte_level
+
+ROWS, MATRIX_BYTES = 384, 384 * 32 * 4
+
+
+@pytest.fixture(scope="module")
+def tracked(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, TokenPaths]:
+    """The tiny run in a workspace of its own, tracked once: twenty steps are too few for rows to be known as unused, so
+    that those are named which Adam never updated."""
+    folder = tmp_path_factory.mktemp("tracked")
+    shutil.copytree(tiny_source, folder / "tiny")
+    workspace = Workspace(folder / "workspace")
+    add(folder / "tiny", workspace=workspace)
+    never = token_paths("tiny", workspace=workspace).choice.never_updated
+    assert never is not None
+    return workspace, token_paths("tiny", indicator=OUTPUT_COSINE, unused=never.tolist(), workspace=workspace)
+
+
+def counted_by_hand(workspace: Workspace, run: str, last: int) -> dict[str, np.ndarray]:
+    """Counts by token id over the steps of a run up to one, token by token."""
+    record = workspace.run(run)
+    counts = {name: np.zeros(ROWS, dtype=np.int64) for name in ("as_input", "as_target", "first_step", "last_step")}
+    for batch in read_batches(plan_of(workspace, record, record.first_step - 1, last), reader_of(workspace, record)):
+        for row, counts_as_target in zip(batch.token_ids.tolist(), batch.counts_as_target.tolist(), strict=True):
+            for place, token in enumerate(row):
+                counts["as_input"][token] += 1
+                counts["as_target"][token] += place > 0 and counts_as_target[place]
+                counts["first_step"][token] = counts["first_step"][token] or batch.step
+                counts["last_step"][token] = batch.step
+    return counts
+
+
+# --- exposures, documents --------------------------------------------------------------------------------------------
+
+
+def test_exposures_equal_a_brute_force_count_at_every_checkpoint(tracked: tuple[Workspace, TokenPaths]) -> None:
+    workspace, found = tracked
+    assert found.exposures is not None and found.steps == [0, 5, 10, 15, 20]
+
+    for number, step in enumerate(found.steps[1:], 1):
+        for name, expected in counted_by_hand(workspace, "tiny", step).items():
+            assert np.array_equal(getattr(found.exposures, name)[number], expected), (step, name)
+    assert not found.exposures.as_input[0].any()
+
+
+def test_documents_and_tags_equal_a_brute_force_count(tracked: tuple[Workspace, TokenPaths]) -> None:
+    """The first documents in the order of reading, row after row; every reading counts for each tag."""
+    workspace, found = tracked
+    run, tags = workspace.run("tiny"), defaultdict(list)
+    for document, tag in opened_for(workspace, run, "tags").execute("SELECT document_id, tag FROM tags").fetchall():
+        tags[document].append(tag)
+    documents: dict[int, list[int]] = defaultdict(list)
+    readings: dict[int, Counter[str]] = defaultdict(Counter)
+    for batch in read_batches(plan_of(workspace, run, 0, 20), reader_of(workspace, run)):
+        spans = defaultdict(list)
+        for instance, document, start, stop in spans_of_instances(workspace, run, np.unique(batch.instances)):
+            spans[instance].append((start, stop, document))
+        for row, instance in zip(batch.token_ids, batch.instances.tolist(), strict=True):
+            for start, stop, document in sorted(spans[instance]):
+                for token in row[start:stop].tolist():
+                    if document not in documents[token]:
+                        documents[token].append(document)
+                    readings[token].update(tags[document])
+
+    assert found.origins is not None
+    for token in range(ROWS):
+        assert list(found.origins.documents[token]) == documents[token]
+        assert dict(found.origins.tags[token]) == dict(readings[token])
+    kept = sql("select token_id, document_ids from token_origins order by 1", workspace=workspace).to_pylist()
+    assert {row["token_id"]: row["document_ids"] for row in kept} == {t: d for t, d in documents.items() if d}
+    with pytest.MonkeyPatch.context() as patch:  # no token of this run stands in more than 20
+        patch.setattr(token_origins, "MOST_DOCUMENTS", 4)
+        few = token_origins._gathered(workspace, count_of(workspace, run), ROWS, lambda done, total: None).to_pylist()
+    assert {row["token_id"]: row["document_ids"] for row in few} == {t: d[:4] for t, d in documents.items() if d}
+
+
+def test_tags_without_room_are_counted_together(tracked: tuple[Workspace, TokenPaths]) -> None:
+    """Of two sets of tags where there is room for one: the one of most documents is counted by name."""
+    from data_index.batch import StepPlan
+    from data_index.origin_queries import Spans, TagSets
+    from data_index.step_rows import Rows
+
+    sets = TagSets(sets=(("a", "b"), ("c",)), documents=np.array([3, 7]), numbers=np.array([0, 1]))
+    found = OriginsOfTokens(num_ids=10, tags=sets, most_count_bytes=10 * 8 * 3)
+    two = np.array([0, 0])
+    found.begin(Spans(instance=two, document=np.array([3, 7]), start=np.array([0, 2]), stop=np.array([2, 3])))
+    rows = Rows(places=np.array([0]), token_ids=np.array([[5, 6, 5, 5]]))
+    found.add_step(StepPlan(step=1, epoch=1, instances=np.array([0])), [rows])
+    by_token = {row["token_id"]: row for row in found.table().to_pylist()}
+
+    assert by_token[5]["document_ids"] == [3, 7] and by_token[6]["document_ids"] == [3]
+    assert dict(zip(by_token[5]["tags"], by_token[5]["tag_counts"], strict=True)) == {"a": 1, "b": 1, OTHER: 1}
+    assert by_token[6]["tags"] == ["a", "b"] and set(by_token) == {5, 6}
+
+
+def test_a_fork_has_what_its_parent_had_read_before(tmp_path: Path, tiny: Workspace) -> None:
+    """From the checkpoint that it begins at, which is the parent's."""
+    made = fork("tiny", from_step=5, num_steps=10, edits=["drop instance:50 @11"], workspace=tiny, device="cpu")
+    found = token_paths(made.id, workspace=tiny)
+    before, own = counted_by_hand(tiny, "tiny", 5), counted_by_hand(tiny, made.id, 15)
+
+    assert found.steps == [5, 15] and found.exposures is not None
+    assert np.array_equal(found.exposures.as_input[0], before["as_input"])
+    assert np.array_equal(found.exposures.as_target[1], before["as_target"] + own["as_target"])
+    first = np.where(before["first_step"], before["first_step"], own["first_step"])
+    assert np.array_equal(found.exposures.first_step[1], first)
+    assert any("of tiny" in message for message in found.messages)
+
+
+# --- paths -----------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_without_exposure_are_in_the_cluster_at_every_checkpoint(
+    tracked: tuple[Workspace, TokenPaths],
+) -> None:
+    """And what is printed of the last is what is so."""
+    workspace, found = tracked
+    counts = counted_by_hand(workspace, "tiny", 20)
+    unread = set(np.flatnonzero(counts["as_target"] == 0).tolist())
+    inside = {row["token_id"] for row in found.rows if row["untrained"]}
+    agreed, told = found.agreement, dict(path_facts(found))
+
+    assert found.counted == "as_target" and unread == {row["token_id"] for row in found.found(NEVER_READ)} != set()
+    for point in found.points:
+        assert point.inside is not None and unread <= set(np.flatnonzero(point.inside).tolist())
+    assert found.points[0].inside is not None and found.points[0].inside.mean() > 0.99
+    assert agreed is not None and (agreed.inside, agreed.unread) == (len(inside), len(unread))
+    assert agreed.recall == 1 and agreed.precision == len(unread) / len(inside) > 0.4
+    assert f"precision {agreed.precision:.2f}, recall 1.00" in told["in the cluster against no exposure"]
+    often_read = counts["as_target"] > 100
+    assert often_read.sum() > 20 and not inside & set(np.flatnonzero(often_read).tolist())
+
+
+def test_every_checkpoint_has_a_row_for_every_token(tracked: tuple[Workspace, TokenPaths]) -> None:
+    """In the answer and in the view of the workspace, and they agree."""
+    workspace, found = tracked
+    table = found.table()
+    again = token_paths("tiny", indicator=OUTPUT_COSINE, unused=found.choice.unused.tolist(), workspace=workspace)
+    kept = sql("select * exclude (run) from token_paths order by step, token_id", workspace=workspace)
+
+    assert again.num_bytes == 0 and again.table().equals(table)
+    assert table.num_rows == kept.num_rows == 5 * ROWS
+    for name in ("step", "token_id", "untrained"):
+        assert table.column(name).to_pylist() == kept.column(name).to_pylist()
+    assert np.allclose(table.column("indicator").to_numpy(), kept.column("indicator").to_numpy(), atol=0)
+    last = table.slice(4 * ROWS).to_pylist()
+    by_id = {row["token_id"]: row for row in found.rows}
+    same = ("text", "indicator", "untrained", "distance_to_unused", "as_input", "as_target", "first_step", "last_step")
+    assert all({k: row[k] for k in same} == {k: by_id[row["token_id"]][k] for k in same} for row in last)
+
+
+def test_bounds_are_the_exposures_at_the_two_checkpoints_around(tracked: tuple[Workspace, TokenPaths]) -> None:
+    _, found = tracked
+    counts, number = found.exposures_at(), {step: n for n, step in enumerate(found.steps)}
+    left = [row for row in found.rows if row["left_step"]]
+
+    assert counts is not None and len({row["left_step"] for row in left}) > 1
+    for row in left:
+        at, token = number[row["left_step"]], row["token_id"]
+        insides = [point.inside[token] for point in found.points if point.inside is not None]
+        assert insides[at - 1] and not any(insides[at:])
+        assert (row["left_after_min"], row["left_after_max"]) == (counts[at - 1, token], counts[at, token])
+
+
+def test_the_indicator_is_that_of_tokens_at_each_checkpoint(tracked: tuple[Workspace, TokenPaths]) -> None:
+    """With the rows of the last checkpoint held fixed; unless one is named, that of the last checkpoint."""
+    workspace, found = tracked
+    unused = found.choice.unused.tolist()
+    at_10 = tokens("tiny", 10, unused=unused, workspace=workspace).values[OUTPUT_COSINE]
+    last, default = tokens("tiny", workspace=workspace), token_paths("tiny", workspace=workspace)
+
+    assert np.allclose(found.points[2].values, at_10, atol=1e-5)
+    assert (last.indicator, last.reason) == (default.choice.indicator, default.choice.reason)
+    assert np.array_equal(default.points[-1].values, last.values[last.indicator])
+
+
+def test_what_says_little_is_said(tracked: tuple[Workspace, TokenPaths]) -> None:
+    """After twenty steps norms are as they were: no row is known, and those never updated scatter as others do."""
+    default = token_paths("tiny", workspace=tracked[0])
+
+    assert default.choice.indicator == INPUT_NORM and not len(default.choice.unused)
+    assert set(default.choice.known.tolist()) == {row["token_id"] for row in default.rows if row["never_updated"]}
+    assert default.agreement is not None and default.agreement.inside > 300 and default.agreement.recall == 1
+    assert any("half of all tokens and more" in message for message in default.messages)
+
+
+# --- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_tracking_reads_no_checkpoint_twice(tiny: Workspace) -> None:
+    """The last one is read first, with both matrices and their moments; of the others one matrix each."""
+
+    def stopped(what: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        token_paths("tiny", workspace=tiny, progress=stopped)
+    found = token_paths("tiny", workspace=tiny)
+    again = token_paths("tiny", workspace=tiny)
+
+    assert found.num_bytes == 2 * MATRIX_BYTES and again.num_bytes == 0
+    assert found.table().equals(again.table()) and found.rows == again.rows
+    part = token_paths("tiny", checkpoints=[0, 20], workspace=tiny)
+    assert part.num_bytes == 0 and part.steps == [0, 20]
+    assert sql("select distinct step from token_paths order by 1", workspace=tiny).column(0).to_pylist() == [0, 20]
+
+
+def test_a_checkpoint_that_changed_is_read_again(tiny: Workspace, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    before = token_paths("tiny", workspace=tiny)
+    path = tmp_path / "tiny" / "checkpoints" / "step10" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.embed_tokens.weight"][7] *= 2
+    save_file(tensors, path)
+    found = token_paths("tiny", workspace=tiny)
+    changed = np.flatnonzero(found.points[2].values != before.points[2].values)
+
+    assert found.num_bytes == MATRIX_BYTES and changed.tolist() == [7]
+
+
+def test_what_the_user_names_is_held_fixed_instead(tiny: Workspace) -> None:
+    found = token_paths("tiny", indicator=INPUT_NORM, unused=[125, 126, *range(178, 189)], workspace=tiny)
+
+    assert (found.choice.indicator, found.counted) == (INPUT_NORM, "as_input")
+    assert len(found.choice.unused) == 13 and "named" in found.choice.unused_reason
+    with pytest.raises(InvalidRange, match="luck"):
+        token_paths("tiny", indicator="luck", workspace=tiny)
+    with pytest.raises(MissingCheckpoint, match="nearest are 5 and 10"):
+        token_paths("tiny", checkpoints=[7], workspace=tiny)
+
+
+def test_without_the_data_there_are_paths_without_counts(tiny: Workspace, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "tiny" / "tokens")
+    found = token_paths("tiny", workspace=tiny)
+    rows = found.table().to_pylist()
+
+    assert found.exposures is None and found.agreement is None and found.origins is None
+    assert any("how often tokens were read is not known" in message for message in found.messages)
+    assert len(rows) == 5 * ROWS and {row["as_input"] for row in rows} == {None}
+    assert {row["untrained"] for row in rows} == {True, False} and not found.found(NEVER_READ, READ_UNTRAINED)
+    write_path_report(found, tmp_path / "r.html")
+    assert "not known" in (tmp_path / "r.html").read_text()
+
+
+# --- planted paths ---------------------------------------------------------------------------------------------------
+
+
+def choice_of(*, indicator: str = OUTPUT_COSINE, tied: bool = False, num_rows: int = 0) -> Choice:
+    return Choice(
+        indicator=indicator,
+        reason="planted",
+        unused=np.array([192, 193]),
+        unused_reason="planted",
+        never_updated=None,
+        tied=tied,
+        num_rows=num_rows,
+    )
+
+
+@pytest.mark.parametrize(
+    ("indicator", "tied", "counted"),
+    [(OUTPUT_COSINE, False, "as_target"), (INPUT_NORM, False, "as_input"), (OUTPUT_COSINE, True, "either")],
+)
+def test_exposures_are_those_that_move_the_matrix(indicator: str, tied: bool, counted: str) -> None:
+    """A token that only ends rows is a target and never an input: only the output row was moved."""
+    assert counted_for(choice_of(indicator=indicator, tied=tied)) == counted
+
+
+def planted(analysis: TokenizerAnalysis) -> TokenPaths:
+    """Three checkpoints, the limit at 0.2: `a` leaves at the second, `b` falls back, `c` never leaves however often it
+    is read, ` t` was read three times, ` te` never; others leave at the second with 40 readings."""
+    count = len(analysis.tokens)
+    of_piece = {token.piece: token.token_id for token in analysis.tokens}
+    a, b, c, t, te = (of_piece[piece] for piece in ("a", "b", "c", "Ġt", "Ġte"))
+    values, read = np.full((3, count), 1.0, np.float32), np.full((3, count), 100)
+    values[0], read[0], read[1] = 0.1, 0, 40
+    values[:, b], values[:, [c, t, te]] = [0.1, 1.0, 0.15], 0.1
+    read[:, a], read[:, b], read[:, t], read[:, te] = [0, 30, 90], [0, 15, 30], [0, 0, 3], 0
+    cluster = UntrainedCluster(centre=0.1, ordinary=1.0, limit=0.2)
+    points = [PathPoint(step=step, values=v, cluster=cluster) for step, v in zip((0, 10, 20), values, strict=True)]
+    exposures = PathExposures(
+        as_input=read - 1 * (read > 0), as_target=read, first_step=(read > 0) * 4, last_step=(read > 0) * 20
+    )
+    return answered(
+        run="planted",
+        choice=choice_of(num_rows=count),
+        analysis=analysis,
+        points=points,
+        exposures=exposures,
+        origins=None,
+        num_bytes=0,
+        messages=(),
+    )
+
+
+def test_planted_paths_have_their_findings() -> None:
+    found = planted(analyse_tokenizer(byte_level()))
+    of_text = {row["text"]: row for row in found.rows}
+
+    assert {text: of_text[text]["finding"] for text in ("a", "b", "c", " t", " te", "d")} == {
+        **{"a": None, "d": None, "b": FELL_BACK, "c": READ_UNTRAINED},
+        **{" t": HARDLY_READ, " te": NEVER_READ},
+    }
+    assert found.often == 40 and [row["text"] for row in found.rows[:4]] == [" te", " t", "c", "b"]
+    assert tuple(of_text["a"]) == SUMMARY
+    said = ("left_step", "left_after_min", "left_after_max", "fell_back_step")
+    assert [of_text["a"][name] for name in said] == [10, 0, 30, None]
+    assert [of_text["b"][name] for name in said] == [None, None, None, 20]
+    assert (of_text["d"]["exposures"], of_text["d"]["as_input"], of_text["d"]["first_step"]) == (100, 99, 4)
+    assert of_text[" te"]["first_step"] is None and of_text["c"]["distance_to_unused"] == 0
+    agreed = found.agreement
+    assert agreed is not None and (agreed.inside, agreed.unread, agreed.both) == (4, 1, 1)
+    assert agreed.others_read == (30, 100) and (agreed.precision, agreed.recall) == (0.25, 1)
+
+
+def test_where_nothing_tells_the_checkpoint_is_passed_over() -> None:
+    """Its rows are null, and the bounds are those of the checkpoints before and after it."""
+    analysis = analyse_tokenizer(byte_level())
+    known = planted(analysis)
+    points = list(known.points)
+    points.insert(1, replace(points[0], step=5, cluster=UntrainedCluster(centre=None, ordinary=0.1, limit=None)))
+    assert known.exposures is not None
+    counts = {name: np.insert(getattr(known.exposures, name), 1, 7, axis=0) for name in PathExposures.__slots__}
+    found = answered(
+        run="planted",
+        choice=known.choice,
+        analysis=analysis,
+        points=points,
+        exposures=PathExposures(**counts),
+        origins=None,
+        num_bytes=0,
+        messages=(),
+    )
+    row = next(row for row in found.rows if row["text"] == "a")
+
+    assert (row["left_step"], row["left_after_min"], row["left_after_max"]) == (10, 0, 30)
+    assert any("checkpoint 5" in message for message in found.messages)
+    assert {row["untrained"] for row in found.table().to_pylist() if row["step"] == 5} == {None}
+
+
+def test_reports_show_every_table_and_text_as_text(tmp_path: Path) -> None:
+    found = planted(analyse_tokenizer(byte_level()))
+    rows = tuple({**row, "text": "<b>|\x1b[2J"} if row["text"] == "c" else row for row in found.rows)
+    found = replace(found, rows=rows)
+    written = write_path_report(found, tmp_path / "r.md") + write_path_report(found, tmp_path / "r.html")
+    markdown, page = (tmp_path / "r.md").read_text(), (tmp_path / "r.html").read_text()
+
+    assert [path.name for path in written] == ["r.md", "r.png", "r.html"]
+    for heading in ("never or hardly in the data", "Seen often, still untrained", "Fell back"):
+        assert heading in markdown and heading in page
+    assert r"\<b\>\|\\x1b\[2J" in markdown and "\x1b" not in markdown + page
+    assert "&lt;b&gt;|\\x1b[2J" in page
+
+
+@pytest.mark.parametrize(("most_points", "most_paths"), [(20_000, 75), (10, 3)])
+def test_every_interesting_token_is_drawn(most_points: int, most_paths: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ordinary ones as many as can be told apart; the titles say how many of how many."""
+    from forensics import token_path_picture as picture
+
+    monkeypatch.setattr(picture, "MOST_POINTS", most_points)
+    monkeypatch.setattr(picture, "MOST_PATHS", most_paths)
+    found = planted(analyse_tokenizer(byte_level()))
+    end, paths = picture.figure_of(found).panels[:2]
+    drawn = {series.name.split(" (")[0]: len(series.x) for series in end.series}  # type: ignore[union-attr]
+    ordinary = len(found.rows) - 4
+
+    assert drawn | {"limit of the cluster": 0} == {
+        **{NEVER_READ: 1, HARDLY_READ: 1, READ_UNTRAINED: 1, FELL_BACK: 1, "limit of the cluster": 0},
+        "others": min(ordinary, most_points),
+    }
+    assert f"{4 + min(ordinary, most_paths)} of {len(found.rows)} tokens" in paths.title
+    assert ("all" in end.title) == (most_points > ordinary)
