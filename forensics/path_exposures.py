@@ -75,16 +75,15 @@ def _arrays(found: TokenExposures, steps: Sequence[int], num_ids: int) -> dict[s
     import pyarrow.parquet
 
     columns = {name: np.zeros((len(steps), num_ids), dtype=np.int64) for name in COUNTED}
-    row_of_step = {step: row for row, step in enumerate(steps)}
+    wanted = np.array(steps, dtype=np.int64)
     for path in found.files:
         table = pyarrow.parquet.read_table(path, columns=["step", "token_id", *COUNTED], partitioning=None)
         of_step, token = table.column("step").to_numpy(), table.column("token_id").to_numpy()
-        for step in np.unique(of_step).tolist():
-            if step not in row_of_step:
-                continue
-            here = (of_step == step) & (token < num_ids)
-            for name, counts in columns.items():
-                counts[row_of_step[step], token[here]] = table.column(name).fill_null(0).to_numpy()[here]
+        number = np.minimum(np.searchsorted(wanted, of_step), len(wanted) - 1)
+        here = (wanted[number] == of_step) & (token < num_ids)
+        number, token = number[here], token[here]
+        for name, counts in columns.items():
+            counts[number, token] = table.column(name).fill_null(0).to_numpy()[here]
     return columns
 
 

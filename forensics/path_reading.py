@@ -83,12 +83,15 @@ def tracked_checkpoints(workspace: Workspace, run: Run, steps: Sequence[int] | N
     Raises:
         MissingCheckpoint
     """
-    if steps is None:
-        there = [c for c in workspace.checkpoints(run) if "weights" in c.states and c.is_available() is not False]
-        steps = [checkpoint.step for checkpoint in there]
-    if not steps:
+    there: dict[int, Checkpoint] = {}
+    for checkpoint in workspace.checkpoints(run):  # one listing: there may be hundreds
+        if "weights" in checkpoint.states and checkpoint.is_available() is not False:
+            best = there.get(checkpoint.step, checkpoint)
+            there[checkpoint.step] = max(best, checkpoint, key=lambda one: len(one.states))
+    wanted = sorted(there if steps is None else set(steps))
+    if not wanted:
         raise MissingCheckpoint(f"{run.name} has no checkpoint with weights (forensics checkpoints {run.name})")
-    return [workspace.checkpoint(run, step) for step in sorted(set(steps))]
+    return [there.get(step) or workspace.checkpoint(run, step) for step in wanted]
 
 
 def opened(

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_index.token_categories import TokenizerAnalysis
 from forensics.kept_paths import Choice, PathPoint
-from forensics.path_exposures import PathExposures
+from forensics.path_exposures import COUNTED, PathExposures
 from forensics.token_origins import TokenOrigins
 
 HARDLY = 10  # readings; a token of fewer is hardly in the data
@@ -250,27 +250,29 @@ def _rows(
     often: int | None,
 ) -> list[Row]:
     last, before = points[-1], _known_before(points)
+    distance, inside = _list(last.distance), _list(last.inside)
+    read = {} if exposures is None else {name: getattr(exposures, name)[-1].tolist() for name in COUNTED}
     never = None if choice.never_updated is None else set(choice.never_updated.tolist())
     rows = []
-    for token in range(choice.num_rows):
+    for token, indicator in enumerate(last.values.tolist()):
         known = analysis.tokens[token] if token < len(analysis.tokens) else None
-        at = int(left[token])
+        at, again = int(left[token]), int(fell_back[token])
         row: Row = dict.fromkeys(SUMMARY) | {
             "token_id": token,
             "text": known.text if known is not None and known.piece is not None else None,
             "category": known.category if known is not None else "no_token",
-            "indicator": float(last.values[token]),
-            "distance_to_unused": None if last.distance is None else float(last.distance[token]),
-            "untrained": None if last.inside is None else bool(last.inside[token]),
+            "indicator": indicator,
+            "distance_to_unused": distance[token] if distance else None,
+            "untrained": inside[token] if inside else None,
             "never_updated": None if never is None else token in never,
             "left_step": points[at].step if at >= 0 else None,
-            "fell_back_step": points[int(fell_back[token])].step if fell_back[token] >= 0 else None,
+            "fell_back_step": points[again].step if again >= 0 else None,
             "documents": [] if origins is None else list(origins.documents[token]),
             "tags": [] if origins is None else [f"{tag} ({times})" for tag, times in origins.tags[token]],
         }
-        if exposures is not None and counts is not None:
-            row |= {name: int(getattr(exposures, name)[-1, token]) for name in ("as_input", "as_target")}
-            row |= {name: int(getattr(exposures, name)[-1, token]) or None for name in ("first_step", "last_step")}
+        if counts is not None:
+            row |= {name: read[name][token] for name in ("as_input", "as_target")}
+            row |= {name: read[name][token] or None for name in ("first_step", "last_step")}
             row["exposures"] = int(counts[-1, token])
             if at >= 0:
                 row["left_after_max"] = int(counts[at, token])
@@ -278,6 +280,10 @@ def _rows(
         row["finding"] = _finding(row, often)
         rows.append(row)
     return sorted(rows, key=_order)
+
+
+def _list(values: np.ndarray | None) -> list[Any]:
+    return [] if values is None else values.tolist()
 
 
 def _finding(row: Row, often: int | None) -> str | None:
