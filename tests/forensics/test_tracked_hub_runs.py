@@ -46,6 +46,10 @@ def test_what_would_be_fetched_is_summed_first(hub_run: Workspace, fake_hub: Fak
     ):
         token_paths("tiny", max_fetch=wanted - 1, workspace=hub_run)
     assert fake_hub.cdn.body_bytes - before < MATRIX_BYTES
+    choice = token_paths("tiny", checkpoints=[0, 64], workspace=hub_run).choice
+    left = [row for row in answer(hub_run, "tokens", "tiny", "--track", "--plan") if row["what"] == "checkpoint"]
+    name = "gpt_neox.embed_in.weight" if choice.indicator == "input_norm" else "embed_out.weight"
+    assert [(row["tensors"], row["bytes_to_fetch"]) for row in left] == [([name], MATRIX_BYTES)] * (len(SAVED) - 2)
 
 
 def test_matrices_alone_are_fetched_where_the_tokens_are_too_much(
