@@ -292,6 +292,8 @@ def write_html(figure: Figure, path: Path, below: str = "") -> None:
             )
         for x, label in panel.marks:
             canvas.add_vline(x=x, line_width=1, line_dash="dot", annotation_text=label, row=row, col=1)
+            if panel.log_x and label:  # plotly takes lines of a log axis as they are, and texts by their logarithm
+                canvas.layout.annotations[-1].x = float(np.log10(x))
     if figure.x_label:
         canvas.update_xaxes(title_text=figure.x_label, row=len(titles), col=1)
     if figure.x_names:

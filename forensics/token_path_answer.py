@@ -10,27 +10,9 @@ import numpy as np
 
 from data_index.token_categories import TokenizerAnalysis
 from forensics.kept_paths import Choice, PathPoint
-from forensics.path_exposures import COUNTED, PathExposures
+from forensics.path_exposures import PathExposures
 from forensics.token_origins import TokenOrigins
-
-HARDLY = 10  # readings; a token of fewer is hardly in the data
-# What is said of a token, the most interesting first.
-NEVER_READ, HARDLY_READ, READ_UNTRAINED, FELL_BACK = "never read", "hardly read", "often read, untrained", "fell back"
-FINDINGS = (NEVER_READ, HARDLY_READ, READ_UNTRAINED, FELL_BACK)
-# Of a row of the summary. Counts, steps and the indicator are those of the last checkpoint.
-#   finding           one of FINDINGS, or null
-#   exposures         the readings that move the row (TokenPaths.counted)
-#   untrained         it is in the cluster of untrained rows; null: nothing tells
-#   left_step         the first checkpoint from which on it was outside the cluster, up to the last
-#   left_after_min    its exposures at the checkpoint before that one, and left_after_max at that one
-#   fell_back_step    the last checkpoint at which it was inside again after one at which it was outside
-#   documents         ids of the first ones that it was read in; tags: of all its readings, `tag (readings)`, most first
-SUMMARY = (
-    *("token_id", "text", "category", "finding", "exposures", "as_input", "as_target", "first_step", "last_step"),
-    *("indicator", "distance_to_unused", "untrained", "never_updated", "left_step", "left_after_min"),
-    *("left_after_max", "fell_back_step", "documents", "tags"),
-)
-Row = dict[str, Any]
+from forensics.token_path_rows import Row, leaving, often_read, path_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,9 +143,8 @@ def answered(
     counts = None if exposures is None else exposures_that_move(exposures, counted)
     texts = np.zeros(choice.num_rows, dtype=bool)
     texts[[token.token_id for token in analysis.tokens if token.piece is not None]] = True
-    left, fell_back = _departures(points, choice.num_rows)
-    often = _often(counts, left, texts)
-    rows = _rows(choice, analysis, points, exposures, counts, origins, left, fell_back, often)
+    left = leaving(points, counts, choice.num_rows)
+    often = None if counts is None else often_read(left, texts)
     return TokenPaths(
         run=run,
         choice=choice,
@@ -172,7 +153,7 @@ def answered(
         exposures=exposures,
         origins=origins,
         counted=counted,
-        rows=tuple(rows),
+        rows=path_rows(choice, analysis, points[-1], exposures, counts, origins, left, often),
         often=often,
         agreement=_agreement(points[-1], counts, texts),
         num_bytes=num_bytes,
@@ -196,35 +177,6 @@ def _doubts(points: Sequence[PathPoint]) -> list[str]:
     return found
 
 
-def _departures(points: Sequence[PathPoint], num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """When rows left, and fell back: numbers of points, -1: never."""
-    from probes.untrained_cluster import departures
-
-    known = np.array([number for number, point in enumerate(points) if point.inside is not None], dtype=np.int64)
-    never = np.full(num_rows, -1, dtype=np.int64)
-    if not len(known):
-        return never, never
-    found = departures(np.stack([inside for point in points if (inside := point.inside) is not None]))
-    number = np.append(known, -1)  # -1 stays -1
-    return number[found.left], number[found.fell_back]
-
-
-def _known_before(points: Sequence[PathPoint]) -> list[int]:
-    """For each point the last one before it whose cluster is known; -1: none."""
-    found, last = [], -1
-    for number, point in enumerate(points):
-        found.append(last)
-        last = number if point.inside is not None else last
-    return found
-
-
-def _often(counts: np.ndarray | None, left: np.ndarray, texts: np.ndarray) -> int | None:
-    if counts is None:
-        return None
-    gone = np.flatnonzero((left >= 0) & texts)
-    return max(HARDLY, int(np.median(counts[left[gone], gone]))) if len(gone) else HARDLY
-
-
 def _agreement(last: PathPoint, counts: np.ndarray | None, texts: np.ndarray) -> Agreement | None:
     if counts is None or last.inside is None:
         return None
@@ -236,69 +188,3 @@ def _agreement(last: PathPoint, counts: np.ndarray | None, texts: np.ndarray) ->
         both=int((inside & unread).sum()),
         others_read=(float(np.median(others)), int(others.max())) if len(others) else None,
     )
-
-
-def _rows(
-    choice: Choice,
-    analysis: TokenizerAnalysis,
-    points: Sequence[PathPoint],
-    exposures: PathExposures | None,
-    counts: np.ndarray | None,
-    origins: TokenOrigins | None,
-    left: np.ndarray,
-    fell_back: np.ndarray,
-    often: int | None,
-) -> list[Row]:
-    last, before = points[-1], _known_before(points)
-    distance, inside = _list(last.distance), _list(last.inside)
-    read = {} if exposures is None else {name: getattr(exposures, name)[-1].tolist() for name in COUNTED}
-    never = None if choice.never_updated is None else set(choice.never_updated.tolist())
-    rows = []
-    for token, indicator in enumerate(last.values.tolist()):
-        known = analysis.tokens[token] if token < len(analysis.tokens) else None
-        at, again = int(left[token]), int(fell_back[token])
-        row: Row = dict.fromkeys(SUMMARY) | {
-            "token_id": token,
-            "text": known.text if known is not None and known.piece is not None else None,
-            "category": known.category if known is not None else "no_token",
-            "indicator": indicator,
-            "distance_to_unused": distance[token] if distance else None,
-            "untrained": inside[token] if inside else None,
-            "never_updated": None if never is None else token in never,
-            "left_step": points[at].step if at >= 0 else None,
-            "fell_back_step": points[again].step if again >= 0 else None,
-            "documents": [] if origins is None else list(origins.documents[token]),
-            "tags": [] if origins is None else [f"{tag} ({times})" for tag, times in origins.tags[token]],
-        }
-        if counts is not None:
-            row |= {name: read[name][token] for name in ("as_input", "as_target")}
-            row |= {name: read[name][token] or None for name in ("first_step", "last_step")}
-            row["exposures"] = int(counts[-1, token])
-            if at >= 0:
-                row["left_after_max"] = int(counts[at, token])
-                row["left_after_min"] = int(counts[before[at], token]) if before[at] >= 0 else None
-        row["finding"] = _finding(row, often)
-        rows.append(row)
-    return sorted(rows, key=_order)
-
-
-def _list(values: np.ndarray | None) -> list[Any]:
-    return [] if values is None else values.tolist()
-
-
-def _finding(row: Row, often: int | None) -> str | None:
-    if row["text"] is None:
-        return None
-    if row["exposures"] is not None and row["exposures"] < HARDLY:
-        return HARDLY_READ if row["exposures"] else NEVER_READ
-    if often is not None and row["untrained"] and row["exposures"] >= often:
-        return READ_UNTRAINED
-    return FELL_BACK if row["fell_back_step"] is not None else None
-
-
-def _order(row: Row) -> tuple[Any, ...]:
-    """Findings first; of one finding those read least; of tokens without one those that left last."""
-    rank = FINDINGS.index(row["finding"]) if row["finding"] else len(FINDINGS)
-    if row["finding"]:
-        return rank, row["exposures"] or 0, row["indicator"], row["token_id"]
-    return rank, row["text"] is None, -(row["left_step"] or 0), row["token_id"]

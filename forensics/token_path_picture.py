@@ -8,7 +8,8 @@ import numpy as np
 
 from forensics.figure import BLACK, BLUE, GREY, Figure, Panel, Series
 from forensics.marked_text import shown
-from forensics.token_path_answer import FELL_BACK, HARDLY_READ, NEVER_READ, READ_UNTRAINED, TokenPaths
+from forensics.token_path_answer import TokenPaths
+from forensics.token_path_rows import FELL_BACK, HARDLY_READ, NEVER_READ, READ_UNTRAINED
 
 MOST_POINTS = 20_000  # of tokens without a path, at the last checkpoint
 MOST_PATHS = 75  # of one kind of tokens

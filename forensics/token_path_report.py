@@ -12,15 +12,9 @@ import numpy as np
 from data_index.files import write_bytes
 from forensics.figure import Figure, write_html, write_png
 from forensics.marked_text import shown
-from forensics.token_path_answer import (
-    FELL_BACK,
-    HARDLY,
-    HARDLY_READ,
-    NEVER_READ,
-    READ_UNTRAINED,
-    TokenPaths,
-)
+from forensics.token_path_answer import TokenPaths
 from forensics.token_path_picture import figure_of
+from forensics.token_path_rows import FELL_BACK, HARDLY, HARDLY_READ, NEVER_READ, READ_UNTRAINED
 from forensics.token_report import as_markdown, require_report_suffix, short_ids
 
 MOST_ROWS = 500  # of a table

@@ -67,7 +67,7 @@ def track_tokens(
 
 
 def _print(found: TokenPaths, limit: int | None, format: Format) -> None:
-    from forensics.token_path_answer import SUMMARY
+    from forensics.token_path_rows import SUMMARY
 
     if format is not Format.table:
         emit_rows(found.rows[:limit], format, SUMMARY)

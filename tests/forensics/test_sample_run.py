@@ -19,8 +19,8 @@ from forensics.forking import forks_of
 from forensics.lookup import batch, where
 from forensics.reproduction import prepare, replay, replay_folder
 from forensics.spike_detection import spikes
-from forensics.token_path_answer import NEVER_READ
 from forensics.token_path_report import path_facts
+from forensics.token_path_rows import NEVER_READ
 from forensics.token_paths import token_paths
 from forensics.walkthrough import demo
 

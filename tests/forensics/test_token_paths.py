@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -24,17 +25,9 @@ from forensics.forking import fork
 from forensics.kept_paths import Choice, PathPoint
 from forensics.path_exposures import PathExposures, path_exposures
 from forensics.token_origins import OTHER, OriginsOfTokens
-from forensics.token_path_answer import (
-    FELL_BACK,
-    HARDLY_READ,
-    NEVER_READ,
-    READ_UNTRAINED,
-    SUMMARY,
-    TokenPaths,
-    answered,
-    counted_for,
-)
+from forensics.token_path_answer import TokenPaths, answered, counted_for
 from forensics.token_path_report import path_facts, write_path_report
+from forensics.token_path_rows import FELL_BACK, HARDLY_READ, NEVER_READ, READ_UNTRAINED, SUMMARY
 from forensics.token_paths import token_paths
 from forensics.undertrained_tokens import tokens
 from probes.embedding_indicators import INPUT_NORM, OUTPUT_COSINE
@@ -401,6 +394,8 @@ def test_reports_show_every_table_and_text_as_text(tmp_path: Path) -> None:
         assert heading in markdown and heading in page
     assert r"\<b\>\|\\x1b\[2J" in markdown and "\x1b" not in markdown + page
     assert "&lt;b&gt;|\\x1b[2J" in page
+    # The text of a mark on a logarithmic axis, at 0.5 of it.
+    assert re.search(r'"text":"none","x":-0\.3010', page)
 
 
 @pytest.mark.parametrize(("most_points", "most_paths"), [(20_000, 75), (1, 1)])

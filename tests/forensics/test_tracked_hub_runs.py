@@ -13,7 +13,7 @@ from data_index.errors import TooMuchToFetch
 from data_index.registration import add
 from data_index.workspace import Workspace
 from forensics.path_reading import opened
-from forensics.token_path_answer import SUMMARY
+from forensics.token_path_rows import SUMMARY
 from forensics.token_paths import token_paths
 from tests.forensics.test_cli import answer, forensics
 from tests.forensics.test_hub_runs import DATA, TOLD
