@@ -242,6 +242,8 @@ def test_an_interrupted_tracking_reads_no_checkpoint_twice(tiny: Workspace) -> N
     part = token_paths("tiny", checkpoints=[0, 20], workspace=tiny)
     assert part.num_bytes == 0 and part.steps == [0, 20]
     assert sql("select distinct step from token_paths order by 1", workspace=tiny).column(0).to_pylist() == [0, 20]
+    alone = token_paths("tiny", checkpoints=[20], workspace=tiny).rows
+    assert {row["left_step"] for row in alone} <= {None, 20} and {row["left_after_min"] for row in alone} == {None}
 
 
 def test_a_checkpoint_that_changed_is_read_again(tiny: Workspace, tmp_path: Path) -> None:
@@ -311,7 +313,7 @@ def test_exposures_are_those_that_move_the_matrix(indicator: str, tied: bool, co
 
 def planted(analysis: TokenizerAnalysis) -> TokenPaths:
     """Three checkpoints, the limit at 0.2: `a` leaves at the second, `b` falls back, `c` never leaves however often it
-    is read, ` t` and `zz` were read three times, ` te` never; others leave at the second with 40 readings."""
+    is read, ` t` and `zz` were read three times and twice, ` te` never; others leave at the second with 40 readings."""
     count = len(analysis.tokens)
     of_piece = {token.piece: token.token_id for token in analysis.tokens}
     a, b, c, t, te, zz = (of_piece[piece] for piece in ("a", "b", "c", "Ġt", "Ġte", "zz"))
@@ -319,7 +321,7 @@ def planted(analysis: TokenizerAnalysis) -> TokenPaths:
     values[0], read[0], read[1] = 0.1, 0, 40
     values[:, b], values[:, [c, t, te, zz]] = [0.1, 1.0, 0.15], 0.1
     read[:, a], read[:, b], read[:, te] = [0, 30, 90], [0, 15, 30], 0
-    read[:, t] = read[:, zz] = [0, 0, 3]
+    read[:, t], read[:, zz], read[1, of_piece["d"]] = [0, 0, 3], [0, 0, 2], 60
     cluster = UntrainedCluster(centre=0.1, ordinary=1.0, limit=0.2)
     points = [PathPoint(step=step, values=v, cluster=cluster) for step, v in zip((0, 10, 20), values, strict=True)]
     exposures = PathExposures(
@@ -345,7 +347,7 @@ def test_planted_paths_have_their_findings() -> None:
         **{"a": None, "d": None, "b": FELL_BACK, "c": READ_UNTRAINED},
         **{" t": HARDLY_READ, " te": NEVER_READ},
     }
-    assert found.often == 40 and [row["text"] for row in found.rows[:5]] == [" te", " t", "zz", "c", "b"]
+    assert found.often == 40 and [row["text"] for row in found.rows[:5]] == [" te", "zz", " t", "c", "b"]
     assert tuple(of_text["a"]) == SUMMARY
     said = ("left_step", "left_after_min", "left_after_max", "fell_back_step")
     assert [of_text["a"][name] for name in said] == [10, 0, 30, None]
