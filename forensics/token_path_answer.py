@@ -12,7 +12,7 @@ from data_index.token_categories import TokenizerAnalysis
 from forensics.kept_paths import Choice, PathPoint
 from forensics.path_exposures import PathExposures
 from forensics.token_origins import TokenOrigins
-from forensics.token_path_rows import Row, leaving, often_read, path_rows
+from forensics.token_path_rows import HARDLY, Row, leaving, often_read, path_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,22 +157,23 @@ def answered(
         often=often,
         agreement=_agreement(points[-1], counts, texts),
         num_bytes=num_bytes,
-        messages=messages + tuple(_doubts(points)),
+        messages=messages + tuple(_doubts(points, counts, texts)),
     )
 
 
-def _doubts(points: Sequence[PathPoint]) -> list[str]:
+def _doubts(points: Sequence[PathPoint], counts: np.ndarray | None, texts: np.ndarray) -> list[str]:
     """Checkpoints at which the cluster says little or nothing."""
-    last = points[-1]
-    found = []
+    last, found = points[-1], []
     if steps := [str(point.step) for point in points if point.cluster.limit is None]:
+        where = ", ".join(steps)
+        found.append(f"no gap tells untrained rows from others at checkpoint {where}: untrained is null there")
+    read = texts if counts is None else texts & (counts[-1] >= HARDLY)
+    if last.inside is not None and 2 * (num_inside := int(last.inside[read].sum())) >= (total := int(read.sum())) > 0:
+        which = "" if counts is None else f"that were read {HARDLY} times or more "
         found.append(
-            f"no gap tells untrained rows from others at checkpoint {', '.join(steps)}: untrained is null there"
-        )
-    if last.cluster.limit is not None and last.cluster.limit >= last.cluster.ordinary:
-        found.append(
-            f"at checkpoint {last.step} half of all tokens and more cannot be told from unused ones by the indicator: "
-            "training was too short for it, or it tells little here; another can be named with --indicator"
+            f"at checkpoint {last.step} {num_inside:,} of {total:,} tokens {which}cannot be told from unused ones by "
+            "the indicator: training was too short for it, or it tells little here; another can be named with "
+            "--indicator"
         )
     return found
 

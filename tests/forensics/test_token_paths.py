@@ -219,7 +219,12 @@ def test_what_says_little_is_said(tracked: tuple[Workspace, TokenPaths]) -> None
     assert default.choice.indicator == INPUT_NORM and not len(default.choice.unused)
     assert set(default.choice.known.tolist()) == {row["token_id"] for row in default.rows if row["never_updated"]}
     assert default.agreement is not None and default.agreement.inside > 300 and default.agreement.recall == 1
-    assert any("half of all tokens and more" in message for message in default.messages)
+    counts = default.exposures_at()
+    assert counts is not None
+    read = int((counts[-1] >= 10).sum())
+    doubt = f"of {read} tokens that were read 10 times or more cannot be told from unused ones"
+    assert any(doubt in message for message in default.messages)
+    assert not any("cannot be told" in message for message in tracked[1].messages)
 
 
 # --- what is kept ----------------------------------------------------------------------------------------------------
