@@ -142,6 +142,21 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "max_probability": "DOUBLE",
         "verified": "BOOLEAN",
     },
+    # What `tokens --track` found at each checkpoint, and over the steps.
+    "token_paths": {
+        "step": "BIGINT",
+        "token_id": "BIGINT",
+        "indicator_name": "VARCHAR",
+        "indicator": "DOUBLE",
+        "distance_to_unused": "DOUBLE",
+        "untrained": "BOOLEAN",
+    },
+    "token_origins": {
+        "token_id": "BIGINT",
+        "document_ids": "BIGINT[]",
+        "tags": "VARCHAR[]",
+        "tag_counts": "BIGINT[]",
+    },
     # What `repeats` hashed. `documents` names the documents table whose ids these are.
     "document_hashes": {
         "document_id": "BIGINT",

@@ -109,6 +109,14 @@ DESCRIPTIONS: Mapping[str, tuple[str, str]] = {
         "how little each token was trained, as forensics tokens found at a checkpoint; low indicators are suspicious",
         "select token_id, text, indicator from tokens where candidate order by rank",
     ),
+    "token_paths": (
+        "how little each token was trained at each checkpoint, as forensics tokens --track found",
+        "select step, count(*) from token_paths where untrained group by step order by step",
+    ),
+    "token_origins": (
+        "the first documents each token was read in, and how often with which tags (forensics tokens --track)",
+        "from token_origins where len(document_ids) < 3",
+    ),
     "batch()": ("batch(run, step): the rows of a step", "from batch('demo', 137)"),
     "exposures()": (
         "exposures(run, step): counts of each token id up to the last record not after a step",

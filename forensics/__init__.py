@@ -32,6 +32,7 @@ _PUBLIC = {
     "spikes": "forensics.spike_detection",
     "blame": "forensics.attribution",
     "tokens": "forensics.undertrained_tokens",
+    "token_paths": "forensics.token_paths",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -24,7 +24,7 @@ from forensics.thinned import thinned
 
 NOTE_CHARACTERS = 130  # of a line under a picture; more would be cut off
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442", "#000000")
-BLACK, GREY = 8, 6
+BLACK, BLUE, GREY = 8, 0, 6
 BAND = "#F3DCCF"
 MANY_POINTS = 100  # are drawn smaller, and lines through twenty times as many thinner
 MARGIN_INCHES = 2.8  # beside the columns of a matrix: its rows' names
@@ -34,7 +34,8 @@ MARGIN_INCHES = 2.8  # beside the columns of a matrix: its rows' names
 class Series:
     """Values over steps; None where there is none (drawn as a gap).
 
-    A value of `stairs` and `area` holds until the next x. Areas of a panel are stacked, the first one lowest.
+    A value of `stairs` and `area` holds until the next x. Areas of a panel are stacked, the first one lowest. `thin`:
+    many lines in one, which may cross; x need not rise, and every point is kept.
     """
 
     name: str
@@ -42,13 +43,14 @@ class Series:
     y: Sequence[float | None]
     style: Literal["line", "dashed", "points", "stairs", "area"] = "line"
     colour: int = 0
+    thin: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
     """One pair of axes. `marks` are labelled vertical lines; `x_label`, `log_x`: where the figure's x is not shared.
 
-    `bands`: stretches of x that are shaded, (first, last, label). `top`: the y axis goes from 0 to it.
+    `bands`: stretches of x that are shaded, (first, last, label). `top`: the y axis goes from 0 to it. `inches`: high.
     """
 
     title: str
@@ -61,6 +63,7 @@ class Panel:
     x_label: str = ""
     log_x: bool = False
     top: float | None = None
+    inches: float = 2.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +138,7 @@ def _height(panel: Panel | Matrix | Bars) -> float:
     """Inches."""
     if isinstance(panel, Bars):
         return 0.9 + 0.26 * len(panel.bars)
-    return 0.6 + 0.24 * len(panel.rows) if isinstance(panel, Matrix) else 2.3
+    return 0.6 + 0.24 * len(panel.rows) if isinstance(panel, Matrix) else panel.inches
 
 
 def _width(figure: Figure) -> float:
@@ -171,6 +174,8 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
         line = {"line": "-", "stairs": "-", "dashed": "--", "points": "none"}[series.style]
         size, width = (4 if len(values) < MANY_POINTS else 2.5), (1.3 if len(values) < 20 * MANY_POINTS else 0.7)
         looks = {"linestyle": line, "marker": marker, "markersize": size, "color": colour, "linewidth": width}
+        if series.thin:
+            looks |= {"linewidth": 0.8, "alpha": 0.8}
         if series.style == "stairs":
             looks |= {"drawstyle": "steps-post", "marker": None}
         axis.plot(steps, values, label=_as_text(series.name), **looks)
@@ -196,7 +201,7 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     if len(panel.series) > 1 or floor:
-        columns = 1 if len(panel.series) <= 4 or floor else 2
+        columns = 1 if len(panel.series) <= 6 or floor else 2
         place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "ncol": columns}
         axis.legend(fontsize=8, frameon=False, reverse=bool(floor), **place)
     if panel.top is not None:
@@ -216,7 +221,8 @@ def _sides(panel: Panel) -> list[str]:
 
 def _drawn(series: Series) -> tuple[Sequence[float], Sequence[float | None]]:
     """The points of a series that are drawn. Areas are stacked point by point, and points stand alone: all of them."""
-    return thinned(series.x, series.y) if series.style in ("line", "dashed") else (series.x, series.y)
+    one_line = series.style in ("line", "dashed") and not series.thin
+    return thinned(series.x, series.y) if one_line else (series.x, series.y)
 
 
 def _as_text(name: str) -> str:
@@ -257,6 +263,7 @@ def write_html(figure: Figure, path: Path, below: str = "") -> None:
             mode = "markers" if series.style == "points" else "lines" if len(series.y) > 2 else "lines+markers"
             colour = COLOURS[series.colour % len(COLOURS)]
             line: dict[str, Any] = {"color": colour, "dash": "dash" if series.style == "dashed" else "solid"}
+            line |= {"width": 0.7} if series.thin else {}
             if series.style in ("stairs", "area"):
                 mode, line = "lines", line | {"shape": "hv"} | ({"width": 0} if series.style == "area" else {})
             steps, values = _drawn(series)
@@ -285,6 +292,8 @@ def write_html(figure: Figure, path: Path, below: str = "") -> None:
             )
         for x, label in panel.marks:
             canvas.add_vline(x=x, line_width=1, line_dash="dot", annotation_text=label, row=row, col=1)
+            if panel.log_x and label:  # plotly takes lines of a log axis as they are, and texts by their logarithm
+                canvas.layout.annotations[-1].x = float(np.log10(x))
     if figure.x_label:
         canvas.update_xaxes(title_text=figure.x_label, row=len(titles), col=1)
     if figure.x_names:

@@ -108,7 +108,7 @@ def _go_through(
     found = Found(hidden_too=count.whole, seen=work.summary[-1]["seen_ids"] if work.summary else 0)
     committed, recorded = time.monotonic(), set(count.recorded)
     try:
-        for plan in _plans(workspace, run, work.step, count.last):
+        for plan in plans_of_steps(workspace, run, work.step, count.last):
             applied = plan.outcome == "applied" and plan.step not in count.not_applied
             blocks = rows_of_step(plan, reader)
             counts.count_step(plan.step, found.watched(run, plan, blocks) if applied else blocks, applied=applied)
@@ -124,7 +124,7 @@ def _go_through(
         remember_first_seen(workspace, run, reader)
 
 
-def _plans(workspace: Workspace, run: Run, first: int, last: int) -> Iterator[StepPlan]:
+def plans_of_steps(workspace: Workspace, run: Run, first: int, last: int) -> Iterator[StepPlan]:
     """The plans of steps first+1 .. last, some at a time."""
     together = max(PLANNED_ROWS // max(segment.instances_per_batch for segment in run.segments), 1)
     for start in range(first, last, together):

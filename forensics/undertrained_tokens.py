@@ -127,28 +127,33 @@ def judged(
     unused: Sequence[int] | None = None,
 ) -> UndertrainedTokens:
     """The answer, from what was read; rows that are not finite count as rows of zeros."""
-    with _one_thread():
+    with one_thread():
         finite, notes = _finite(matrices)
         found = _judged(source, analysis, finite, indicator, unused)
     return replace(found, messages=(*found.messages, *notes)) if notes else found
 
 
 def _finite(matrices: Matrices) -> tuple[Matrices, list[str]]:
-    """One row that is not finite would make every mean so, and with it every distance."""
-    from probes.unused_rows import not_finite_rows
-
-    notes = []
-    for role in ("input", "output"):
-        matrix = matrices.input if role == "input" else matrices.output
-        if matrix is not None and len(damaged := not_finite_rows(matrix)):
-            zeroed = matrix.index_fill(0, damaged, 0.0)
-            matrices = replace(matrices, input=zeroed) if role == "input" else replace(matrices, output=zeroed)
-            notes.append(f"{len(damaged):,} rows of the {role} matrix are not finite: they count as zeros")
+    entry, damaged = with_finite_rows(matrices.input)
+    notes = [f"{damaged:,} rows of the input matrix are not finite: they count as zeros"] if damaged else []
+    matrices = replace(matrices, input=entry)
+    if matrices.output is not None:
+        exit, damaged = with_finite_rows(matrices.output)
+        notes += [f"{damaged:,} rows of the output matrix are not finite: they count as zeros"] if damaged else []
+        matrices = replace(matrices, output=exit)
     return matrices, notes
 
 
+def with_finite_rows(matrix: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Rows that are not finite as zeros, and how many they are: one would spoil every mean, and so every distance."""
+    from probes.unused_rows import not_finite_rows
+
+    damaged = not_finite_rows(matrix)
+    return (matrix.index_fill(0, damaged, 0.0), len(damaged)) if len(damaged) else (matrix, 0)
+
+
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Rows are gone through in small parts, for which threads wait longer than they compute (RESULTS.md)."""
     import torch
 

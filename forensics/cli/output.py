@@ -186,6 +186,13 @@ class WriteProgress(_Progress):
         self.tell(f"wrote {done / 1e6:,.0f} of {total / 1e6:,.0f} MB", last=done == total)
 
 
+class TrackProgress(_Progress):
+    """Shows which part of a tracking is gone through, and how far."""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self.tell(f"{what}: {done:,} of {total:,}", last=done == total)
+
+
 class StepProgress:
     """Shows how far a replay is: one moving line on a terminal, a line now and then elsewhere."""
 

@@ -16,11 +16,10 @@ from forensics.cli.options import (
     WorkspaceOption,
     open_workspace,
 )
-from forensics.cli.output import Format, PromptProgress, WriteProgress, emit_rows, printable, say
+from forensics.cli.output import Format, PromptProgress, emit_rows, printable, say
 
 if TYPE_CHECKING:
     from forensics.token_answer import UndertrainedTokens
-    from forensics.token_repair import Repair
     from forensics.token_source import TokenSource
 
 SHOWN = (
@@ -49,7 +48,10 @@ def tokens(
     checkpoint: Annotated[int | None, typer.Option(help="Of a run [default: its last].")] = None,
     indicator: Annotated[str | None, typer.Option(metavar="NAME", help="Rank by this indicator.")] = None,
     unused: Annotated[
-        str | None, typer.Option(metavar="IDS", help="Rows known to be unused, such as 177-187,50280-50303.")
+        str | None,
+        typer.Option(
+            metavar="IDS", help="Rows known to be unused, such as 177-187,50280-50303; with --repair: to be reset."
+        ),
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A tokenizer.json, where none lies beside the weights.")
@@ -65,15 +67,22 @@ def tokens(
     ] = False,
     precision: Annotated[str, typer.Option("--precision", help="Of prompting: fp32 or bf16.")] = "fp32",
     device: DeviceOption = "auto",
+    track: Annotated[
+        bool,
+        typer.Option("--track", help="Follow every token of a run through its checkpoints, against its exposures."),
+    ] = False,
+    checkpoints: Annotated[
+        str | None, typer.Option(metavar="LIST", help="With --track: 0,20,40, or 'every 100' [default: all].")
+    ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Write the model to -o DIR, its untrained (or --unused) rows reset."),
+    ] = False,
     max_fetch: MaxFetchOption = None,
     limit: Annotated[
         int | None, typer.Option(min=0, help="Print so many rows [default: 40 in a table, else all].")
     ] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write FILE.md (and a PNG) or FILE.html.")] = None,
-    repair: Annotated[
-        bool,
-        typer.Option("--repair", help="Write the model to -o DIR, its untrained (or --unused) rows reset."),
-    ] = False,
     output: OutputOption = None,
     plan: PlanOption = False,
     workspace: WorkspaceOption = None,
@@ -83,40 +92,41 @@ def tokens(
 
     Which rows are known to be unused, which indicator they say can be trusted, and where the gap in it lies, is found
     and shown; the published 2 % rule stands beside it. --verify alone needs the whole model: it is prompted with every
-    candidate by either cut, and with control tokens for a base rate; interrupted, it goes on.
+    candidate by either cut, and with control tokens for a base rate. --track follows each token through the checkpoints
+    of a run: when it left the untrained rows, after how many exposures. --repair writes the model with its untrained
+    rows set to the mean of the trained ones. Each goes on where it was interrupted, but --repair, which begins anew.
 
     Example: forensics tokens demo
     """
     from data_index.exports import require_known_suffix, write_table
-    from forensics.token_repair import repair as write_repaired
     from forensics.token_report import facts, require_report_suffix, write_report
     from forensics.token_source import token_source
     from forensics.token_verification import Verifying
     from forensics.undertrained_tokens import tokens as find
 
+    _require_one_question(track, repair, verify or until_settled, compare is not None, checkpoint is not None)
+    if checkpoints is not None and not track:
+        raise typer.BadParameter("--checkpoints goes with --track; one checkpoint is chosen with --checkpoint")
     if output is not None and not repair:
         require_known_suffix(output)
     if report is not None:
         require_report_suffix(report)
     there, known = open_workspace(workspace), _ids_of(unused)
+    asked = {"indicator": indicator, "tokenizer": tokenizer, "workspace": there}
+    if track:
+        from forensics.cli.tracking import track_tokens
+
+        given = asked | {"unused": known, "max_fetch": max_fetch}
+        track_tokens(model, checkpoints, given, plan, limit, report, output, format)
+        return
+    if repair:
+        from forensics.cli.repairing import repair_model
+
+        given = asked | {"checkpoint": checkpoint, "rows": known, "max_fetch": max_fetch}
+        repair_model(model, output, given, plan, limit, report, format)
+        return
     how = Verifying(every_prompt=not until_settled, device=device, precision=precision, max_fetch=max_fetch)
     wanted = how if verify or until_settled else False
-    if repair:
-        _require_folder(output, plan, compare, report)
-        done = write_repaired(
-            model,
-            output,
-            checkpoint,
-            rows=known,
-            indicator=indicator,
-            tokenizer=tokenizer,
-            max_fetch=max_fetch,
-            workspace=there,
-            plan=plan,
-            progress=WriteProgress(),
-        )
-        _print_repair(done, limit, format)
-        return
     if plan:
         sources = [token_source(model, there, checkpoint=checkpoint, tokenizer=tokenizer)]
         sources += [token_source(compare, there, tokenizer=tokenizer)] if compare else []
@@ -164,21 +174,13 @@ def _print(found: UndertrainedTokens, limit: int | None, format: Format) -> None
         say(f"the first {most} of {len(found.rows):,} (--limit N prints more, -o FILE writes all)")
 
 
-def _require_folder(output: Path | None, plan: bool, compare: str | None, report: Path | None) -> None:
-    if compare is not None or report is not None:
-        raise typer.BadParameter("--repair goes with neither --compare nor --report")
-    if output is None and not plan:
-        raise typer.BadParameter("--repair writes a model: name its folder with -o DIR")
-
-
-def _print_repair(done: Repair, limit: int | None, format: Format) -> None:
-    for name, value in done.facts():
-        say(printable(f"{name}: {value}"))
-    say(printable(f"wrote {done.folder}") if done.folder is not None else "nothing was written: this is the plan")
-    if format is Format.table and limit is None and len(done.rows) > MOST_SHOWN:
-        limit = MOST_SHOWN
-        say(f"the first {limit} of {len(done.rows):,} rows (--limit N prints more; repair.json holds all)")
-    emit_rows(done.rows[:limit], format, done.columns)
+def _require_one_question(track: bool, repair: bool, verify: bool, compare: bool, checkpoint: bool) -> None:
+    if track and (repair or verify or compare or checkpoint):
+        raise typer.BadParameter(
+            "--track goes through --checkpoints; it takes no --checkpoint, --verify, --compare or --repair"
+        )
+    if repair and (verify or compare):
+        raise typer.BadParameter("--repair goes with neither --verify nor --compare")
 
 
 def _compare(

@@ -32,6 +32,7 @@ def main(names: list[str]) -> None:
         spikes,
         startup,
         text_search,
+        token_paths,
         undertrained,
     )
 
@@ -49,6 +50,7 @@ def main(names: list[str]) -> None:
         "documents": documents.main,
         "text_search": text_search.main,
         "undertrained": undertrained.main,
+        "token_paths": token_paths.main,
         "attribution_cost": attribution_cost.main,
         "spikes": spikes.main,
         "spike_causes": spike_causes.main,

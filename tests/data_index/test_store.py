@@ -45,6 +45,8 @@ VIEWS = {
     "detail definition parameters",
     "tokens": "run step token_id text category indicator_name indicator rank candidate below_gap below_2_percent "
     "in_unused_set never_updated evidence max_probability verified",
+    "token_paths": "run step token_id indicator_name indicator distance_to_unused untrained",
+    "token_origins": "run token_id document_ids tags tag_counts",
     "consumed": "run step attempt instances input_ids_sha256",
     "document_hashes": "run document_id num_tokens sha256 documents",
     "instance_hashes": "run instance num_tokens sha256",

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_index.batch_queries import plan_of, reader_of
 from data_index.files import read_json
 from data_index.metric_queries import logged_metrics
+from data_index.run import Run
 from data_index.run_file import read_run
 from data_index.sources.native import read_table
 from data_index.workspace import Workspace
@@ -17,6 +19,9 @@ from forensics.forking import forks_of
 from forensics.lookup import batch, where
 from forensics.reproduction import prepare, replay, replay_folder
 from forensics.spike_detection import spikes
+from forensics.token_path_report import path_facts
+from forensics.token_path_rows import NEVER_READ
+from forensics.token_paths import token_paths
 from forensics.walkthrough import demo
 
 
@@ -142,6 +147,38 @@ def test_both_bad_stretches_are_found_and_blamed(demo_workspace: Workspace) -> N
     assert batch_of_112.cause == "batch" and batch_of_112.batch is not None
     assert batch_of_112.batch["steps"] == [112] and batch_of_112.batch["restored"] > 0.8
     assert all(row["instance"] in repetitive for row in batch_of_112.candidates)
+
+
+@pytest.mark.slow
+def test_every_token_without_exposure_is_found_and_tracked(
+    demo_workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The planted one among them, at every checkpoint; what else is in the cluster was hardly read. The tool prints
+    precision and recall; here they are held against a count by hand."""
+    run, planted = demo_workspace.run("demo"), truth(demo_workspace)["never_seen_token"]["token_id"]
+    rows = reader_of(demo_workspace, run).rows(plan_instances(demo_workspace, run))
+    targets = np.bincount(rows[:, 1:].ravel(), minlength=1024)
+    unread = set(np.flatnonzero(targets == 0).tolist())
+    found = token_paths("demo", workspace=demo_workspace)
+    inside = {row["token_id"] for row in found.rows if row["untrained"]}
+    told = dict(path_facts(found))["in the cluster against no exposure"]
+    with capsys.disabled():
+        print(f"\n{told}")
+
+    assert found.steps == list(range(0, 241, 20)) and found.table().num_rows == 13 * 1024
+    assert found.exposures is not None and np.array_equal(found.exposures.as_target[-1], targets)
+    assert planted in unread == {row["token_id"] for row in found.found(NEVER_READ)} <= inside
+    assert all(p.inside is not None and unread <= set(np.flatnonzero(p.inside).tolist()) for p in found.points)
+    assert len(unread) / len(inside) > 0.6 and max(targets[list(inside)]) < 20
+    assert f"precision {len(unread) / len(inside):.2f}, recall 1.00" in told
+    exact = dict(path_facts(found))["second moments of 0 against never an input"]
+    assert "precision 1.00, recall 1.00" in exact
+
+
+def plan_instances(workspace: Workspace, run: Run) -> np.ndarray:
+    """Of all rows that the run read, in order."""
+    plan = plan_of(workspace, run, 0, run.last_step)
+    return np.concatenate([plan[step].instances for step in plan.steps])
 
 
 @pytest.mark.slow
