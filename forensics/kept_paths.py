@@ -23,6 +23,7 @@ from data_index.kinds import arrow_schema
 from data_index.run import Checkpoint
 from data_index.seal import check_named_hash
 from data_index.workspace import put_in_force
+from forensics.place_identity import identity_of_place
 
 if TYPE_CHECKING:
     from probes.untrained_cluster import UntrainedCluster
@@ -86,13 +87,7 @@ def key_of(**parts: Any) -> str:
 
 
 def identity_of(checkpoint: Checkpoint) -> str:
-    """Changes when the files of a checkpoint do; nothing of them is read."""
-    place = checkpoint.location
-    if not isinstance(place, Path):
-        return key_of(place=str(place), commit=checkpoint.commit)
-    files = sorted(place.rglob("*")) if place.is_dir() else [place]
-    states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
-    return key_of(place=str(place), files=states)
+    return identity_of_place(checkpoint.location, commit=checkpoint.commit)
 
 
 # --- choices ---------------------------------------------------------------------------------------------------------

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from data_index.errors import ForensicsError, OutOfMemory
+from data_index.errors import OutOfMemory
 from data_index.files import read_json_object
 from data_index.gguf_file import read_gguf
 from data_index.run import Checkpoint
 from data_index.workspace import Workspace
 from forensics.fetching import bytes_of_weights
 from forensics.token_source import TokenSource
-
-if TYPE_CHECKING:
-    from data_index.remote.path import Place
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -67,20 +63,6 @@ def bytes_to_fetch(source: TokenSource, workspace: Workspace) -> int:
     if place.suffix == ".gguf":
         return place.size() if place.copy() is None else 0
     return bytes_of_weights(_checkpoint(source, workspace))
-
-
-def identity_of(place: Place) -> Iterator[Sequence[str | int]]:
-    """What tells weights from other weights without reading them: where they are, how large, and how old."""
-    if not isinstance(place, Path):
-        yield [str(place)]  # the address holds a commit
-        return
-    try:
-        files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
-        for file in files:
-            status = file.stat()
-            yield [str(file.absolute()), status.st_size, status.st_mtime_ns]
-    except OSError as error:
-        raise ForensicsError(f"{place} cannot be looked at: {error}") from error
 
 
 def num_parameters(source: TokenSource, workspace: Workspace) -> int:

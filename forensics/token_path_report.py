@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from data_index.files import write_bytes
-from forensics.figure import Figure, write_html, write_png
 from forensics.marked_text import shown
+from forensics.report_file import as_markdown, write_report_file
 from forensics.token_path_answer import TokenPaths
 from forensics.token_path_picture import figure_of
 from forensics.token_path_rows import FELL_BACK, HARDLY, HARDLY_READ, NEVER_READ, READ_UNTRAINED
-from forensics.token_report import as_markdown, require_report_suffix, short_ids
+from forensics.token_report import short_ids
 
 MOST_ROWS = 500  # of a table
 _COLUMNS = (
@@ -31,15 +30,9 @@ def write_path_report(found: TokenPaths, path: Path) -> list[Path]:
     Raises:
         InvalidRange: the name says neither.
     """
-    require_report_suffix(path)
-    figure: Figure = figure_of(found)
-    if path.suffix == ".html":
-        write_html(figure, path, below=_html(found))
-        return [path]
-    picture = path.with_suffix(".png")
-    write_png(figure, picture)
-    write_bytes(path, _markdown(found, picture.name).encode())
-    return [path, picture]
+    return write_report_file(
+        path, figure_of(found), markdown=lambda picture: _markdown(found, picture), page=lambda: _html(found)
+    )
 
 
 def path_facts(found: TokenPaths) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,8 @@ from data_index.files import canonical_json, exclusive_lock
 from data_index.workspace import Workspace
 from forensics.fetching import require_allowed
 from forensics.kept_answers import KeptAnswers
-from forensics.prompted_model import bytes_to_fetch, identity_of, prompted_model
+from forensics.place_identity import identity_of_place
+from forensics.prompted_model import bytes_to_fetch, prompted_model
 from forensics.token_answer import UndertrainedTokens
 from forensics.token_prompting import Prompting, prompting_of
 from forensics.token_source import TokenSource
@@ -217,7 +218,7 @@ def _checked(model: Any, prompting: Prompting) -> list[str]:
 
 def kept_at(workspace: Workspace, source: TokenSource, prompting: Prompting, how: Verifying, device: str) -> Path:
     depends_on = {
-        "weights": list(identity_of(source.place)),
+        "weights": identity_of_place(source.place),
         "prompts": [[prompt.name, prompt.token_ids.tolist()] for prompt in prompting.prompts],
         "precision": how.precision,
         "device": device,

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_index.errors import Busy, CorruptFile, DiskFull, InvalidRange, MissingFile, NotWritable
+from data_index.errors import CorruptFile, InvalidRange
 from data_index.token_categories import TokenizerAnalysis, analyse_tokenizer
-from data_index.workspace import Workspace, learn
+from data_index.workspace import Workspace
+from forensics.kept_tokens import keep_tokens
 from forensics.token_answer import UndertrainedTokens, token_rows
 from forensics.token_source import TokenSource, token_source
 from forensics.token_verification import Progress, Verifying, verified
@@ -81,7 +82,7 @@ def tokens(
         how = Verifying() if isinstance(verify, bool) else verify
         found = verified(found, source, workspace, how, progress)
     if source.run is not None and indicator is None and unused is None and tokenizer is None:
-        found = replace(found, messages=(*found.messages, *_keep(workspace, found)))
+        found = replace(found, messages=(*found.messages, *keep_tokens(workspace, found)))
     return found
 
 
@@ -239,58 +240,3 @@ def _messages(source: TokenSource, matrices: Matrices, unused: UnusedSet, gap: G
     if gap is None:
         found.append("the main indicator's values have no gap below the bulk: candidates are by the published 2 % rule")
     return found
-
-
-# --- kept with the run -----------------------------------------------------------------------------------------------
-
-
-def _keep(workspace: Workspace, found: UndertrainedTokens) -> list[str]:
-    """Put the rows in force as the run's tokens at that step, beside those of other steps.
-
-    Returns:
-        Why they could not be kept: the answer does not depend on it.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    from data_index.files import exclusive_lock
-    from data_index.kinds import arrow_schema
-
-    assert found.run is not None
-    home, schema = workspace.home(found.run), arrow_schema("tokens")
-    table = found.table()
-    count = table.num_rows
-    table = table.append_column("step", pyarrow.array([found.step] * count, pyarrow.int64()))
-    table = table.append_column("indicator_name", pyarrow.array([found.indicator] * count, pyarrow.string()))
-    try:
-        with exclusive_lock(home.with_name(f".{home.name}.lock"), f"keeping the tokens of {found.run}"):
-            there = workspace.learned_files(home, "tokens")
-            replaced = [path for path in there if _step_of(path) == found.step]
-            if found.verification is None and replaced:
-                table = _with_verdicts_of(replaced[0], table)
-            learn(home, "tokens", table.select(schema.names).cast(schema), replace_kind=False, in_place_of=replaced)
-    except (Busy, DiskFull, NotWritable, CorruptFile, MissingFile) as error:
-        return [f"the tokens of {found.run} are not kept: {error}"]
-    return []
-
-
-def _with_verdicts_of(path: Path, table: Any) -> Any:
-    """What prompting found before stays known of the same weights."""
-    import pyarrow.parquet
-
-    names = ("max_probability", "verified")
-    rows = pyarrow.parquet.read_table(path, columns=["token_id", *names], partitioning=None).to_pylist()
-    before = {row["token_id"]: row for row in rows}
-    ids = table.column("token_id").to_pylist()
-    for name in names:
-        column = pyarrow.array([before.get(token, {}).get(name) for token in ids], table.schema.field(name).type)
-        table = table.set_column(table.schema.get_field_index(name), name, column)
-    return table
-
-
-def _step_of(path: Path) -> int | None:
-    """The step of a kept file; each holds one."""
-    import pyarrow.parquet
-
-    steps = pyarrow.parquet.read_table(path, columns=["step"], partitioning=None).column("step")
-    return steps[0].as_py() if len(steps) else None

@@ -99,7 +99,8 @@ def tokens(
     Example: forensics tokens demo
     """
     from data_index.exports import require_known_suffix, write_table
-    from forensics.token_report import facts, require_report_suffix, write_report
+    from forensics.report_file import require_report_suffix
+    from forensics.token_report import facts, write_report
     from forensics.token_source import token_source
     from forensics.token_verification import Verifying
     from forensics.undertrained_tokens import tokens as find
