@@ -33,6 +33,8 @@ PLAUSIBLE_RATIO = 1000
 MAX_JSON_BYTES = 512 * 2**20
 ROW_GROUP_ROWS = 100_000
 TEMPORARY_PREFIX = ".tmp-"
+os.umask(_UMASK := os.umask(0))
+USUAL_MODE = 0o666 & ~_UMASK  # of a file that this process makes
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -87,6 +89,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            temporary.chmod(USUAL_MODE)  # some libraries write files that nobody else may read
             fsync_file(temporary)
             os.replace(temporary, path)
             fsync_folder(path.parent)

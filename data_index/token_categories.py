@@ -62,6 +62,14 @@ class Token:
         return "ascii" if self.byte < 0x80 else "unused_utf8" if self.byte in UNUSED_UTF8 else "utf8"
 
     @property
+    def written(self) -> str:
+        """For people: its text, or its bytes where it is no whole character."""
+        if "\ufffd" not in self.text or self.piece is None:
+            return self.text
+        known = [self.byte] if self.byte is not None else [BYTE_OF_CHARACTER.get(char) for char in self.piece]
+        return self.piece if None in known else "".join(f"<0x{byte:02X}>" for byte in known)
+
+    @property
     def encodes_to_itself(self) -> bool:
         return self.encoding in (OK, OK_SPECIAL)
 
@@ -79,6 +87,11 @@ class TokenizerAnalysis:
     tokens: tuple[Token, ...]
     leading_space: bool
     byte_level: bool
+
+    def written(self, token: int) -> str | None:
+        """How a token is shown to people; None: there is none of that id."""
+        known = self.tokens[token] if token < len(self.tokens) else None
+        return known.written if known is not None and known.piece is not None else None
 
     def counts(self) -> dict[str, int]:
         """Tokens by category, and by published encoding; `bytes` counts single bytes, used or not."""

@@ -103,6 +103,12 @@ class UndertrainedTokens:
         return replace(self, rows=rows, verification=verification)
 
 
+def for_people(analysis: TokenizerAnalysis, row: Row) -> Row:
+    """The row with bytes written as bytes, where its text is no whole character."""
+    text = row["text"]
+    return row if text is None or "\ufffd" not in text else row | {"text": analysis.written(row["token_id"])}
+
+
 def token_rows(
     analysis: TokenizerAnalysis,
     unused: UnusedSet,

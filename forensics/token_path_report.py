@@ -11,6 +11,7 @@ import numpy as np
 
 from forensics.marked_text import shown
 from forensics.report_file import as_markdown, write_report_file
+from forensics.token_answer import for_people
 from forensics.token_path_answer import TokenPaths
 from forensics.token_path_picture import figure_of
 from forensics.token_path_rows import FELL_BACK, HARDLY, HARDLY_READ, NEVER_READ, READ_UNTRAINED
@@ -122,7 +123,7 @@ def _tables(found: TokenPaths) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     yield "Fell back", [row for row in found.rows if row["text"] is not None and row["fell_back_step"] is not None]
 
 
-def _cells(row: dict[str, Any]) -> Sequence[str]:
+def _cells(found: TokenPaths, row: dict[str, Any]) -> Sequence[str]:
     def cell(value: Any) -> str:
         if value is None:
             return ""
@@ -133,7 +134,8 @@ def _cells(row: dict[str, Any]) -> Sequence[str]:
             return shown(", ".join(map(str, value[:_MOST_LISTED])) + more)
         return f"{value:.6g}" if isinstance(value, float) else shown(str(value))
 
-    return [cell(row[name]) for name in _COLUMNS]
+    written = for_people(found.analysis, row)
+    return [cell(written[name]) for name in _COLUMNS]
 
 
 def _cut(rows: Sequence[dict[str, Any]]) -> str:
@@ -148,7 +150,7 @@ def _markdown(found: TokenPaths, picture: str) -> str:
         lines += ["", f"## {heading}", "", _cut(rows) + "."]
         if rows:
             lines += ["", f"| {' | '.join(_COLUMNS)} |", "| " + " | ".join("---" for _ in _COLUMNS) + " |"]
-            lines += ["| " + " | ".join(map(as_markdown, _cells(row))) + " |" for row in rows[:MOST_ROWS]]
+            lines += ["| " + " | ".join(map(as_markdown, _cells(found, row))) + " |" for row in rows[:MOST_ROWS]]
     return "\n".join(lines) + "\n"
 
 
@@ -160,7 +162,7 @@ def _html(found: TokenPaths) -> str:
     parts = [f"<ul>{told}</ul>"]
     for heading, rows in _tables(found):
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>"
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(found, row)) + "</tr>"
             for row in rows[:MOST_ROWS]
         )
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if rows else ""

@@ -212,7 +212,7 @@ def _answer(
     rows = [
         {
             "token_id": token,
-            "text": by_id[token]["text"],
+            "text": found.analysis.written(token),
             "category": by_id[token]["category"],
             "reason": reason,
             "seems_trained": token in trained,

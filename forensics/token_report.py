@@ -11,7 +11,7 @@ import numpy as np
 
 from forensics.marked_text import shown
 from forensics.report_file import as_markdown, write_report_file
-from forensics.token_answer import UndertrainedTokens
+from forensics.token_answer import UndertrainedTokens, for_people
 from forensics.token_picture import figure_of
 
 MOST_ROWS = 1000
@@ -97,7 +97,7 @@ def suspicious(found: UndertrainedTokens) -> list[dict[str, Any]]:
     return sorted(low, key=lambda row: (row["indicator"], row["token_id"]))[:MOST_ROWS]
 
 
-def _cells(row: dict[str, Any]) -> Sequence[str]:
+def _cells(found: UndertrainedTokens, row: dict[str, Any]) -> Sequence[str]:
     def cell(value: Any) -> str:
         if value is None:
             return ""
@@ -105,7 +105,8 @@ def _cells(row: dict[str, Any]) -> Sequence[str]:
             return "yes" if value else "no"
         return f"{value:.6g}" if isinstance(value, float) else shown(str(value))
 
-    return [cell(row[name]) for name in _SHOWN]
+    written = for_people(found.analysis, row)
+    return [cell(written[name]) for name in _SHOWN]
 
 
 def _markdown(found: UndertrainedTokens, picture: str) -> str:
@@ -113,7 +114,7 @@ def _markdown(found: UndertrainedTokens, picture: str) -> str:
     lines += [f"- **{as_markdown(name)}**: {as_markdown(value)}" for name, value in facts(found)]
     lines += ["", f"![distribution and scatter]({picture.replace(' ', '%20')})", "", f"| {' | '.join(_SHOWN)} |"]
     lines.append("| " + " | ".join("---" for _ in _SHOWN) + " |")
-    lines += ["| " + " | ".join(as_markdown(cell) for cell in _cells(row)) + " |" for row in suspicious(found)]
+    lines += ["| " + " | ".join(as_markdown(cell) for cell in _cells(found, row)) + " |" for row in suspicious(found)]
     return "\n".join(lines) + "\n"
 
 
@@ -123,6 +124,7 @@ def _html(found: UndertrainedTokens) -> str:
     )
     head = "".join(f"<th>{name}</th>" for name in _SHOWN)
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>" for row in suspicious(found)
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(found, row)) + "</tr>"
+        for row in suspicious(found)
     )
     return f"<ul>{told}</ul><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

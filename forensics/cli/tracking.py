@@ -59,13 +59,14 @@ def track_tokens(
 
 
 def _print(found: TokenPaths, limit: int | None, format: Format) -> None:
+    from forensics.token_answer import for_people
     from forensics.token_path_rows import SUMMARY
 
     if format is not Format.table:
         emit_rows(found.rows[:limit], format, SUMMARY)
         return
     rows = _of_each(found) if limit is None else found.rows[:limit]
-    emit_rows(rows, format, SHOWN)
+    emit_rows([for_people(found.analysis, row) for row in rows], format, SHOWN)
     if limit is None and len(rows) < len(found.rows):
         say(
             f"up to {SHOWN_OF_EACH} tokens of each finding, {len(rows)} of {len(found.rows):,} (--limit N prints the "
@@ -73,7 +74,7 @@ def _print(found: TokenPaths, limit: int | None, format: Format) -> None:
         )
 
 
-def _of_each(found: TokenPaths) -> list[Mapping[str, Any]]:
+def _of_each(found: TokenPaths) -> list[dict[str, Any]]:
     """The first tokens of each finding, and of those that left last."""
     from itertools import groupby, islice
 

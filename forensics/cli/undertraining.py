@@ -168,9 +168,11 @@ def _print(found: UndertrainedTokens, limit: int | None, format: Format) -> None
     if format is not Format.table:
         emit_rows(found.rows[:limit], format, found.columns)
         return
+    from forensics.token_answer import for_people
+
     most = MOST_SHOWN if limit is None else limit
     shown = [name for name in SHOWN if any(row[name] not in (None, []) for row in found.rows)]
-    emit_rows(found.rows[:most], format, shown)
+    emit_rows([for_people(found.analysis, row) for row in found.rows[:most]], format, shown)
     if limit is None and len(found.rows) > most:
         say(f"the first {most} of {len(found.rows):,} (--limit N prints more, -o FILE writes all)")
 

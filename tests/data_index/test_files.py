@@ -69,6 +69,16 @@ def test_an_error_while_filling_leaves_no_folder(stop: BaseException, tmp_path: 
     assert names(tmp_path) == []
 
 
+def test_a_file_may_be_read_by_whom_the_umask_says(tmp_path: Path) -> None:
+    """Some libraries make theirs readable by nobody else, which a group that shares a disk trips over."""
+    usual = tmp_path / "usual"
+    usual.touch()
+    with atomic_file(tmp_path / "made") as temporary:
+        temporary.touch(mode=0o600)
+
+    assert (tmp_path / "made").stat().st_mode == usual.stat().st_mode
+
+
 def test_a_folder_never_replaces_one_that_holds_something(tmp_path: Path) -> None:
     write_bytes(tmp_path / "there" / "file", b"old")
 

@@ -55,6 +55,15 @@ def test_byte_level_pieces_fall_into_their_categories() -> None:
     assert (counts["bytes"], counts["unused_byte"], counts["unreachable"], counts["special"]) == (256, 13, 1, 1)
 
 
+def test_what_is_no_whole_character_is_written_as_bytes() -> None:
+    found = analyse_tokenizer(byte_level())
+    written = {token.piece: found.written(token.token_id) for token in found.tokens}
+
+    assert written["a"] == "a" and written["Ġte"] == " te" and written["<|end|>"] == "<|end|>"
+    assert written["À"] == "<0xC0>" and written["ðŁ"] == "<0xF0><0x9F>"
+    assert found.written(10_000) is None
+
+
 def test_bytes_have_their_types() -> None:
     types = {token.byte: token.byte_type for token in analyse_tokenizer(byte_level()).tokens if token.byte is not None}
 
