@@ -54,7 +54,7 @@ def path_facts(found: TokenPaths) -> Iterator[tuple[str, str]]:
             f"up to {cluster.limit:.6g} at checkpoint {steps[-1]}{centre}, half of all tokens up to "
             f"{cluster.ordinary:.6g}",
         )
-    yield from _agreements(found)
+    yield from agreements(found)
     yield from _findings(found)
     for message in found.messages:
         yield "note", message
@@ -70,7 +70,7 @@ def _how_counted(found: TokenPaths) -> str:
     }[found.counted]
 
 
-def _agreements(found: TokenPaths) -> Iterator[tuple[str, str]]:
+def agreements(found: TokenPaths) -> Iterator[tuple[str, str]]:
     if (agreed := found.agreement) is not None:
         others = ""
         if agreed.others_read is not None:

@@ -44,7 +44,8 @@ from forensics.forking import ForkRequest, fork, fork_id
 from forensics.reproduction import Progress, replay
 from forensics.sample_run import SampleSpec, train_sample_run
 from forensics.tidying import remove
-from forensics.walkthrough import BAD_ROWS, prepare_sample
+from forensics.walked_questions import BAD_ROWS
+from forensics.walkthrough import prepare_sample
 from replay import recording
 from replay.determinism import environment
 from replay.intervention import parse_edit
