@@ -25,6 +25,7 @@ from forensics.token_prompting import Prompting, prompting_of
 from forensics.token_source import token_source
 from forensics.token_verification import TOKENS_AT_ONCE, Work, tokens_to_ask
 from forensics.undertrained_tokens import analysed
+from replay.determinism import choose_device
 
 SAMPLE, ALONE, ROUNDS = 48, 6, 3
 
@@ -34,7 +35,7 @@ def one_by_one(model: Any, prompting: Prompting, tokens: np.ndarray) -> dict[int
     for token in tokens.tolist():
         highest = 0.0
         for prompt in prompting.prompts:
-            ids = torch.from_numpy(prompt.for_tokens(np.array([token])))
+            ids = torch.from_numpy(prompt.for_tokens(np.array([token]))).to(model.device)
             answer = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
@@ -51,7 +52,7 @@ def one_by_one(model: Any, prompting: Prompting, tokens: np.ndarray) -> dict[int
 
 def at_once(model: Any, prompting: Prompting, tokens: np.ndarray, every_prompt: bool) -> dict[int, float]:
     work = Work(prompting, Unkept(Path("nowhere")), every_prompt, tokens)
-    work.ask(model, TOKENS_AT_ONCE["cpu"], lambda done, total: None)
+    work.ask(model, TOKENS_AT_ONCE[model.device.type], lambda done, total: None)
     return {token: verdict.max_probability for token, verdict in work.verdicts().items()}
 
 
@@ -73,9 +74,10 @@ def main() -> None:
     prompting, asked = prompting_of(source.tokenizer, found.analysis), tokens_to_ask(found)
     sample = np.array(asked)[np.unique(np.linspace(0, len(asked) - 1, SAMPLE).astype(int))]
     few = sample[:: max(len(sample) // ALONE, 1)]
-    model = prompted_model(source, workspace, torch.device("cpu"), "fp32")
+    model = prompted_model(source, workspace, choose_device("auto"), "fp32")
     lengths = ", ".join(f"{prompt.name} {len(prompt.token_ids)}" for prompt in prompting.prompts)
-    print(f"{source.label}: {len(asked)} candidates; prompts: {lengths} tokens; {torch.get_num_threads()} thread(s)")
+    print(f"{source.label}: {len(asked)} candidates; prompts: {lengths} tokens")
+    print(f"{model.device.type}, {torch.get_num_threads()} thread(s)")
     for _ in range(ROUNDS):
         alone, by_one = timed(lambda: one_by_one(model, prompting, few))
         whole, every = timed(lambda: at_once(model, prompting, sample, True))

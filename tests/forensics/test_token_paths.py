@@ -19,12 +19,12 @@ from data_index.registration import add
 from data_index.store import opened_for
 from data_index.token_categories import TokenizerAnalysis, analyse_tokenizer
 from data_index.workspace import Workspace
-from forensics import sql, token_origins
+from forensics import gathered_origins, sql, token_origins
 from forensics.counting_plan import count_of
 from forensics.forking import fork
+from forensics.gathered_origins import OTHER, OriginsOfTokens
 from forensics.kept_paths import Choice, PathPoint
 from forensics.path_exposures import PathExposures, path_exposures
-from forensics.token_origins import OTHER, OriginsOfTokens
 from forensics.token_path_answer import TokenPaths, answered, counted_for
 from forensics.token_path_report import path_facts, write_path_report
 from forensics.token_path_rows import FELL_BACK, HARDLY_READ, NEVER_READ, READ_UNTRAINED, SUMMARY
@@ -80,7 +80,7 @@ def test_exposures_equal_a_brute_force_count_at_every_checkpoint(tracked: tuple[
         assert np.array_equal(getattr(some, name), getattr(found.exposures, name)[[1, 3]])
 
 
-def test_documents_and_tags_equal_a_brute_force_count(tracked: tuple[Workspace, TokenPaths]) -> None:
+def test_documents_and_tags_equal_a_brute_force_count(tracked: tuple[Workspace, TokenPaths], tmp_path: Path) -> None:
     """The first documents in the order of reading, row after row; every reading counts for each tag."""
     workspace, found = tracked
     run, tags = workspace.run("tiny"), defaultdict(list)
@@ -106,9 +106,35 @@ def test_documents_and_tags_equal_a_brute_force_count(tracked: tuple[Workspace, 
     kept = sql("select token_id, document_ids from token_origins order by 1", workspace=workspace).to_pylist()
     assert {row["token_id"]: row["document_ids"] for row in kept} == {t: d for t, d in documents.items() if d}
     with pytest.MonkeyPatch.context() as patch:  # no token of this run stands in more than 20
-        patch.setattr(token_origins, "MOST_DOCUMENTS", 4)
-        few = token_origins._gathered(workspace, count_of(workspace, run), ROWS, lambda done, total: None).to_pylist()
+        patch.setattr(gathered_origins, "MOST_DOCUMENTS", 4)
+        gathered = token_origins._gathered(
+            workspace, count_of(workspace, run), ROWS, tmp_path, lambda done, total: None, 60.0
+        )
+    few = gathered.to_pylist()
     assert {row["token_id"]: row["document_ids"] for row in few} == {t: d[:4] for t, d in documents.items() if d}
+
+
+def test_an_interrupted_gathering_goes_on(
+    tracked: tuple[Workspace, TokenPaths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, _ = tracked
+    count, told = count_of(workspace, workspace.run("tiny")), list[int]()
+    whole = token_origins._gathered(workspace, count, ROWS, tmp_path, lambda done, total: None, 60.0)
+    monkeypatch.setattr(token_origins, "PLANNED_ROWS", 16)  # two steps
+
+    def interrupt(done: int, total: int) -> None:
+        told.append(done)
+        if len(told) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        token_origins._gathered(workspace, count, ROWS, tmp_path, interrupt, 0.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["gathered-6.npy"]
+    rest = token_origins._gathered(workspace, count, ROWS, tmp_path, lambda done, total: told.append(done), 60.0)
+
+    assert rest.equals(whole) and len(told) == 7 + 14  # steps 1 to 7, and 7 to 20
+    (tmp_path / "gathered-6.npy").write_bytes(b"damaged")
+    assert token_origins._gathered(workspace, count, ROWS, tmp_path, lambda done, total: None, 60.0).equals(whole)
 
 
 def test_tags_without_room_are_counted_together(tracked: tuple[Workspace, TokenPaths]) -> None:
