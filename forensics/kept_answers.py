@@ -6,6 +6,7 @@ the answers depend on.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,16 @@ Answer = tuple[np.ndarray, np.ndarray]  # probabilities fp32 [3], generated ids 
 
 
 class KeptAnswers:
-    """By prompt and token; what is not whole in the file counts as not asked."""
+    """By prompt and token; what is not whole in the file counts as not asked.
+
+    Attributes:
+        notes: what was to be said of the model that answered.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.answers: dict[tuple[str, int], Answer] = {}
+        self.notes: tuple[str, ...] = ()
         self._find()
 
     def add(self, prompt: str, tokens: np.ndarray, probabilities: np.ndarray, generated: np.ndarray) -> None:
@@ -40,7 +46,8 @@ class KeptAnswers:
             {"prompt": prompt, "token_id": token, "probabilities": chances.tolist(), "generated": ids.tolist()}
             for (prompt, token), (chances, ids) in self.answers.items()
         ]
-        write_parquet(self.path, pyarrow.Table.from_pylist(rows, schema=_schema()))
+        table = pyarrow.Table.from_pylist(rows, schema=_schema())
+        write_parquet(self.path, table.replace_schema_metadata({"notes": json.dumps(self.notes)}))
 
     def _find(self) -> None:
         import pyarrow
@@ -48,8 +55,10 @@ class KeptAnswers:
 
         try:
             require_file(self.path)
-            table = pyarrow.parquet.read_table(self.path, partitioning=None).cast(_schema())
-        except (ForensicsError, OSError, ValueError, pyarrow.ArrowException):
+            table = pyarrow.parquet.read_table(self.path, partitioning=None)
+            self.notes = tuple(map(str, json.loads((table.schema.metadata or {}).get(b"notes", b"[]"))))
+            table = table.cast(_schema())
+        except (ForensicsError, OSError, ValueError, TypeError, pyarrow.ArrowException):
             return
         for row in table.to_pylist():
             chances = np.array(row["probabilities"], dtype=np.float32)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +23,34 @@ def prompted_model(source: TokenSource, workspace: Workspace, device: Any, preci
     """
     Raises:
         UnsupportedRecipe: the place makes no model.
-        MissingFile, MissingState, CorruptFile, UnsafeFile
-        OutOfMemory: the device does not hold it.
+        MissingFile, MissingState, CorruptFile, UnsafeFile, AccessDenied, Unreachable, Offline
     """
     import torch
 
     from replay.causal_model import model_of_checkpoint, model_of_place
 
     dtype = getattr(torch, DTYPES[precision])
+    if source.run is None:
+        return model_of_place(source.place, device=device, dtype=dtype)
+    checkpoint = _checkpoint(source, workspace)
+    return model_of_checkpoint(checkpoint, _config(checkpoint, source, workspace), device=device, dtype=dtype)
+
+
+@contextmanager
+def device_memory(source: TokenSource, precision: str) -> Iterator[None]:
+    """
+    Raises:
+        OutOfMemory: the device does not hold the model, or a single prompt of it.
+    """
+    import torch
+
     try:
-        if source.run is None:
-            return model_of_place(source.place, device=device, dtype=dtype)
-        checkpoint = _checkpoint(source, workspace)
-        return model_of_checkpoint(checkpoint, _config(checkpoint, source, workspace), device=device, dtype=dtype)
+        yield
     except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"the device does not hold {source.label} in {precision}: {str(error)[:200]}") from error
+        raise OutOfMemory(
+            f"the device does not hold {source.label} in {precision}: take --precision bf16, or --device cpu "
+            f"({str(error)[:200]})"
+        ) from error
 
 
 def _checkpoint(source: TokenSource, workspace: Workspace) -> Checkpoint:

@@ -21,7 +21,7 @@ from data_index.workspace import Workspace
 from forensics.fetching import require_allowed
 from forensics.kept_answers import KeptAnswers
 from forensics.place_identity import identity_of_place
-from forensics.prompted_model import bytes_to_fetch, prompted_model
+from forensics.prompted_model import bytes_to_fetch, device_memory, prompted_model
 from forensics.token_answer import UndertrainedTokens
 from forensics.token_prompting import Prompting, prompting_of
 from forensics.token_source import TokenSource
@@ -81,12 +81,13 @@ def verified(
     path = kept_at(workspace, source, prompting, how, device.type)
     with exclusive_lock(path.with_suffix(".lock"), f"verifying the tokens of {source.label}"):
         work = Work(prompting, KeptAnswers(path), how.every_prompt, np.array([*asked, *controls], dtype=np.int64))
-        began, messages = time.monotonic(), []
+        began = time.monotonic()
         if work.num_left:
             require_allowed(bytes_to_fetch(source, workspace), how.max_fetch, f"the weights of {source.label}")
-            model = prompted_model(source, workspace, device, how.precision)
-            messages = _checked(model, prompting)
-            work.ask(model, TOKENS_AT_ONCE[device.type], progress)
+            with device_memory(source, how.precision):
+                model = prompted_model(source, workspace, device, how.precision)
+                work.answers.notes = _checked(model, prompting)
+                work.ask(model, TOKENS_AT_ONCE[device.type], progress)
     verdicts = work.verdicts()
     return found.with_verification(
         Verification(
@@ -99,7 +100,7 @@ def verified(
             device=device.type,
             num_asked=work.num_asked,
             seconds=time.monotonic() - began,
-            messages=tuple(messages),
+            messages=work.answers.notes,
         )
     )
 
@@ -199,7 +200,7 @@ class Work:
         return found
 
 
-def _checked(model: Any, prompting: Prompting) -> list[str]:
+def _checked(model: Any, prompting: Prompting) -> tuple[str, ...]:
     """Can the model take prompts of this length?
 
     Returns:
@@ -210,10 +211,12 @@ def _checked(model: Any, prompting: Prompting) -> list[str]:
     longest = max(len(prompt.token_ids) for prompt in prompting.prompts) + 2
     most = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(most, int) or longest <= most:
-        return []
+        return ()
     if getattr(model.config, "rope_parameters", None) is None:
         raise UnsupportedRecipe(f"a prompt has {longest} tokens, and the model places for {most}")
-    return [f"the longest prompt has {longest} tokens, and the model was trained on {most}: it may fail for that alone"]
+    return (
+        f"the longest prompt has {longest} tokens, and the model was trained on {most}: it may fail for that alone",
+    )
 
 
 def kept_at(workspace: Workspace, source: TokenSource, prompting: Prompting, how: Verifying, device: str) -> Path:

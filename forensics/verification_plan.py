@@ -29,21 +29,24 @@ def plan_verification(
         Of a model on disk, whose embedding matrices are read for it, what exactly is left to ask; of one on a server,
         the published 2 % of the tokens that encode to themselves. With `--until-settled`, the most. `seconds` is
         estimated from a matmul of this device.
+    Raises:
+        UnsupportedRecipe: the place makes no model, or its tokenizer no prompts.
+        MissingFile, MissingState, CorruptFile, UnsafeFile
     """
     import torch
 
     from data_index.token_categories import analyse_tokenizer
+    from replay.causal_model import require_model
     from replay.determinism import choose_device
     from replay.device_speed import matmul_flops
 
     device = choose_device(how.device)
+    if source.run is None:
+        require_model(source.place)
     if isinstance(source.place, Path):
         found = analysed(source, indicator=indicator, unused=unused)
-        prompting, asked, controls = (
-            prompting_of(source.tokenizer, found.analysis),
-            tokens_to_ask(found),
-            controls_of(found),
-        )
+        prompting = prompting_of(source.tokenizer, found.analysis)
+        asked, controls = tokens_to_ask(found), controls_of(found)
         answers = KeptAnswers(kept_at(workspace, source, prompting, how, device.type))
         work = Work(prompting, answers, how.every_prompt, np.array([*asked, *controls], dtype=np.int64))
         candidates, prompt_tokens = len(asked), work.num_left

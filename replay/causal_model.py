@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data_index.errors import CorruptFile, MissingFile, UnsupportedRecipe
+from data_index.errors import CorruptFile, ForensicsError, UnsupportedRecipe
 from data_index.files import read_json_object
 from data_index.gguf_file import read_gguf
 from data_index.run import Checkpoint
@@ -35,17 +35,25 @@ def model_of_place(place: Place, *, device: torch.device, dtype: torch.dtype = t
     Raises:
         MissingFile, MissingState, CorruptFile, UnsafeFile, AccessDenied, Unreachable, Offline
         UnsupportedRecipe: transformers has no such model; it is quantised; the place says nothing of its shape.
+        torch.OutOfMemoryError: memory does not hold it.
     """
+    require_model(place)
     if place.suffix == ".gguf":
         return _of_gguf(place, device, dtype)
-    config = place / "config.json"
-    if not config.is_file():
+    alone = Checkpoint(run=place.name, step=0, location=place, layout="hf", states=("weights",))
+    return model_of_checkpoint(alone, read_json_object(place / "config.json"), device=device, dtype=dtype)
+
+
+def require_model(place: Place) -> None:
+    """
+    Raises:
+        UnsupportedRecipe: the place says nothing of a model's shape.
+    """
+    if place.suffix != ".gguf" and not (place / "config.json").is_file():
         raise UnsupportedRecipe(
             f"{place} has no config.json, which says how its tensors make a model: name a folder that has one, or a "
-            "GGUF file"
+            "GGUF file; a trainer's checkpoint belongs to a run (forensics add)"
         )
-    alone = Checkpoint(run=place.name, step=0, location=place, layout="hf", states=("weights",))
-    return model_of_checkpoint(alone, read_json_object(config), device=device, dtype=dtype)
 
 
 def model_of_checkpoint(
@@ -70,11 +78,10 @@ def _of_gguf(place: Place, device: torch.device, dtype: torch.dtype) -> Any:
             config = load_gguf_checkpoint(here)["config"]
             model = _empty(config, str(place))
             read = load_gguf_checkpoint(here, return_tensors=True, model_to_load=model, torch_dtype=dtype)
-    except (UnsupportedRecipe, MissingFile):
-        raise
-    except MemoryError:
+    except ForensicsError:
         raise
     except Exception as error:  # the library raises whatever its parts do
+        _raise_if_of_memory(error)
         raise UnsupportedRecipe(f"{place}: transformers makes no model of it ({str(error)[:200]})") from error
     return _filled(model, read["tensors"], str(place), device, dtype)
 
@@ -139,11 +146,18 @@ def _filled(
                 output_loading_info=True,
             )
     except Exception as error:  # as above
+        _raise_if_of_memory(error)
         raise CorruptFile(f"{where}: its weights do not fit its config ({str(error)[:200]})") from error
     wrong = [*told["missing_keys"], *(str(one) for one in told["mismatched_keys"])]
     if wrong:
         raise CorruptFile(f"{where}: its weights do not fit its config: {sorted(map(str, wrong))[:3]}")
     return model.to(device).eval()
+
+
+def _raise_if_of_memory(error: Exception) -> None:
+    """A model that is sound and too large must not pass for a damaged one; on a CPU torch says so in words."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+        raise torch.OutOfMemoryError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_index.errors import InvalidRange, UnsupportedRecipe
+from data_index.errors import InvalidRange, OutOfMemory, UnsupportedRecipe
 from data_index.workspace import Workspace
 from forensics import token_verification
 from forensics.token_answer import UndertrainedTokens
@@ -174,6 +174,8 @@ def test_the_tiny_run_says_how_little_it_means(tiny_shared: Workspace, tmp_path:
     assert told["base rate"].startswith("64 of 64") and "94.4% to 100.0%" in told["base rate"]
     notes = [value for name, value in facts(found) if name == "note"]
     assert any("says little" in note for note in notes) and any("trained on" in note for note in notes)
+    again = facts(tokens("tiny", verify=True, workspace=tiny_shared))  # answered from what is kept
+    assert [value for name, value in again if name == "note"] == notes
     # All candidates fail: the published reports would list them down to the last.
     last = max(r["indicator"] for r in found.rows if r["category"] == "ok" and r["verified"] is not None)
     assert told["published threshold for showing"] == f"{last:.6g}"
@@ -201,6 +203,28 @@ def test_places_for_fewer_tokens_are_refused(tiny: Workspace, repeater: Repeater
     repeater.config = SimpleNamespace(max_position_embeddings=100)
     with pytest.raises(UnsupportedRecipe, match="the model places for 100"):
         tokens("tiny", verify=True, workspace=tiny)
+
+
+def test_a_device_that_is_too_small_is_said(
+    tiny: Workspace, repeater: Repeater, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: Any) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Repeater, "__call__", lambda self, **_: full())
+    with pytest.raises(OutOfMemory, match=r"does not hold tiny@20 in fp32: take --precision bf16.*no room"):
+        tokens("tiny", verify=True, workspace=tiny)
+
+
+def test_what_says_nothing_of_its_shape_cannot_be_verified(tiny: Workspace) -> None:
+    run = tiny.run("tiny")
+    folder = str(tiny.checkpoint(run, 20).location)
+    for name in (folder, f"{folder}/model.safetensors"):
+        assert tokens(name, tokenizer=run.tokenizer, workspace=tiny).rows
+        with pytest.raises(UnsupportedRecipe, match="no config.json"):
+            tokens(name, tokenizer=run.tokenizer, verify=True, workspace=tiny)
+        done = forensics(tiny, "tokens", name, "--tokenizer", str(run.tokenizer), "--verify", "--plan")
+        assert done.returncode == 1 and "no config.json" in done.stderr
 
 
 def test_prompts_begin_as_the_tokenizer_begins_texts() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from data_index.errors import CorruptFile, ForensicsError, MissingFile, UnsafeFile, UnsupportedRecipe
 from replay.causal_model import model_of_place
@@ -108,6 +108,20 @@ def test_what_makes_no_model_is_refused(tmp_path: Path, what: str, error: type[E
     damaged(tmp_path, what)
 
     with pytest.raises(error, match=said):
+        model_of_place(tmp_path, device=CPU)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_model_that_is_too_large_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    saved(tmp_path)
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError):
         model_of_place(tmp_path, device=CPU)
 
 
