@@ -10,7 +10,7 @@ import numpy as np
 
 from data_index.token_categories import Token, TokenizerAnalysis
 from forensics.token_verdicts import VERDICT_COLUMNS, Verification
-from forensics.unused_set import UnusedSet
+from forensics.unused_set import ROWS_OF_ZEROS, UnusedSet
 
 if TYPE_CHECKING:
     from probes.indicator_trust import Gap, Trust
@@ -66,7 +66,8 @@ class UndertrainedTokens:
         """Rows of tokens that encode to themselves and are suspicious, lowest first; what verification prompts with.
 
         Args:
-            by: `candidate` (below the gap; where there is none, the published 2 %), `below_gap` or `below_2_percent`.
+            by: `candidate` (below the gap; where there is none, the published 2 %; rows of zeros, which have no
+                direction and so no distance, always), `below_gap` or `below_2_percent`.
         """
         return [row for row in self.rows if row["rank"] is not None and row[by]]
 
@@ -125,6 +126,7 @@ def token_rows(
     low = of_main <= (gap.cut if gap else -np.inf)
     lowest = of_main <= cut
     evidence, chosen = unused.evidence_by_token(), set(unused.token_ids.tolist())
+    blank = {token for token, kinds in evidence.items() if ROWS_OF_ZEROS in kinds}
     never = set(unused.never_updated.tolist()) if unused.never_updated is not None else None
     lists = {name: of_rows.tolist() for name, of_rows in values.items()}
     rows = []
@@ -136,7 +138,7 @@ def token_rows(
             "rank": rank.get(token),
             "max_probability": None,
             "verified": None,
-            "candidate": token in rank and bool(low[token] if gap else lowest[token]),
+            "candidate": token in rank and (token in blank or bool(low[token] if gap else lowest[token])),
             "below_gap": bool(low[token]) if gap else None,
             "below_2_percent": bool(lowest[token]),
             "in_unused_set": token in chosen,

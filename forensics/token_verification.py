@@ -22,7 +22,7 @@ from forensics.fetching import require_allowed
 from forensics.kept_answers import KeptAnswers
 from forensics.place_identity import identity_of_place
 from forensics.prompted_model import bytes_to_fetch, device_memory, prompted_model
-from forensics.token_answer import UndertrainedTokens
+from forensics.token_answer import Row, UndertrainedTokens
 from forensics.token_prompting import Prompting, prompting_of
 from forensics.token_source import TokenSource
 from forensics.token_verdicts import Verdict, Verification
@@ -106,19 +106,21 @@ def verified(
 
 
 def tokens_to_ask(found: UndertrainedTokens) -> list[int]:
-    """Candidates by either cut, lowest first."""
-    return [row["token_id"] for row in found.rows if row["rank"] and (row["below_gap"] or row["below_2_percent"])]
+    """Candidates, by either cut too, lowest first."""
+    return [row["token_id"] for row in found.rows if row["rank"] and _is_suspicious(row)]
 
 
 def controls_of(found: UndertrainedTokens, count: int = NUM_CONTROLS) -> list[int]:
     """Tokens of the category `ok` above both cuts, evenly spaced in rank."""
     others = [
-        row["token_id"]
-        for row in found.rows
-        if row["rank"] and row["category"] == "ok" and not (row["below_gap"] or row["below_2_percent"])
+        row["token_id"] for row in found.rows if row["rank"] and row["category"] == "ok" and not _is_suspicious(row)
     ]
     places = np.unique(np.linspace(0, len(others) - 1, min(count, len(others))).astype(int))
     return [others[place] for place in places]
+
+
+def _is_suspicious(row: Row) -> bool:
+    return bool(row["candidate"] or row["below_gap"] or row["below_2_percent"])
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------

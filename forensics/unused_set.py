@@ -14,6 +14,7 @@ from data_index.token_categories import TokenizerAnalysis
 if TYPE_CHECKING:
     import torch
 
+ROWS_OF_ZEROS = "rows of zeros"
 LEAST_COHERENCE = 0.95  # of rows that are to serve as the direction of unused ones
 NONE_KNOWN = (
     "no row is known to be unused: there is no padding beyond the tokenizer, no byte that text cannot contain, and no "
@@ -103,7 +104,7 @@ def find_unused(
 
 def _serves(one: Evidence, blank: np.ndarray) -> bool:
     usable = np.setdiff1d(one.token_ids, blank)
-    if not len(usable) or one.kind in ("identical rows", "rows of zeros"):
+    if not len(usable) or one.kind in ("identical rows", ROWS_OF_ZEROS):
         return False
     # A single row cannot be compared with others of its kind; of what a person names, nothing is doubted.
     return one.kind == "given" or one.coherence is None or one.coherence >= LEAST_COHERENCE
@@ -167,4 +168,4 @@ def _gathered(
         detail = f"{len(same)} groups of rows that are equal bit for bit, of {sizes} rows"
         yield Evidence(kind="identical rows", token_ids=np.sort(np.concatenate(same)), detail=detail)
     if len(blank):
-        yield Evidence(kind="rows of zeros", token_ids=blank, detail="every element is exactly 0")
+        yield Evidence(kind=ROWS_OF_ZEROS, token_ids=blank, detail="every element is exactly 0")

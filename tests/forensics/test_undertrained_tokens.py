@@ -171,6 +171,23 @@ def test_a_row_that_is_not_finite_is_said_and_spoils_no_other(tmp_path: Path, wo
     assert ids(found, "below_gap") == set(UNTRAINED) and any("not finite" in message for message in found.messages)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_zeros_are_candidates_whatever_their_distance(tmp_path: Path, workspace: Workspace, tied: bool) -> None:
+    """They have no direction; by the published formula they are as far from unused rows as can be."""
+    from safetensors.torch import load_file
+
+    folder = planted(tmp_path / "m", tied=tied)
+    tensors = load_file(folder / "model.safetensors")
+    for matrix in tensors.values():
+        matrix[70] = 0
+    save_file(tensors, folder / "model.safetensors")
+    found = tokens(str(folder), indicator=OUTPUT_COSINE, workspace=workspace)
+    row = next(row for row in found.rows if row["token_id"] == 70)
+
+    assert row["indicator"] == 1 and not row["below_gap"] and row["evidence"] == ["rows of zeros"]
+    assert [row["token_id"] for row in found.candidates()] == [256, 70]
+
+
 def test_a_gguf_file_is_enough(tmp_path: Path, workspace: Workspace) -> None:
     """Its tokenizer is in its metadata; the answer is that of the folder it was made from."""
     from safetensors.torch import load_file
