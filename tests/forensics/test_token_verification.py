@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from data_index.errors import InvalidRange, OutOfMemory, UnsupportedRecipe
+from data_index.token_categories import analyse_tokenizer
 from data_index.workspace import Workspace
 from forensics import token_verification
 from forensics.token_answer import UndertrainedTokens
-from forensics.token_prompting import as_prompted
+from forensics.token_prompting import as_prompted, prompting_of
 from forensics.token_report import facts, write_report
 from forensics.token_verification import Verifying, controls_of
 from forensics.undertrained_tokens import tokens
@@ -237,3 +238,24 @@ def test_prompts_begin_as_the_tokenizer_begins_texts() -> None:
     )
 
     assert as_prompted(tokenizer, "a b") == [0, 2, 3]
+
+
+def test_a_tokenizer_that_puts_a_space_before_texts_makes_prompts() -> None:
+    """The space stands before the prompt, not before the token in it."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    pieces = ["<unk>", *(f"<0x{n:02X}>" for n in range(256)), "▁", *map(chr, range(33, 127)), "«", "»", "qz"]
+    vocabulary = {piece: token for token, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("q", "z")], unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    analysis = analyse_tokenizer(tokenizer)
+    prompting = prompting_of(tokenizer, analysis)
+
+    assert analysis.leading_space and prompting.placeholder == "qz"
+    for prompt in prompting.prompts:
+        text = tokenizer.decode(prompt.for_tokens(np.array([vocabulary["w"]]))[0].tolist())
+        assert prompt.token_ids[0] == vocabulary["▁"] and not text.startswith(" ")
+        assert text.count("qz") == 0 and "Ġ" not in text and "▁" not in text
+    assert {prompt.name: int(prompt.is_place.sum()) for prompt in prompting.prompts}["repeats"] == 101

@@ -19,7 +19,7 @@ from forensics.undertrained_tokens import tokens
 from forensics.unused_set import NONE_KNOWN
 from probes.embedding_indicators import INPUT_NORM, OUTPUT_COSINE
 from tests.data_index.test_gguf_file import gguf
-from tests.data_index.test_token_categories import byte_level
+from tests.data_index.test_token_categories import byte_level, sentencepiece
 
 WIDTH = 48
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -111,6 +111,28 @@ def test_a_norm_that_says_nothing_is_recognised(tmp_path: Path, workspace: Works
 
     assert found.indicator == OUTPUT_COSINE and "no information" in found.reason
     assert found.trust[INPUT_NORM].informative is False
+
+
+@pytest.mark.parametrize("leading_space", [True, False])
+def test_a_vocabulary_like_sentencepieces_is_judged_alike(
+    tmp_path: Path, workspace: Workspace, leading_space: bool
+) -> None:
+    """Its impossible bytes are spelled <0xF5>; with the space before texts, pieces are judged behind a prefix."""
+    tokenizer = sentencepiece(leading_space=leading_space)
+    generator = torch.Generator().manual_seed(2)
+    matrix = torch.randn(tokenizer.get_vocab_size(), WIDTH, generator=generator)
+    unused = [1 + byte for byte in UNTRAINED[:13]]
+    planted_too = tokenizer.token_to_id("te")
+    common = torch.randn(WIDTH, generator=generator)
+    matrix[[*unused, planted_too]] = 0.3 * (common + 0.02 * torch.randn(14, WIDTH, generator=generator))
+    save_file({"model.embed_tokens.weight": matrix}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"tie_word_embeddings": True}))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    found = tokens(str(tmp_path), workspace=workspace)
+
+    assert found.analysis.leading_space == leading_space and not found.analysis.byte_level
+    assert found.unused.token_ids.tolist() == sorted(unused) and ids(found, "below_gap") == {*unused, planted_too}
+    assert [row["text"] for row in found.candidates()] == ["te"]
 
 
 def test_where_no_row_is_known_it_is_said(tmp_path: Path, workspace: Workspace) -> None:
