@@ -174,7 +174,7 @@ def test_in_bf16_each_generated_token_is_the_most_probable_within_its_rounding(k
             logits = model(input_ids=torch.from_numpy(np.concatenate([prompt, row]))[None]).logits[0]
         logits = logits[len(prompt) - 1 : -1]
         chosen = logits.gather(1, torch.from_numpy(row)[:, None])[:, 0]
-        # Logits are below 10, where bf16 has steps of 1/16 or less; the second is 0.2 to 1.7 below the first on average.
+        # Logits are below 10, where bf16 has steps of 1/16 or less; the second is 0.2 to 1.7 below on average.
         assert float((logits.amax(dim=1) - chosen).max()) < 0.1
 
 
