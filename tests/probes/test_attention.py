@@ -152,6 +152,18 @@ def test_the_loss_change_of_a_copier_is_the_log_ratio_of_its_chances() -> None:
     assert induction_loss_changes(Copier(), rows) == pytest.approx(np.full(4, -np.log(9)), rel=1e-6)
 
 
+def test_loss_changes_compare_the_same_tokens_in_both_copies() -> None:
+    """Independent value: chances of single tokens, without a copy's first, in fp64."""
+    model = tiny_model("llama")
+    rows = repeated_rows(np.arange(VOCABULARY), num_repeated=5, num_rows=3, seed=0)
+    with torch.no_grad():
+        chances = model(input_ids=torch.from_numpy(rows)).logits.double().softmax(-1).numpy()
+    for row, found in enumerate(induction_loss_changes(model, rows, rows_at_once=2)):
+        losses = {place: -np.log(chances[row, place - 1, rows[row, place]]) for place in range(1, 10)}
+        expected = np.mean([losses[place + 5] - losses[place] for place in range(1, 5)])
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)  # fp32 against fp64
+
+
 def state_of(model: Any) -> list[Any]:
     hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
     return [model.config.to_dict(), model.config._attn_implementation, [m.training for m in model.modules()], hooks]

@@ -90,6 +90,8 @@ def test_evenly_spread_draws_give_each_token_its_share() -> None:
     counts = torch.bincount(drawn_tokens(probabilities, draws, 0.8), minlength=6)
     assert counts.tolist() == [0, 571, 0, 0, 429, 0]
     assert set(drawn_tokens(probabilities, draws, 0.5).tolist()) == {1}
+    # The smallest draw does not fall on the impossible token before the first possible one.
+    assert drawn_tokens(probabilities[:1], torch.zeros(1, dtype=torch.float64)).tolist() == [1]
 
 
 def test_the_first_token_is_sampled_in_proportion() -> None:
@@ -178,10 +180,15 @@ def test_in_bf16_each_generated_token_is_the_most_probable_within_its_rounding(k
         assert float((logits.amax(dim=1) - chosen).max()) < 0.1
 
 
-def test_generating_leaves_the_model_as_it_was() -> None:
-    model = tiny_model("olmo3", "forensics").train()
+def test_generating_neither_drops_out_nor_changes_the_model() -> None:
+    model = tiny_model("gpt_neox", "forensics")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    expected = [row.tolist() for row in greedy_continuations(model, PROMPTS, 3)]
+    model.train()
     before = (model.config.to_dict(), model.config._attn_implementation)
-    greedy_continuations(model, PROMPTS, 3)
 
+    assert [row.tolist() for row in greedy_continuations(model, PROMPTS, 3)] == expected
     assert all(module.training for module in model.modules())
     assert (model.config.to_dict(), model.config._attn_implementation) == before
