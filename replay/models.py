@@ -41,7 +41,8 @@ def attention(
         repeat_kv(key, groups),
         repeat_kv(value, groups),
         attn_mask=attention_mask,
-        is_causal=attention_mask is None,
+        # Without a mask, a single token after a cache sees all of it; torch would let it see the first token only.
+        is_causal=attention_mask is None and query.shape[2] > 1,
         scale=scaling,
     )
     return attended.transpose(1, 2).contiguous(), None
