@@ -54,7 +54,7 @@ def estimate_of(
     if totals.shape != counts.shape or totals.shape[1:] != (len(weights),):
         raise ValueError(f"totals {totals.shape}, counts {counts.shape} and {len(weights)} weights do not match")
     totals, counts = _of_clusters(totals, clusters), _of_clusters(counts, clusters)
-    taken = (counts > 0).any(axis=1)
+    taken = ((counts > 0) | (totals != 0)).any(axis=1)
     totals, counts = totals[taken], counts[taken]
     factors = np.asarray(weights, dtype=np.float64)
     value = float(_value(totals.sum(axis=0), counts.sum(axis=0), factors))
