@@ -51,6 +51,14 @@ def test_a_group_without_a_byte_has_no_bits_per_byte() -> None:
         _ = grouped_loss(LOSSES).bits_per_byte
 
 
+def test_losses_of_a_row_without_bytes_stay_in_the_numerator() -> None:
+    num_bytes = NUM_BYTES.copy()
+    num_bytes[0] = 0
+    of_groups = grouped_loss(LOSSES, scored=SCORED, utf8_bytes=num_bytes).bits_per_byte
+
+    assert bits_per_byte_estimate(LOSSES, num_bytes, scored=SCORED).value == pytest.approx(of_groups[0], rel=1e-15)
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (4, 2)])
 def test_ids_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     """[rows, length - 1] would shift every token by one without an error."""

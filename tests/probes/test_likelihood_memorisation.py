@@ -57,6 +57,15 @@ def test_the_estimate_is_the_interaction_of_a_regression() -> None:
     assert same.effect.value == pytest.approx(found.value, rel=1e-12)
 
 
+def test_the_mean_over_cohorts_is_that_of_the_profile_by_rows() -> None:
+    losses = planted(0.5)
+    cells = [one for one in memorisation_profile(losses, FIRST, num_draws=9) if one.checkpoint == one.cohort + 1]
+    expected = sum(one.effect.value * one.num_treated for one in cells) / sum(one.num_treated for one in cells)
+
+    assert len(cells) == 3
+    assert mean_memorisation(losses, FIRST, checkpoints_later=1, num_draws=9).value == pytest.approx(expected)
+
+
 def test_intervals_hold_the_planted_effect_as_often_as_they_say() -> None:
     """A row's difficulty, common to both its losses, does not widen them: rows are drawn with both."""
     found = [mean_memorisation(planted(0.3, seed), FIRST, num_draws=200, seed=seed) for seed in range(100)]

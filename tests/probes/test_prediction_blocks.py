@@ -1,6 +1,7 @@
 """One forward pass for several statistics, held against probabilities computed at once, in fp64, and looped over."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,28 @@ def test_a_pass_leaves_the_model_as_it_was_even_after_an_error() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.is_grad_enabled()
     model(input_ids=torch.from_numpy(ROWS.astype(np.int64))).logits.sum().backward()  # nothing it kept is in the way
+
+
+class KeepsWhatItComputes(torch.nn.Module):
+    """As models do whose rotary frequencies depend on the length of what they read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.zeros(30, 30))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        if input_ids.shape[1] > self.scale:
+            self.scale = torch.tensor(float(input_ids.shape[1]))
+        return SimpleNamespace(logits=self.table[input_ids] * self.scale)
+
+
+def test_a_model_that_keeps_what_it_computes_can_be_trained_after_a_pass() -> None:
+    model = KeepsWhatItComputes()
+    token_losses(model, ROWS)
+
+    model(torch.zeros((1, 3), dtype=torch.int64), use_cache=False).logits.sum().backward()
+    assert model.table.grad is not None
 
 
 @pytest.mark.parametrize("scored", [SCORED[:, 1:], SCORED.astype(np.int64)])

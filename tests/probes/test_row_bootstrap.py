@@ -59,6 +59,17 @@ def test_the_spread_of_a_difference_of_two_samples_is_the_textbook_one() -> None
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.06)
 
 
+def test_no_draw_lacks_a_side_however_small_it_is() -> None:
+    """Two rows against a hundred: drawn from all, one draw in seven would have neither of the two."""
+    values = np.concatenate([[1.0, 3.0], np.zeros(100), [np.nan] * 50])[:, None]
+    counts = np.zeros((152, 2))
+    counts[:2, 0] = counts[2:102, 1] = 1
+    found = estimate_of(np.where(counts > 0, values, 0), counts, [1.0, -1.0])
+
+    assert (found.value, found.low, found.high) == (2.0, 1.0, 3.0)  # both the one, or both the other, half of the time
+    assert found.num_clusters == 102  # rows in neither mean are not drawn
+
+
 def test_the_same_seed_gives_the_same_interval_and_no_interval_is_made_up() -> None:
     one = estimate_of(TOTALS[:, None], COUNTS[:, None], [1.0], seed=4)
     alone = estimate_of(TOTALS[:1, None], COUNTS[:1, None], [1.0])
