@@ -119,9 +119,7 @@ def mean_loss_estimate(
 ) -> Estimate:
     """Mean loss of all scored tokens, nats per token, with its bootstrap interval over rows, or clusters of rows."""
     totals, num_tokens = _row_totals(losses, scored)
-    return estimate_of(
-        totals[:, None], num_tokens[:, None], [1.0], clusters=clusters, num_draws=num_draws, seed=seed
-    )
+    return estimate_of(totals[:, None], num_tokens[:, None], [1.0], clusters=clusters, num_draws=num_draws, seed=seed)
 
 
 def bits_per_byte_estimate(
