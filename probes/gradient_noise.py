@@ -22,9 +22,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from data_index.errors import InvalidRange
+from probes.differentiable_loss import differentiable_mean_loss
 from probes.norms import group_norm
 
 
@@ -127,9 +127,6 @@ def mean_gradient(
     model: torch.nn.Module, parameters: Mapping[str, torch.nn.Parameter], token_ids: np.ndarray
 ) -> tuple[torch.Tensor, ...]:
     """Gradient of the mean cross-entropy, nats per token, by each parameter; zeros where it takes no part."""
-    device = next(iter(parameters.values())).device
     with torch.inference_mode(False), torch.enable_grad():
-        ids = torch.from_numpy(np.ascontiguousarray(token_ids, dtype=np.int64)).to(device)
-        logits = model(input_ids=ids).logits[:, :-1].float()
-        loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1))
+        loss = differentiable_mean_loss(model, token_ids)
         return torch.autograd.grad(loss, tuple(parameters.values()), allow_unused=True, materialize_grads=True)
