@@ -182,8 +182,8 @@ def langevin_step(
 
 
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy."""
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+    """The tensor itself where it is so already: w* is only read."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def num_steps(sampling: LangevinSampling) -> int:

@@ -116,6 +116,13 @@ def test_a_bf16_model_is_measured_and_left_as_it_was() -> None:
     assert not model.training and bool((first.grad == 1).all())
 
 
+def test_equal_rows_have_no_noise() -> None:
+    """In bf16 too, where a sum of so many gradients would lose what is rounded off."""
+    noise = gradient_noise(model_of("llama").bfloat16(), np.repeat(TOKENS[:1], 30, axis=0))
+
+    assert abs(noise.noise_scale) < 1e-4
+
+
 def test_a_gradient_that_is_not_told_from_0_has_no_scale() -> None:
     noise = noise_from_instances(np.array([1.0, 1.0]), 0.0)
 

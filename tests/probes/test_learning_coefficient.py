@@ -94,6 +94,7 @@ def test_noise_of_batches_widens_the_samples_as_much_as_it_should_and_does_not_s
     )
     exact = exact_coefficient(torch.ones(60), sampling, noise=float(np.mean(np.square(centers))))
 
+    assert not found.excess_losses[:, 0].any()
     assert exact > 1.05 * exact_coefficient(torch.ones(60), sampling)
     assert_within_error(found, exact, largest_error=0.05)
     assert found.loss == pytest.approx(30 * float(np.mean(np.square(centers))), rel=1e-5)
@@ -112,6 +113,20 @@ def test_a_seed_fixes_the_chains_and_each_chain_differs() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert not np.isclose(traces(1)[:, 1:], traces(2)[:, 1:]).any()
     assert not np.isclose(*traces(1)[:, 1:]).any()
+
+
+def test_chains_from_bf16_weights_run_in_fp32() -> None:
+    """And gradients are taken whatever the caller's mode is."""
+    sampling = replace(SAMPLING, num_chains=1, num_burn_in=1, num_draws=20)
+    rounded = {name: tensor.bfloat16() for name, tensor in CENTER.items()}  # both numbers can be written in bf16
+    plain = local_learning_coefficient(CENTER, quadratic, [None], num_instances=NUM_INSTANCES, sampling=sampling)
+    with torch.no_grad():
+        found = local_learning_coefficient(rounded, quadratic, [None], num_instances=NUM_INSTANCES, sampling=sampling)
+
+    assert np.array_equal(found.excess_losses, plain.excess_losses)
+    assert all(
+        tensor.dtype == torch.bfloat16 and torch.equal(tensor, CENTER[n].bfloat16()) for n, tensor in rounded.items()
+    )
 
 
 def test_a_chain_that_runs_away_says_so() -> None:

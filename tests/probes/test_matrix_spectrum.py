@@ -59,12 +59,12 @@ def test_a_bf16_matrix_is_taken_as_it_stands_and_left_so(way: str) -> None:
     assert torch.equal(weight, before) and weight.grad is None
 
 
-@pytest.mark.parametrize("shape", [(600, 30), (30, 600), (90, 90), (2, 5), (1, 7)])
+@pytest.mark.parametrize("shape", [(600, 30), (30, 600), (90, 90), (300, 300), (2, 5), (1, 7)])
 def test_the_spectral_norm_alone_is_that_of_the_decomposition(
     shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A random matrix is the hard case: its largest singular values lie close together."""
-    monkeypatch.setattr(probes.matrix_spectrum, "ELEMENTS_AT_ONCE", 1000)
+    monkeypatch.setattr(probes.matrix_spectrum, "ELEMENTS_AT_ONCE", 20000)
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     exact = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
 

@@ -57,6 +57,15 @@ def test_the_tail_begins_where_the_power_law_does() -> None:
     assert found.distance < 1.36 / math.sqrt(found.num_tail)  # the 5 % point of the distance of the true distribution
 
 
+def test_equal_values_are_in_the_tail_together() -> None:
+    """The law of a tail that began at the last of them would fit perfectly."""
+    values = np.concatenate([np.ones(40), (1 - np.arange(0.5, 60) / 60) ** -1.0])
+    found = power_law_tail(values)
+
+    assert found is not None
+    assert found.num_tail == (values >= found.xmin).sum()
+
+
 def test_units_and_zeros_do_not_matter() -> None:
     values = pareto_values(2.2, 300, 6)
     plain, scaled = power_law_tail(values), power_law_tail(np.concatenate([np.zeros(5), 1e-6 * values[::-1], [-1e-20]]))
