@@ -58,12 +58,12 @@ def test_the_tail_begins_where_the_power_law_does() -> None:
 
 
 def test_equal_values_are_in_the_tail_together() -> None:
-    """The law of a tail that began at the last of them would fit perfectly."""
-    values = np.concatenate([np.ones(40), (1 - np.arange(0.5, 60) / 60) ** -1.0])
-    found = power_law_tail(values)
+    """Of the last 2 and the 4 alone the distance would be 1 / 2, which is less; but xmin = 2 means every 2."""
+    found = power_law_tail(np.array([2.0, 2.0, 2.0, 2.0, 4.0]))
 
     assert found is not None
-    assert found.num_tail == (values >= found.xmin).sum()
+    assert (found.num_tail, found.distance) == (5, pytest.approx(0.8))
+    assert found.alpha == pytest.approx(1 + 5 / math.log(2))
 
 
 def test_units_and_zeros_do_not_matter() -> None:
