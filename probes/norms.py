@@ -21,6 +21,18 @@ def norms_by_group(tensors: Mapping[str, torch.Tensor], groups: Mapping[str, lis
     return [group_norm(tensors[name] for name in names) for names in groups.values()]
 
 
+def root_mean_square(tensors: Iterable[torch.Tensor]) -> float:
+    """Of all elements of all tensors together; NaN without any. Unlike a norm it can be compared between sizes."""
+    tensors = list(tensors)
+    num_elements = sum(tensor.numel() for tensor in tensors)
+    return group_norm(tensors) / num_elements**0.5 if num_elements else float("nan")
+
+
+def root_mean_squares_by_group(tensors: Mapping[str, torch.Tensor], groups: Mapping[str, list[str]]) -> list[float]:
+    """Root mean square of the elements of each group of named tensors, in the groups' order."""
+    return [root_mean_square(tensors[name] for name in names) for names in groups.values()]
+
+
 def travel_distance(
     one: Mapping[str, torch.Tensor],
     other: Mapping[str, torch.Tensor],
