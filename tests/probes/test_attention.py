@@ -135,7 +135,7 @@ class Copier(torch.nn.Module):
         super().__init__()
         self.unused = torch.nn.Parameter(torch.zeros(1))
 
-    def forward(self, input_ids: torch.Tensor) -> Any:
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
         chances = torch.full((*input_ids.shape, 10), 0.1)
         for row, ids in enumerate(input_ids.tolist()):
             for place, token in enumerate(ids):
