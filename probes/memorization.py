@@ -1,4 +1,4 @@
-"""Memorisation: does a model go on with the very tokens that it was trained on?"""
+"""Memorization: does a model go on with the very tokens that it was trained on?"""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from probes.likelihood_memorisation import difference_in_differences, mean_memorisation, memorisation_profile
-from probes.next_batch_generalisation import next_batch_gap
+from probes.likelihood_memorization import difference_in_differences, mean_memorization, memorization_profile
+from probes.next_batch_generalization import next_batch_gap
 
 RNG = np.random.default_rng(0)
 NUM_ROWS = 300
@@ -24,7 +24,7 @@ def planted(noise: float, seed: int = 0, effect: float = 0.4, kept: float = 0.5)
 
 def test_without_noise_the_profile_is_what_was_planted() -> None:
     """A closed form: 0.4 nats at once, half of it a checkpoint later, nothing before; whatever the common trend."""
-    found = memorisation_profile(planted(0.0), FIRST, num_draws=50)
+    found = memorization_profile(planted(0.0), FIRST, num_draws=50)
 
     cells = {(one.cohort, one.checkpoint) for one in found}
     assert cells == {(g, c) for g in range(1, 5) for c in range(5) if c != g - 1}
@@ -33,8 +33,8 @@ def test_without_noise_the_profile_is_what_was_planted() -> None:
         assert one.effect.value == pytest.approx(expected, abs=1e-12)
         assert one.num_treated == (one.cohort == FIRST).sum()
         assert one.num_control == (max(one.cohort, one.checkpoint) < FIRST).sum()
-    assert mean_memorisation(planted(0.0), FIRST).value == pytest.approx(0.4)
-    assert mean_memorisation(planted(0.0), FIRST, checkpoints_later=2).value == pytest.approx(0.1)
+    assert mean_memorization(planted(0.0), FIRST).value == pytest.approx(0.4)
+    assert mean_memorization(planted(0.0), FIRST, checkpoints_later=2).value == pytest.approx(0.1)
 
 
 def test_the_estimate_is_the_interaction_of_a_regression() -> None:
@@ -52,23 +52,23 @@ def test_the_estimate_is_the_interaction_of_a_regression() -> None:
     fitted = np.linalg.lstsq(design * scale[:, None], measured * scale, rcond=None)[0]
 
     assert found.value == pytest.approx(-fitted[3], rel=1e-9)
-    in_profile = memorisation_profile(losses, FIRST, num_tokens=num_tokens, num_draws=50)
+    in_profile = memorization_profile(losses, FIRST, num_tokens=num_tokens, num_draws=50)
     same = next(one for one in in_profile if (one.cohort, one.checkpoint) == (2, 2))
     assert same.effect.value == pytest.approx(found.value, rel=1e-12)
 
 
 def test_the_mean_over_cohorts_is_that_of_the_profile_by_rows() -> None:
     losses = planted(0.5)
-    cells = [one for one in memorisation_profile(losses, FIRST, num_draws=9) if one.checkpoint == one.cohort + 1]
+    cells = [one for one in memorization_profile(losses, FIRST, num_draws=9) if one.checkpoint == one.cohort + 1]
     expected = sum(one.effect.value * one.num_treated for one in cells) / sum(one.num_treated for one in cells)
 
     assert len(cells) == 3
-    assert mean_memorisation(losses, FIRST, checkpoints_later=1, num_draws=9).value == pytest.approx(expected)
+    assert mean_memorization(losses, FIRST, checkpoints_later=1, num_draws=9).value == pytest.approx(expected)
 
 
 def test_intervals_hold_the_planted_effect_as_often_as_they_say() -> None:
     """A row's difficulty, common to both its losses, does not widen them: rows are drawn with both."""
-    found = [mean_memorisation(planted(0.3, seed), FIRST, num_draws=200, seed=seed) for seed in range(100)]
+    found = [mean_memorization(planted(0.3, seed), FIRST, num_draws=200, seed=seed) for seed in range(100)]
     hits = sum(one.low <= 0.4 <= one.high for one in found)
 
     assert 87 <= hits < 100  # four binomial deviations about 95, less what 200 draws and few rows cost
@@ -97,9 +97,9 @@ def test_without_unread_rows_there_is_no_estimate() -> None:
     first = np.array([1, 1, 2, 2])
     losses = np.zeros((3, 4))
 
-    assert [(one.cohort, one.checkpoint) for one in memorisation_profile(losses, first, num_draws=9)] == [(1, 1)]
+    assert [(one.cohort, one.checkpoint) for one in memorization_profile(losses, first, num_draws=9)] == [(1, 1)]
     with pytest.raises(ValueError, match="not read by the later"):
-        mean_memorisation(losses, first, checkpoints_later=1)
+        mean_memorization(losses, first, checkpoints_later=1)
     assert np.isnan(difference_in_differences(losses[0], losses[1], np.ones(4, dtype=bool)).value)
 
 

@@ -3,7 +3,7 @@
 Rows of a cohort were read between two checkpoints, g − 1 and g. From g − 1 to a checkpoint c their loss falls by more
 than that of rows which were not read by then; the difference is what having read them did:
 
-    memorisation(g, c) = [loss(g−1) − loss(c)] of the cohort − [loss(g−1) − loss(c)] of unread rows
+    memorization(g, c) = [loss(g−1) − loss(c)] of the cohort − [loss(g−1) − loss(c)] of unread rows
 
 in nats per token, where both would have fallen alike (parallel trends) and nothing was read ahead. At checkpoints
 before g − 1 it should be 0, which is how that can be checked. Unread rows are those not read by the later of c and g.
@@ -25,7 +25,7 @@ _SIGNS = np.array([1.0, -1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Memorisation:
+class Memorization:
     """
     Attributes:
         cohort: the first checkpoint after the rows were read; checkpoint: at which they are looked at. Both are places
@@ -64,7 +64,7 @@ def difference_in_differences(
     return estimate_of(totals, counts, _SIGNS, clusters=clusters, num_draws=num_draws, seed=seed)
 
 
-def memorisation_profile(
+def memorization_profile(
     losses: np.ndarray,
     first_checkpoints: np.ndarray,
     *,
@@ -72,7 +72,7 @@ def memorisation_profile(
     clusters: np.ndarray | None = None,
     num_draws: int = 1000,
     seed: int = 0,
-) -> list[Memorisation]:
+) -> list[Memorization]:
     """Every cohort at every checkpoint but the one right before it, where there are unread rows to compare with.
 
     Args:
@@ -91,7 +91,7 @@ def memorisation_profile(
             effect = estimate_of(*means, _SIGNS, clusters=clusters, num_draws=num_draws, seed=seed)
             num_treated, num_control = int(treated.sum()), int(control.sum())
             found.append(
-                Memorisation(
+                Memorization(
                     cohort=cohort,
                     checkpoint=checkpoint,
                     effect=effect,
@@ -102,7 +102,7 @@ def memorisation_profile(
     return found
 
 
-def mean_memorisation(
+def mean_memorization(
     losses: np.ndarray,
     first_checkpoints: np.ndarray,
     *,
