@@ -5,9 +5,11 @@ Everything from data is text: escaped for Markdown and for HTML, control charact
 
 from __future__ import annotations
 
+import html
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_index.errors import InvalidRange
 from data_index.files import write_bytes
@@ -44,6 +46,43 @@ def write_report_file(
     write_png(figure, picture)
     write_bytes(path, markdown(picture.name).encode())
     return [path, picture]
+
+
+# Pairs of a name and what is to be known; and rows of a table, whose cells are text already (`cell`).
+Facts = Iterable[tuple[str, str]]
+Cells = Iterable[Sequence[str]]
+
+
+def cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else shown(str(value))
+
+
+def markdown_facts(facts: Facts) -> list[str]:
+    return [f"- **{as_markdown(name)}**: {as_markdown(value)}" for name, value in facts]
+
+
+def markdown_picture(text: str, name: str) -> str:
+    return f"![{text}]({name.replace(' ', '%20')})"
+
+
+def markdown_table(columns: Sequence[str], rows: Cells) -> list[str]:
+    head = [f"| {' | '.join(columns)} |", "| " + " | ".join("---" for _ in columns) + " |"]
+    return head + ["| " + " | ".join(map(as_markdown, cells)) + " |" for cells in rows]
+
+
+def html_facts(facts: Facts) -> str:
+    items = (f"<li><b>{html.escape(shown(name))}</b>: {html.escape(shown(value))}</li>" for name, value in facts)
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def html_table(columns: Sequence[str], rows: Cells) -> str:
+    head = "".join(f"<th>{name}</th>" for name in columns)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in cells) + "</tr>" for cells in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def as_markdown(text: str) -> str:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from forensics.marked_text import shown
-from forensics.report_file import as_markdown, write_report_file
+from forensics.report_file import (
+    as_markdown,
+    cell,
+    html_facts,
+    html_table,
+    markdown_facts,
+    markdown_picture,
+    markdown_table,
+    write_report_file,
+)
 from forensics.token_answer import for_people
 from forensics.token_path_answer import TokenPaths
 from forensics.token_path_picture import figure_of
@@ -123,19 +130,17 @@ def _tables(found: TokenPaths) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     yield "Fell back", [row for row in found.rows if row["text"] is not None and row["fell_back_step"] is not None]
 
 
-def _cells(found: TokenPaths, row: dict[str, Any]) -> Sequence[str]:
-    def cell(value: Any) -> str:
-        if value is None:
-            return ""
-        if isinstance(value, bool):
-            return "yes" if value else "no"
-        if isinstance(value, list):
-            more = " …" if len(value) > _MOST_LISTED else ""
-            return shown(", ".join(map(str, value[:_MOST_LISTED])) + more)
-        return f"{value:.6g}" if isinstance(value, float) else shown(str(value))
+def _cells(found: TokenPaths, rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+    for row in rows[:MOST_ROWS]:
+        written = for_people(found.analysis, row)
+        yield [cell(_listed(written[name])) for name in _COLUMNS]
 
-    written = for_people(found.analysis, row)
-    return [cell(written[name]) for name in _COLUMNS]
+
+def _listed(value: Any) -> Any:
+    """Of a list, the first few."""
+    if not isinstance(value, list):
+        return value
+    return ", ".join(map(str, value[:_MOST_LISTED])) + (" …" if len(value) > _MOST_LISTED else "")
 
 
 def _cut(rows: Sequence[dict[str, Any]]) -> str:
@@ -143,28 +148,18 @@ def _cut(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _markdown(found: TokenPaths, picture: str) -> str:
-    lines = [f"# Paths of the tokens of {as_markdown(found.run)}", ""]
-    lines += [f"- **{as_markdown(name)}**: {as_markdown(value)}" for name, value in path_facts(found)]
-    lines += ["", f"![paths of the tokens]({picture.replace(' ', '%20')})"]
+    lines = [f"# Paths of the tokens of {as_markdown(found.run)}", "", *markdown_facts(path_facts(found))]
+    lines += ["", markdown_picture("paths of the tokens", picture)]
     for heading, rows in _tables(found):
         lines += ["", f"## {heading}", "", _cut(rows) + "."]
         if rows:
-            lines += ["", f"| {' | '.join(_COLUMNS)} |", "| " + " | ".join("---" for _ in _COLUMNS) + " |"]
-            lines += ["| " + " | ".join(map(as_markdown, _cells(found, row))) + " |" for row in rows[:MOST_ROWS]]
+            lines += ["", *markdown_table(_COLUMNS, _cells(found, rows))]
     return "\n".join(lines) + "\n"
 
 
 def _html(found: TokenPaths) -> str:
-    told = "".join(
-        f"<li><b>{html.escape(shown(name))}</b>: {html.escape(shown(value))}</li>" for name, value in path_facts(found)
-    )
-    head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-    parts = [f"<ul>{told}</ul>"]
+    parts = [html_facts(path_facts(found))]
     for heading, rows in _tables(found):
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(found, row)) + "</tr>"
-            for row in rows[:MOST_ROWS]
-        )
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if rows else ""
+        table = html_table(_COLUMNS, _cells(found, rows)) if rows else ""
         parts.append(f"<h2>{heading}</h2><p>{_cut(rows)}.</p>{table}")
     return "".join(parts)

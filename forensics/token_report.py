@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from forensics.marked_text import shown
-from forensics.report_file import as_markdown, write_report_file
+from forensics.report_file import (
+    as_markdown,
+    cell,
+    html_facts,
+    html_table,
+    markdown_facts,
+    markdown_picture,
+    markdown_table,
+    write_report_file,
+)
 from forensics.token_answer import UndertrainedTokens, for_people
 from forensics.token_picture import figure_of
 
@@ -92,39 +99,26 @@ def short_ids(ids: np.ndarray) -> str:
 
 
 def suspicious(found: UndertrainedTokens) -> list[dict[str, Any]]:
-    """Rows for the table of a report: what lies below either cut, whatever its category, lowest first."""
-    low = [row for row in found.rows if row["category"] != "no_token" and (row["below_gap"] or row["below_2_percent"])]
+    """Rows for the table of a report: candidates, and whatever lies below either cut, lowest first."""
+    low = [
+        row
+        for row in found.rows
+        if row["category"] != "no_token" and (row["candidate"] or row["below_gap"] or row["below_2_percent"])
+    ]
     return sorted(low, key=lambda row: (row["indicator"], row["token_id"]))[:MOST_ROWS]
 
 
-def _cells(found: UndertrainedTokens, row: dict[str, Any]) -> Sequence[str]:
-    def cell(value: Any) -> str:
-        if value is None:
-            return ""
-        if isinstance(value, bool):
-            return "yes" if value else "no"
-        return f"{value:.6g}" if isinstance(value, float) else shown(str(value))
-
-    written = for_people(found.analysis, row)
-    return [cell(written[name]) for name in _SHOWN]
+def _table(found: UndertrainedTokens) -> Iterator[list[str]]:
+    for row in suspicious(found):
+        written = for_people(found.analysis, row)
+        yield [cell(written[name]) for name in _SHOWN]
 
 
 def _markdown(found: UndertrainedTokens, picture: str) -> str:
-    lines = [f"# Under-trained tokens of {as_markdown(found.label)}", ""]
-    lines += [f"- **{as_markdown(name)}**: {as_markdown(value)}" for name, value in facts(found)]
-    lines += ["", f"![distribution and scatter]({picture.replace(' ', '%20')})", "", f"| {' | '.join(_SHOWN)} |"]
-    lines.append("| " + " | ".join("---" for _ in _SHOWN) + " |")
-    lines += ["| " + " | ".join(as_markdown(cell) for cell in _cells(found, row)) + " |" for row in suspicious(found)]
+    lines = [f"# Under-trained tokens of {as_markdown(found.label)}", "", *markdown_facts(facts(found))]
+    lines += ["", markdown_picture("distribution and scatter", picture), "", *markdown_table(_SHOWN, _table(found))]
     return "\n".join(lines) + "\n"
 
 
 def _html(found: UndertrainedTokens) -> str:
-    told = "".join(
-        f"<li><b>{html.escape(shown(name))}</b>: {html.escape(shown(value))}</li>" for name, value in facts(found)
-    )
-    head = "".join(f"<th>{name}</th>" for name in _SHOWN)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(found, row)) + "</tr>"
-        for row in suspicious(found)
-    )
-    return f"<ul>{told}</ul><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return html_facts(facts(found)) + html_table(_SHOWN, _table(found))

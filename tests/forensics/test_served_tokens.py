@@ -200,6 +200,9 @@ def test_a_repository_is_verified_as_a_folder_is(tmp_path: Path, workspace: Work
     hub.add_repo(REPO, {"main": files, "gguf": {"m.gguf": as_gguf(made), "tokenizer.json": files["tokenizer.json"]}})
     expected = tokens(str(tmp_path / "m"), unused=[256, 258], verify=True, workspace=workspace)
     asked = [row["token_id"] for row in expected.rows if row["verified"] is not None]
+    (plan,) = answer(workspace, "tokens", REPO, "--verify", "--plan")
+    assert plan["bytes_to_fetch"] == len(files["model.safetensors"]) and plan["prompt_tokens"] > 0
+    assert plan["candidates"] == round(0.02 * sum(row["rank"] is not None for row in expected.rows))
 
     for name in (REPO, f"{REPO}@gguf"):
         with pytest.raises(TooMuchToFetch, match="the weights of lab/model"):

@@ -14,7 +14,7 @@ from data_index.workspace import Workspace
 from forensics.token_answer import UndertrainedTokens
 from forensics.token_comparison import compared
 from forensics.token_counts import exposures
-from forensics.token_report import write_report
+from forensics.token_report import suspicious, write_report
 from forensics.undertrained_tokens import tokens
 from forensics.unused_set import NONE_KNOWN
 from probes.embedding_indicators import INPUT_NORM, OUTPUT_COSINE
@@ -208,6 +208,7 @@ def test_rows_of_zeros_are_candidates_whatever_their_distance(tmp_path: Path, wo
 
     assert row["indicator"] == 1 and not row["below_gap"] and row["evidence"] == ["rows of zeros"]
     assert [row["token_id"] for row in found.candidates()] == [256, 70]
+    assert [row["token_id"] for row in suspicious(found)][-1] == 70
 
 
 def test_a_gguf_file_is_enough(tmp_path: Path, workspace: Workspace) -> None:
