@@ -104,6 +104,20 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "stderr": "DOUBLE",
         "num_fewshot": "BIGINT",
         "source": "VARCHAR",
+        "unit": "VARCHAR",
+    },
+    # What `probe` measured. `settings`: what the number depends on besides the weights, as JSON.
+    "probes": {
+        "step": "BIGINT",
+        "tokens": "BIGINT",
+        "probe": "VARCHAR",
+        "metric": "VARCHAR",
+        "value": "DOUBLE",
+        "low": "DOUBLE",
+        "high": "DOUBLE",
+        "unit": "VARCHAR",
+        "text": "VARCHAR",
+        "settings": "VARCHAR",
     },
     # What `spikes` found. `offset` would be a word of SQL.
     "spikes": {
@@ -169,7 +183,11 @@ KINDS: Mapping[str, Mapping[str, str]] = {
 }
 
 # Columns that came later: a file without one reads as if nothing were said there.
-ADDED_COLUMNS: Mapping[str, tuple[str, ...]] = {"metrics": ("source",), "documents": ("external_id", "line")}
+ADDED_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "metrics": ("source",),
+    "documents": ("external_id", "line"),
+    "evaluations": ("unit",),
+}
 
 
 def arrow_schema(kind: str) -> Any:

@@ -55,9 +55,11 @@ TABLES: Mapping[str, Mapping[str, str]] = {
     },
 }
 # Views of these kinds are narrower than the derived views of those names: `masks` holds what the trainer hid as well,
-# `tags` what the documents table says.
+# `tags` what the documents table says, `probes` what publishers evaluated.
 KIND_OF_VIEW: Mapping[str, str] = {
-    {"masks": "edit_masks", "tags": "learned_tags"}.get(kind, kind): kind for kind in KINDS if kind != "checkpoints"
+    {"masks": "edit_masks", "tags": "learned_tags", "probes": "measured_probes"}.get(kind, kind): kind
+    for kind in KINDS
+    if kind != "checkpoints"
 }
 # What a user is told of each view and macro by `forensics sql --schema`, with a question to try on the sample run.
 DESCRIPTIONS: Mapping[str, tuple[str, str]] = {
@@ -104,6 +106,11 @@ DESCRIPTIONS: Mapping[str, tuple[str, str]] = {
     "minhashes": ("MinHash signatures of texts, by the hash of the text", "from minhashes limit 5"),
     "audit": ("what forensics audit found", "from audit where result <> 'ok'"),
     "evaluations": ("published evaluations by task", "from evaluations where task = 'lambada'"),
+    "probes": (
+        "metrics of checkpoints: what forensics probe measured (source is null), and published evaluations",
+        "select step, value, low, high from probes where run = 'demo' and probe = 'loss' order by step",
+    ),
+    "measured_probes": ("those of them that forensics probe measured", "from measured_probes where step = 240"),
     "spikes": ("what forensics spikes found in the log", "from spikes where run = 'demo' order by peak_z desc"),
     "tokens": (
         "how little each token was trained, as forensics tokens found at a checkpoint; low indicators are suspicious",

@@ -57,3 +57,16 @@ WHERE m.name = 'skipped' AND m.value > 0;
 CREATE MACRO exposures(r, s) AS TABLE
 SELECT * FROM exposures
 WHERE run = r AND step = (SELECT max(step) FROM exposures WHERE run = r AND step <= s) ORDER BY token_id;
+
+-- Metrics of checkpoints, measured here and published, under one name each. A published evaluation states the standard
+-- error over a task's instances: 1.96 of them are 95 % of a normal distribution.
+CREATE VIEW probes AS
+SELECT *, NULL::VARCHAR AS source FROM measured_probes
+UNION ALL BY NAME
+SELECT e.run, e.step, coalesce(c.tokens, t.tokens) AS tokens, 'task:' || e.task AS probe,
+       e.metric || CASE WHEN e.num_fewshot > 0 THEN ', ' || e.num_fewshot || '-shot' ELSE '' END AS metric, e.value,
+       e.value - 1.96 * e.stderr AS low, e.value + 1.96 * e.stderr AS high, e.unit, e.source
+FROM evaluations e
+LEFT JOIN (SELECT run, step, max(tokens) AS tokens FROM checkpoints GROUP BY ALL) c ON c.run = e.run AND c.step = e.step
+LEFT JOIN (SELECT run, step, max(value)::BIGINT AS tokens FROM metrics WHERE name = 'tokens' GROUP BY ALL) t
+  ON t.run = e.run AND t.step = e.step;

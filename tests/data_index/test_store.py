@@ -51,6 +51,9 @@ VIEWS = {
     "document_hashes": "run document_id num_tokens sha256 documents",
     "instance_hashes": "run instance num_tokens sha256",
     "minhashes": "run sha256 method signature",
+    "evaluations": "run step task metric value stderr num_fewshot source unit",
+    "probes": "run step tokens probe metric value low high unit text settings source",
+    "measured_probes": "run step tokens probe metric value low high unit text settings",
 }
 
 # Statements that would write, reach outside, or change the connection. {new} is a path inside the workspace that does
