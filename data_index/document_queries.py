@@ -197,3 +197,22 @@ def counted_tags(workspace: Workspace, run: Run) -> Any:
         )
         .to_arrow_table()
     )
+
+
+def documents_of_file(workspace: Workspace, run: Run, file: str, start: int, stop: int) -> list[tuple[int, int, int]]:
+    """(document id, start, end) of documents with tokens in start .. stop of a file, by their places."""
+    query = (
+        'SELECT document_id, start, "end" FROM documents WHERE file = $file AND start < $stop AND "end" > $start '
+        "ORDER BY start, document_id"
+    )
+    found = opened_for(workspace, run, query).execute(query, {"file": file, "start": start, "stop": stop})
+    return found.fetchall()
+
+
+def tags_of_documents(workspace: Workspace, run: Run, documents: list[int]) -> dict[int, list[str]]:
+    """The tags of documents, each rising; a document without any is left out."""
+    query = (
+        "SELECT document_id, list(DISTINCT tag ORDER BY tag) FROM tags "
+        "WHERE list_contains($documents::BIGINT[], document_id) GROUP BY document_id"
+    )
+    return dict(opened_for(workspace, run, query).execute(query, {"documents": documents}).fetchall())

@@ -31,6 +31,7 @@ _PUBLIC = {
     "ngrams": "forensics.text_index",
     "spikes": "forensics.spike_detection",
     "blame": "forensics.attribution",
+    "probe": "forensics.probing",
     "tokens": "forensics.undertrained_tokens",
     "token_paths": "forensics.token_paths",
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -66,6 +66,7 @@ class TokenRows:
     clusters: np.ndarray | None = None
 
 
+@runtime_checkable
 class TensorProbe(Protocol):
     def tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> Collection[str]:
         """Which tensors it needs, of those that are stored (transformers' names)."""
@@ -77,6 +78,7 @@ class TensorProbe(Protocol):
         """
 
 
+@runtime_checkable
 class PredictionProbe(Protocol):
     @property
     def rows(self) -> TokenRows: ...
@@ -87,6 +89,7 @@ class PredictionProbe(Protocol):
     def measure_predictions(self, statistic: Any) -> Sequence[Measurement]: ...
 
 
+@runtime_checkable
 class ModelProbe(Protocol):
     def measure_model(self, model: Any) -> Sequence[Measurement]:
         """

@@ -64,8 +64,23 @@ def model_of_checkpoint(
     Args:
         config: a transformers config as a dict, with `model_type`.
     """
-    where = str(checkpoint.location)
-    return _filled(_empty(config, where), read_weights(checkpoint), where, device, dtype)
+    return model_of_weights(read_weights(checkpoint), config, str(checkpoint.location), device=device, dtype=dtype)
+
+
+def model_of_weights(
+    weights: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    where: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """The same of weights that were read.
+
+    Args:
+        weights: all of them, under transformers' names; where: they come from, for messages.
+    """
+    return _filled(_empty(config, where), weights, where, device, dtype)
 
 
 def _of_gguf(place: Place, device: torch.device, dtype: torch.dtype) -> Any:

@@ -104,6 +104,21 @@ def read_tensor(checkpoint: Checkpoint, name: str, moment: str | None = None) ->
     return parts[name].read()
 
 
+def read_parts(parts: Mapping[str, StoredPart]) -> dict[str, torch.Tensor]:
+    """Some of a checkpoint's weights, as `stored_weights` placed them, and nothing else of it.
+
+    Raises:
+        MissingFile, CorruptFile, UnsafeFile, AccessDenied, Unreachable, Offline
+    """
+    return dict(_read_parts(parts))
+
+
+def bytes_of_parts(parts: Mapping[str, StoredPart]) -> int:
+    """What reading them takes; a stored tensor that several are parts of counts once."""
+    tensors = {id(part.tensor): part.tensor for part in parts.values()}
+    return sum(tensor.num_bytes for tensor in tensors.values())
+
+
 def read_optimizer(checkpoint: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:
     """Adam state by moment (`exp_avg`, `exp_avg_sq`, `step`), each under transformers' parameter names.
 

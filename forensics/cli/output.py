@@ -193,6 +193,15 @@ class TrackProgress(_Progress):
         self.tell(f"{what}: {done:,} of {total:,}", last=done == total)
 
 
+class CheckpointProgress(_Progress):
+    """Shows how many checkpoints are measured, and how long the others will take."""
+
+    def __call__(self, done: int, total: int, step: int) -> None:
+        elapsed = time.monotonic() - (self.began or time.monotonic())
+        left = f", {(total - done) * elapsed / (done - 1):,.0f} s left" if done > 1 and elapsed > 1 else ""
+        self.tell(f"measured {done:,} of {total:,} checkpoints, step {step}{left}", last=done == total)
+
+
 class StepProgress:
     """Shows how far a replay is: one moving line on a terminal, a line now and then elsewhere."""
 

@@ -14,6 +14,7 @@ from forensics.cli import (
     importing,
     labelling,
     looking,
+    probing,
     releases,
     repeating,
     searching,
@@ -54,6 +55,7 @@ COMMANDS = (
     *spiking.COMMANDS,
     *attributing.COMMANDS,
     *undertraining.COMMANDS,
+    *probing.COMMANDS,
     *auditing.COMMANDS,
     *releases.COMMANDS,
 )

@@ -1,0 +1,158 @@
+"""Verbs that measure checkpoints: probe, probes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forensics.cli.options import (
+    DeviceOption,
+    FormatOption,
+    MaxFetchOption,
+    OutputOption,
+    PlanOption,
+    RunArgument,
+    WorkspaceOption,
+    open_workspace,
+)
+from forensics.cli.output import CheckpointProgress, Format, emit_rows, print_table, printable, say
+
+if TYPE_CHECKING:
+    from forensics.probing import Probed
+
+MOST_METRICS = 8
+MOST_PROBLEMS = 8
+
+
+def probe(
+    run: RunArgument,
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="Probes (forensics probes), all, task:NAME, or module:function."),
+    ],
+    checkpoints: Annotated[
+        str, typer.Option("--checkpoints", help="all, log:40, A:B, A:B:k, or steps such as 0,20,40.")
+    ] = "all",
+    num_tokens: Annotated[int, typer.Option(help="Tokens of the rows that are looked at.", min=2)] = 65_536,
+    length: Annotated[int | None, typer.Option(help="Of rows, at most [default: as the run's].", min=2)] = None,
+    seed: Annotated[int, typer.Option(help="Of samples of rows, and of sampling.")] = 0,
+    num_generated: Annotated[int, typer.Option(help="Tokens after each prompt of generations.", min=1)] = 32,
+    step_size: Annotated[float, typer.Option(help="Of the sampling of learning-coefficient.")] = 1e-5,
+    localization: Annotated[float, typer.Option(help="Of the same: how strongly it is held at the weights.")] = 100.0,
+    num_fewshot: Annotated[
+        int | None, typer.Option(help="Examples in the prompts of tasks [default: the task's].")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Instances of tasks [default: all].", min=1)] = None,
+    device: DeviceOption = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="fp32, or bf16.")] = "fp32",
+    threads: Annotated[int | None, typer.Option(help="Of the CPU; the last digits depend on it.", min=1)] = None,
+    max_fetch: MaxFetchOption = None,
+    plan: PlanOption = False,
+    output: OutputOption = None,
+    workspace: WorkspaceOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Measure checkpoints: losses, memorization, induction, spectra, benchmarks, or a function of your own.
+
+    Each checkpoint is read once for all probes, and only the tensors that they need. Everything is kept: the same
+    command goes on where it was, and forensics trajectory draws it. Checkpoints that cannot be read are skipped and
+    told; the command then exits with 1.
+
+    Example: forensics probe demo loss norms --checkpoints log:5
+    """
+    from forensics.probe_bindings import ProbeOptions
+    from forensics.probing import COLUMNS, PLAN_COLUMNS, plan_probe
+    from forensics.probing import probe as measure
+
+    asked: dict[str, Any] = {
+        "checkpoints": checkpoints,
+        "num_tokens": num_tokens,
+        "length": length,
+        "seed": seed,
+        "options": ProbeOptions(
+            num_generated=num_generated,
+            step_size=step_size,
+            localization=localization,
+            num_fewshot=num_fewshot,
+            limit=limit,
+        ),
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+        "max_fetch": max_fetch,
+        "workspace": open_workspace(workspace),
+    }
+    if plan:
+        emit_rows(plan_probe(run, *names, **asked), format, PLAN_COLUMNS)
+        return
+    found = measure(run, *names, progress=CheckpointProgress(), **asked)
+    columns = (*COLUMNS, "text") if any(row["text"] is not None for row in found.rows) else COLUMNS
+    if output is not None:
+        _write(found.rows, output)
+    elif format is Format.table:
+        _print(found.rows, columns)
+    else:
+        emit_rows(found.rows, format, columns)
+    _tell(found)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+def probes(format: FormatOption = Format.table) -> None:
+    """List the probes that have a name.
+
+    Example: forensics probes
+    """
+    from forensics.probe_catalogue import described_probes
+
+    emit_rows(described_probes(), format)
+
+
+def _write(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
+    import pyarrow
+
+    from data_index.exports import write_table
+    from data_index.kinds import arrow_schema
+
+    schema = pyarrow.schema([field for field in arrow_schema("probes") if field.name != "settings"])
+    write_table(output, pyarrow.Table.from_pylist([dict(row) for row in rows], schema=schema))
+    say(f"wrote {len(rows):,} rows to {output}")
+
+
+def _print(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """The first metrics of each probe."""
+    shown: list[Mapping[str, Any]] = []
+    for name, group in groupby(rows, key=lambda row: row["probe"]):
+        of_probe = list(group)
+        metrics = list(dict.fromkeys(row["metric"] for row in of_probe))
+        shown += [row for row in of_probe if row["metric"] in metrics[:MOST_METRICS]]
+        if len(metrics) > MOST_METRICS:
+            say(f"{printable(name)}: {MOST_METRICS} of {len(metrics)} metrics are shown (--format csv has all)")
+    print_table(columns, shown) if shown else say("no rows")
+
+
+def _tell(found: Probed) -> None:
+    for message in found.messages:
+        say(printable(message))
+    by_message = groupby(sorted(found.problems, key=lambda one: (one.message, one.step)), key=lambda one: one.message)
+    told = [(message, list(problems)) for message, problems in by_message]
+    for message, problems in told[:MOST_PROBLEMS]:
+        steps = sorted({problem.step for problem in problems})
+        where = f"checkpoint {steps[0]}" + (f" and {len(steps) - 1} more" if len(steps) > 1 else "")
+        which = ", ".join(sorted({problem.probe for problem in problems}))
+        say(printable(f"skipped at {where}: {which}: {message}"))
+    if len(told) > MOST_PROBLEMS:
+        say(f"{len(told) - MOST_PROBLEMS} more reasons are not shown (--format json has no rows of what was skipped)")
+    say(
+        printable(
+            f"{found.run}: {found.num_measured} checkpoints measured in {found.seconds:.1f} s, {found.num_kept} as "
+            f"kept; {found.num_bytes:,} bytes of weights read"
+        )
+    )
+
+
+COMMANDS = (probe, probes)

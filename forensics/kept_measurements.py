@@ -1,0 +1,118 @@
+"""What was measured of checkpoints, kept beside the run, so that no probe is asked twice about the same weights.
+
+probes/answers/<identity>.json    of one checkpoint: the answers of each probe, by the key of its settings
+probes/<hash>.parquet             what the view `probes` shows, one file a probe: its numbers under its last settings
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_index.errors import ForensicsError
+from data_index.files import read_json_object, write_hashed_parquet, write_json
+from data_index.kinds import arrow_schema
+from data_index.run import Checkpoint
+from data_index.workspace import put_in_force, read_current
+from forensics.bound_probe import Answer, BoundProbe, Series
+from forensics.measured_checkpoint import Measured
+from forensics.place_identity import identity_of_place
+
+KIND = "probes"
+_PROBE = b"probe"  # in a file's metadata: whose numbers it holds
+
+
+class KeptMeasurements:
+    """Of one run. Use it only while holding a lock of the run."""
+
+    def __init__(self, home: Path) -> None:
+        self._home, self._folder = home, home / KIND
+        self._answers: dict[str, dict[str, Any]] = {}  # by identity, as far as they were looked at
+
+    def answer(self, checkpoint: Checkpoint, probe: BoundProbe) -> Answer | None:
+        """None: it was not asked, or its checkpoint is another one now. What is not whole was not kept."""
+        kept = self._of(checkpoint).get(probe.key)
+        try:
+            return None if kept is None else Answer.from_json(kept["measurements"])
+        except (LookupError, TypeError, ValueError, AttributeError):
+            return None
+
+    def add(self, checkpoint: Checkpoint, probes: Iterable[BoundProbe], measured: Measured) -> None:
+        """Keep what was measured; not what failed, so that it is tried again."""
+        answers = self._of(checkpoint)
+        for probe in probes:
+            answer = measured.answers[probe.name]
+            if answer.problem is None:
+                answers[probe.key] = {"probe": probe.name, "measurements": answer.as_json()}
+        write_json(self._path(checkpoint), {"step": checkpoint.step, "answers": answers})
+
+    def put_in_force(self, probes: Sequence[BoundProbe], checkpoints: Sequence[Checkpoint]) -> dict[str, Series]:
+        """Let what was ever measured under these settings be what the view `probes` shows of these probes.
+
+        Args:
+            checkpoints: all of the run.
+        Returns:
+            By probe and step, what the view shows.
+        """
+        files = self._in_force()
+        shown = {}
+        tokens = {checkpoint.step: checkpoint.tokens for checkpoint in checkpoints}
+        for probe in probes:
+            found = {c.step: answer for c in checkpoints if (answer := self.answer(c, probe)) is not None}
+            series: Series = {step: answer.measurements for step, answer in sorted(found.items())}
+            shown[probe.name] = probe.joined(series) if probe.joined is not None else series
+            files[probe.name] = write_hashed_parquet(self._folder, _table(probe, shown[probe.name], tokens))
+        put_in_force(self._home, {KIND: list(files.values())})
+        return shown
+
+    def _of(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        path = self._path(checkpoint)
+        if path.name not in self._answers:
+            try:
+                answers = read_json_object(path).get("answers")
+            except ForensicsError:
+                answers = None
+            self._answers[path.name] = answers if isinstance(answers, dict) else {}
+        return self._answers[path.name]
+
+    def _path(self, checkpoint: Checkpoint) -> Path:
+        identity = identity_of_place(checkpoint.location, commit=checkpoint.commit)
+        return self._folder / "answers" / f"{identity}.json"
+
+    def _in_force(self) -> dict[str, Path]:
+        """The file in force of each probe."""
+        import pyarrow.parquet
+
+        paths = [self._home / name for name in read_current(self._home).get(KIND, [])]
+        named = {(pyarrow.parquet.read_schema(path).metadata or {}).get(_PROBE): path for path in paths}
+        return {name.decode(): path for name, path in named.items() if name is not None}
+
+
+def rows_of(probe: str, series: Series, tokens: Mapping[int, int | None]) -> list[dict[str, Any]]:
+    """Rows as `probe` prints them, in step order."""
+    return [
+        {
+            "step": step,
+            "tokens": tokens.get(step),
+            "probe": probe,
+            "metric": one.metric,
+            "value": one.value,
+            "low": one.low,
+            "high": one.high,
+            "unit": one.unit,
+            "text": one.text,
+        }
+        for step, measurements in sorted(series.items())
+        for one in measurements
+    ]
+
+
+def _table(probe: BoundProbe, series: Series, tokens: Mapping[int, int | None]) -> Any:
+    import pyarrow
+
+    settings = json.dumps(probe.settings, sort_keys=True)
+    rows = [row | {"settings": settings} for row in rows_of(probe.name, series, tokens)]
+    table = pyarrow.Table.from_pylist(rows, schema=arrow_schema(KIND))
+    return table.replace_schema_metadata({_PROBE: probe.name})

@@ -1,0 +1,315 @@
+"""How each named probe gets its data from a run (forensics/probe_catalogue.py names them)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_index.errors import InvalidRange, UnknownOrder
+from data_index.files import sha256_of_file
+from data_index.text import decode, encode
+from forensics.bound_probe import Series
+from forensics.probe_data import ProbeData, hash_of
+from forensics.row_files import prompts_of
+
+if TYPE_CHECKING:
+    from probes.probe import Probe
+
+SHORT_ROWS = 16  # for probes that look at every pair of positions, or at every gradient
+SHORT_LENGTH = 512
+INDUCTION_ROWS = 64
+REPEATED_TOKENS = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeOptions:
+    """What some probes are told besides their rows.
+
+    Attributes:
+        num_generated: tokens after each prompt.
+        step_size, localization: of the sampling of `learning-coefficient`.
+        num_fewshot, limit: of tasks; None: as the task says, all its instances.
+    """
+
+    num_generated: int = 32
+    step_size: float = 1e-5
+    localization: float = 100.0
+    num_fewshot: int | None = None
+    limit: int | None = None
+
+
+# What a BoundProbe has besides its name.
+Bound = dict[str, Any]
+# (data, options, what stands after @ in the name)
+Builder = Callable[[ProbeData, ProbeOptions, "str | None"], Bound]
+
+
+def _always(probe: Probe, settings: Mapping[str, Any], tokens: int | None = None) -> Bound:
+    return {"at": lambda step: probe, "settings": dict(settings), "tokens": tokens}
+
+
+# --- of predictions --------------------------------------------------------------------------------------------------
+
+
+def predicting(make: Callable[[ProbeData, Any, Any], tuple[Any, dict[str, Any]]]) -> Builder:
+    """A probe of the predictions of rows.
+
+    Args:
+        make: from the data, the rows and the rows for the model: the probe, and settings besides the rows.
+    """
+
+    def build(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+        rows, for_model = data.rows(source)
+        probe, settings = make(data, rows, for_model)
+        about = {"rows": rows.description, "rows_sha256": rows.sha256[:16]}
+        return _always(probe, about | settings, rows.token_ids.size)
+
+    return build
+
+
+def loss(data: ProbeData, rows: Any, for_model: Any) -> Any:
+    from probes.prediction_probes import MeanLoss
+
+    return MeanLoss(for_model), {}
+
+
+def bits_per_byte(data: ProbeData, rows: Any, for_model: Any) -> Any:
+    from probes.prediction_probes import BitsPerByte
+
+    num_bytes = data.utf8_bytes(rows.token_ids)
+    return BitsPerByte(for_model, num_bytes), {"bytes_sha256": hash_of({"bytes": num_bytes})}
+
+
+def loss_by_tag(data: ProbeData, rows: Any, for_model: Any) -> Any:
+    from probes.group_loss_probes import GroupLoss
+
+    masks = rows.masks_by_tag()
+    try:
+        num_bytes = data.utf8_bytes(rows.token_ids)
+    except (OSError, ValueError, NotImplementedError):  # no tokenizer, or one that does not tell
+        num_bytes = None
+    return GroupLoss(for_model, masks, num_bytes), {"tags_sha256": hash_of({**masks, " bytes": num_bytes})}
+
+
+def loss_by_position(data: ProbeData, rows: Any, for_model: Any) -> Any:
+    from probes.group_loss_probes import LossByPosition
+
+    return LossByPosition(for_model), {}
+
+
+def loss_by_frequency(data: ProbeData, rows: Any, for_model: Any) -> Any:
+    from probes.group_loss_probes import LossByFrequency
+
+    return LossByFrequency(for_model, data.own_counts.unigrams), _counted(data)
+
+
+def unigram_kl(data: ProbeData, rows: Any, for_model: Any) -> Any:
+    from probes.prediction_probes import UnigramKL
+
+    return UnigramKL(for_model, data.own_counts.unigrams), _counted(data)
+
+
+def bigram_kl(data: ProbeData, rows: Any, for_model: Any) -> Any:
+    from probes.prediction_probes import BigramKL
+
+    return BigramKL(for_model, data.own_counts.bigrams), _counted(data)
+
+
+def calibration(data: ProbeData, rows: Any, for_model: Any) -> Any:
+    from probes.prediction_probes import CalibrationError
+
+    return CalibrationError(for_model), {}
+
+
+def _counted(data: ProbeData) -> dict[str, Any]:
+    counts = data.own_counts
+    of = "all tokens that were read" if counts.complete else "a sample of the tokens that were read"
+    return {
+        "counted": f"{counts.num_tokens:,} tokens, {of}",
+        "counts_sha256": hash_of({"unigrams": counts.unigrams, "bigrams": counts.bigrams.counts}),
+    }
+
+
+def next_batch(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+    from probes.prediction_probes import NextBatchLoss
+
+    data.run.segment_of_step(data.run.last_step)  # what the steps read has to be known
+
+    def at(step: int) -> Any:
+        around = data.around(step)
+        return None if around is None else NextBatchLoss(around[0], around[1])
+
+    settings = {"run": data.identity, "length": data.choice.length, "seed": data.choice.seed}
+    return {"at": at, "settings": settings, "tokens": None}
+
+
+# --- of rows that were read at a known step --------------------------------------------------------------------------
+
+
+def memorization(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+    from probes.row_loss_probes import RowLosses, memorization_by_checkpoint
+
+    cohorts = data.cohorts
+    probe = RowLosses(cohorts.for_model())
+    scored = cohorts.scored if cohorts.scored is not None else np.ones(cohorts.token_ids.shape, dtype=bool)
+    num_tokens = scored[:, 1:].sum(axis=1)
+
+    def joined(series: Series) -> Series:
+        steps = sorted(series)
+        losses = np.array([[one.value for one in series[step]] for step in steps])
+        first = np.searchsorted(np.array(steps), cohorts.first_steps)
+        return dict(zip(steps, memorization_by_checkpoint(losses, first, num_tokens=num_tokens), strict=True))
+
+    return _always(probe, _of_cohorts(data), cohorts.token_ids.size) | {"joined": joined}
+
+
+def extractability(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+    from probes.memorization_probes import ExtractabilityProbe
+
+    cohorts = data.cohorts
+    whole = (
+        np.ones(len(cohorts.token_ids), dtype=bool) if cohorts.scored is None else cohorts.scored[:, :64].all(axis=1)
+    )
+    if cohorts.token_ids.shape[1] < 64 or not whole.any():
+        raise InvalidRange(f"rows of {cohorts.token_ids.shape[1]} tokens have no 32 to prompt with and 32 to continue")
+    token_ids, first_steps = cohorts.token_ids[whole], cohorts.first_steps[whole]
+
+    def at(step: int) -> Any:
+        return ExtractabilityProbe(token_ids, first_steps <= step)
+
+    return {"at": at, "settings": _of_cohorts(data), "tokens": token_ids.shape[0] * 64}
+
+
+def _of_cohorts(data: ProbeData) -> dict[str, Any]:
+    cohorts = data.cohorts
+    return {
+        "rows": f"{len(cohorts.token_ids)} rows of {cohorts.token_ids.shape[1]} tokens, read at known steps",
+        "rows_sha256": hash_of({"ids": cohorts.token_ids, "scored": cohorts.scored, "steps": cohorts.first_steps}),
+    }
+
+
+# --- of the model ----------------------------------------------------------------------------------------------------
+
+
+def _short_rows(data: ProbeData, source: str | None) -> tuple[np.ndarray, dict[str, Any]]:
+    rows, _ = data.rows(source)
+    whole = np.flatnonzero(rows.scored.all(axis=1)) if rows.scored is not None else np.arange(len(rows.token_ids))
+    if not len(whole):
+        raise InvalidRange(f"no row of {rows.source} is full of tokens: ask for shorter ones with --length")
+    ids = rows.token_ids[whole[:SHORT_ROWS], :SHORT_LENGTH]
+    return ids, {"rows": f"{len(ids)} of {rows.description}", "rows_sha256": hash_of({"ids": ids})}
+
+
+def _repeated(data: ProbeData) -> tuple[np.ndarray, dict[str, Any]]:
+    from probes.induction import repeated_rows
+
+    try:
+        choices = np.flatnonzero(data.own_counts.unigrams)
+    except UnknownOrder:
+        choices = np.arange(data.run.vocabulary_size or data.run.largest_token_id + 1)
+    if len(choices) < REPEATED_TOKENS:
+        raise InvalidRange(f"only {len(choices)} different tokens are known, {REPEATED_TOKENS} are to be repeated")
+    ids = repeated_rows(choices, num_repeated=REPEATED_TOKENS, num_rows=INDUCTION_ROWS, seed=data.choice.seed)
+    about = f"{INDUCTION_ROWS} rows of {REPEATED_TOKENS} random tokens, repeated once"
+    return ids, {"rows": about, "rows_sha256": hash_of({"ids": ids})}
+
+
+def induction(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+    from probes.attention_probes import InductionLoss
+
+    ids, settings = _repeated(data)
+    return _always(InductionLoss(ids), settings, ids.size)
+
+
+def induction_heads(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+    from probes.attention_probes import InductionHeads
+
+    ids, settings = _repeated(data)
+    return _always(InductionHeads(ids), settings, ids.size)
+
+
+def attention(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+    from probes.attention_probes import AttentionProbe
+
+    ids, settings = _short_rows(data, source)
+    return _always(AttentionProbe(ids), settings, ids.size)
+
+
+def gradient_noise(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+    from probes.gradient_probes import GradientNoiseProbe
+
+    ids, settings = _short_rows(data, source)
+    if len(ids) < 2:
+        raise InvalidRange("the gradient-noise scale needs two rows or more: ask for more with --num-tokens")
+    return _always(GradientNoiseProbe(ids, 1), settings, 3 * ids.size)
+
+
+def learning_coefficient(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+    from probes.gradient_probes import LearningCoefficientProbe
+
+    from probes.learning_coefficient import LangevinSampling
+
+    ids, settings = _short_rows(data, source)
+    sampling = LangevinSampling(
+        step_size=options.step_size,
+        localization=options.localization,
+        num_chains=2,
+        num_burn_in=20,
+        num_draws=40,
+        seed=data.choice.seed,
+    )
+    steps = sampling.num_chains * (sampling.num_burn_in + sampling.num_draws)
+    return _always(LearningCoefficientProbe(ids, sampling), settings | asdict(sampling), 3 * steps * ids.size)
+
+
+def generations(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+    from probes.memorization_probes import GenerationsProbe
+
+    if source is None:
+        raise InvalidRange('generations needs prompts: generations@FILE, a prompt a line (or .jsonl with "prompt")')
+    run, path = data.run, Path(source)
+    prompts = [np.array(encode(run, prompt), dtype=np.int64) for prompt in prompts_of(path)]
+    probe = GenerationsProbe(prompts, lambda ids: decode(run, ids), options.num_generated, run.eos_token_id)
+    settings = {"prompts_sha256": sha256_of_file(path), "num_generated": options.num_generated}
+    return _always(probe, settings, sum(map(len, prompts)) + options.num_generated * len(prompts))
+
+
+# --- of tensors ------------------------------------------------------------------------------------------------------
+
+
+def of_tensors(class_name: str) -> Builder:
+    def build(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+        from probes import weight_probes
+
+        return _always(getattr(weight_probes, class_name)(), {}, 0)
+
+    return build
+
+
+# --- of others -------------------------------------------------------------------------------------------------------
+
+
+def task(data: ProbeData, options: ProbeOptions, task: str) -> Bound:
+    from forensics.harness_tasks import HarnessTask
+
+    probe = HarnessTask(
+        task,
+        tokenizer=data.run.tokenizer,
+        eos_token_id=data.run.eos_token_id,
+        num_fewshot=options.num_fewshot,
+        limit=options.limit,
+        seed=data.choice.seed,
+    )
+    return _always(probe, {"probe": "task"} | probe.settings())
+
+
+def function(data: ProbeData, options: ProbeOptions, name: str, source: str | None) -> Bound:
+    from forensics.probing_function import FunctionProbe
+
+    rows, _ = data.rows(source)
+    probe = FunctionProbe(name, rows.token_ids)
+    return _always(probe, {"probe": "function"} | probe.settings(), rows.token_ids.size)

@@ -1,0 +1,237 @@
+"""The probes that have a name, and how each gets its data from a run.
+
+A name may say which rows it is about: `loss@run`, `loss@my-texts.jsonl` (forensics/row_sources.py). `task:NAME` is a
+task of lm-evaluation-harness, `module:function` a function of the user's.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_index.errors import InvalidRange
+from forensics.bound_probe import BoundProbe
+from forensics.probe_bindings import (
+    Builder,
+    ProbeOptions,
+    attention,
+    bigram_kl,
+    bits_per_byte,
+    calibration,
+    extractability,
+    function,
+    generations,
+    gradient_noise,
+    induction_heads,
+    learning_coefficient,
+    loss,
+    loss_by_frequency,
+    loss_by_position,
+    loss_by_tag,
+    memorization,
+    of_tensors,
+    predicting,
+    task,
+    unigram_kl,
+)
+from forensics.probe_data import ProbeData
+
+TASK = "task:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """
+    Attributes:
+        what: it measures. needs: tensors, predictions, or the model; takes_rows: its name may have `@ROWS`.
+        in_all: `all` means it too.
+    """
+
+    what: str
+    needs: str
+    build: Builder
+    takes_rows: bool = False
+    in_all: bool = True
+
+
+def bound_probes(
+    names: Sequence[str], data: ProbeData, options: ProbeOptions, tell: Callable[[str], None] = lambda message: None
+) -> list[BoundProbe]:
+    """Probes by name, each once, with their data.
+
+    Args:
+        names: `all` stands for all that need no file and no other package; those of them that the run has no data for
+            are left out, and said.
+    Raises:
+        InvalidRange: no such name.
+        MissingFile, CorruptFile, UnknownOrder, TooMuchToFetch, …: a probe that is named has no data.
+    """
+    found: dict[str, BoundProbe] = {}
+    for name in names:
+        if name == "all":
+            for one in (one for one, described in PROBES.items() if described.in_all):
+                try:
+                    found.setdefault(one, bound_probe(one, data, options))
+                except (OSError, LookupError, ValueError, NotImplementedError) as error:  # ours resemble these
+                    tell(f"{one} is left out: {error}")
+        elif name not in found:
+            found[name] = bound_probe(name, data, options)
+    if not found:
+        raise InvalidRange("no probe is left to be measured")
+    return list(found.values())
+
+
+def bound_probe(name: str, data: ProbeData, options: ProbeOptions) -> BoundProbe:
+    """
+    Raises:
+        InvalidRange: no such name.
+    """
+    if name.startswith(TASK):
+        return BoundProbe(name=name, **task(data, options, name.removeprefix(TASK)))
+    base, _, rows = name.partition("@")
+    if ":" in base:
+        return BoundProbe(name=name, **function(data, options, base, rows or None))
+    described = PROBES.get(base)
+    if described is None:
+        near = difflib.get_close_matches(base, PROBES, n=3)
+        raise InvalidRange(
+            f"no probe is called {base!r}; {'near: ' + ', '.join(near) if near else 'there are: ' + ', '.join(PROBES)} "
+            "(forensics probes lists them; module:function names one of your own, task:NAME a benchmark)"
+        )
+    if rows and not described.takes_rows:
+        raise InvalidRange(f"{base} looks at no rows of your choice: write {base} without @{rows}")
+    bound = described.build(data, options, rows or None)
+    return BoundProbe(name=name, **bound | {"settings": {"probe": base} | bound["settings"]})
+
+
+PROBES: Mapping[str, Described] = {
+    "loss": Described(
+        what="mean cross-entropy, with a bootstrap interval over documents or rows",
+        needs="predictions",
+        build=predicting(loss),
+        takes_rows=True,
+    ),
+    "bits-per-byte": Described(
+        what="the same per UTF-8 byte of text, to compare tokenizers",
+        needs="predictions",
+        build=predicting(bits_per_byte),
+        takes_rows=True,
+    ),
+    "loss-by-tag": Described(
+        what="loss and bits per byte of each tag (domain) of the documents",
+        needs="predictions",
+        build=predicting(loss_by_tag),
+        takes_rows=True,
+    ),
+    "loss-by-position": Described(
+        what="loss by position in the row, and the in-context-learning score",
+        needs="predictions",
+        build=predicting(loss_by_position),
+        takes_rows=True,
+    ),
+    "loss-by-frequency": Described(
+        what="loss of tokens by how often the run's own data hold them",
+        needs="predictions",
+        build=predicting(loss_by_frequency),
+        takes_rows=True,
+    ),
+    "unigram-kl": Described(
+        what="KL from the unigram distribution of the run's data to the model",
+        needs="predictions",
+        build=predicting(unigram_kl),
+        takes_rows=True,
+    ),
+    "bigram-kl": Described(
+        what="KL from the bigram distribution of the run's data to the model",
+        needs="predictions",
+        build=predicting(bigram_kl),
+        takes_rows=True,
+    ),
+    "calibration": Described(
+        what="expected calibration error, Brier score and accuracy of the next token",
+        needs="predictions",
+        build=predicting(calibration),
+        takes_rows=True,
+    ),
+    "next-batch": Described(
+        what="loss on the batch that comes next, against the batch read last", needs="predictions", build=next_batch
+    ),
+    "memorization": Described(
+        what="how much reading a row lowered its loss: difference in differences over checkpoints",
+        needs="predictions",
+        build=memorization,
+    ),
+    "extractability": Described(
+        what="rows continued word for word, 32 tokens after 32: read, and not read yet",
+        needs="the model",
+        build=extractability,
+    ),
+    "induction": Described(
+        what="loss on the second copy of random tokens minus that on the first", needs="the model", build=induction
+    ),
+    "induction-heads": Described(
+        what="attention of each head to what came after the same token before",
+        needs="the model",
+        build=induction_heads,
+    ),
+    "attention": Described(
+        what="entropy, attention to the first token, and distance, by layer and head",
+        needs="the model",
+        build=attention,
+        takes_rows=True,
+    ),
+    "norms": Described(
+        what="norm and root mean square of all weights, by part", needs="tensors", build=of_tensors("WeightNorms")
+    ),
+    "embedding-norms": Described(
+        what="how long the rows of the embeddings are", needs="tensors", build=of_tensors("EmbeddingNorms")
+    ),
+    "ranks": Described(
+        what="stable and effective rank, and the largest singular value, of each matrix",
+        needs="tensors",
+        build=of_tensors("MatrixRanks"),
+    ),
+    "spectral-tail": Described(
+        what="exponent of the power law in the tail of each matrix' spectrum",
+        needs="tensors",
+        build=of_tensors("SpectralTail"),
+    ),
+    "gradient-noise": Described(what="gradient-noise scale", needs="the model", build=gradient_noise, takes_rows=True),
+    "learning-coefficient": Described(
+        what="local learning coefficient by Langevin sampling (look at its drift, and at half the --step-size)",
+        needs="the model",
+        build=learning_coefficient,
+        takes_rows=True,
+        in_all=False,
+    ),
+    "generations": Described(
+        what="what the model writes after prompts: generations@FILE, a prompt a line",
+        needs="the model",
+        build=generations,
+        takes_rows=True,
+        in_all=False,
+    ),
+}
+
+
+def described_probes() -> list[dict[str, Any]]:
+    """Rows of `forensics probes`."""
+    named = [
+        {"name": name + ("[@ROWS]" if one.takes_rows else ""), "measures": one.what, "needs": one.needs}
+        for name, one in PROBES.items()
+    ]
+    return [
+        *named,
+        {
+            "name": "task:NAME|FILE.yaml",
+            "measures": "a benchmark through lm-evaluation-harness (pip install 'checkpoint-forensics[eval]')",
+            "needs": "the model",
+        },
+        {
+            "name": "module:function[@ROWS]",
+            "measures": "your own: function(model, token_ids) -> a number, or numbers by name",
+            "needs": "the model",
+        },
+    ]

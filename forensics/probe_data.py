@@ -1,0 +1,201 @@
+"""What probes need of a run besides rows to predict: counts of its own data, rows read at known steps, bytes of tokens.
+
+Everything is read when a probe first asks for it, and once for all probes of a question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_index.batch_queries import instances_at, plan_of, reader_of, readings_of_instances
+from data_index.errors import StepOutOfRange, UnknownOrder
+from data_index.files import sha256_of_file
+from data_index.run import Run
+from data_index.text import token_bytes
+from data_index.workspace import Workspace
+from forensics.fetching import bytes_of_instances, require_allowed
+from forensics.probe_rows import ProbeRows, RowChoice
+from forensics.row_sources import probe_rows, sampled_instances, sampled_readings
+
+if TYPE_CHECKING:
+    from probes.ngram_agreement import BigramCounts
+    from probes.probe import TokenRows
+
+# Of the run's own data, counted for frequencies and n-grams: all of a small run, a sample of a large one.
+COUNTED_TOKENS = 2**24
+# Rows whose reading is known, spread over all steps.
+COHORT_ROWS = 256
+COHORT_LENGTH = 512
+# Rows of the batch before a checkpoint, and of the batch after it.
+BATCH_ROWS = 32
+ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OwnCounts:
+    """Tokens and pairs of neighbours in rows of the run's own data.
+
+    Attributes:
+        unigrams: int64 of shape [vocabulary]. num_tokens: that were counted; complete: they are all that was read.
+    """
+
+    unigrams: np.ndarray
+    bigrams: BigramCounts
+    num_tokens: int
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cohorts:
+    """Rows that the run read, with the step that read each first.
+
+    Attributes:
+        token_ids: int64 of shape [rows, length]. first_steps: int64 of shape [rows], rising.
+    """
+
+    token_ids: np.ndarray
+    scored: np.ndarray | None
+    first_steps: np.ndarray
+
+    def for_model(self) -> TokenRows:
+        from probes.probe import TokenRows
+
+        return TokenRows(token_ids=self.token_ids, scored=self.scored)
+
+
+class ProbeData:
+    """Of one run. `RowChoice` says how much, `choice.max_fetch` how much may come from servers."""
+
+    def __init__(self, workspace: Workspace, run: Run, choice: RowChoice) -> None:
+        self.workspace, self.run, self.choice = workspace, run, choice
+        self._rows: dict[str | None, tuple[ProbeRows, TokenRows]] = {}
+
+    def rows(self, source: str | None) -> tuple[ProbeRows, TokenRows]:
+        """Rows of a source, and the same object for every probe that looks at them.
+
+        Raises:
+            MissingFile, CorruptFile, UnknownOrder, InvalidRange, TooMuchToFetch, AccessDenied, Unreachable, Offline
+        """
+        if source not in self._rows:
+            found = probe_rows(self.workspace, self.run, source, self.choice)
+            self._rows[source] = found, found.for_model()
+        return self._rows[source]
+
+    def utf8_bytes(self, token_ids: np.ndarray) -> np.ndarray:
+        """Bytes of text that each token stands for, int64, of the shape of the ids.
+
+        Raises:
+            MissingFile, CorruptFile, UnsupportedRecipe: the tokenizer does not tell.
+        """
+        lengths = np.array([len(piece) for piece in token_bytes(self.run)], dtype=np.int64)
+        # Rows of the embedding beyond the tokenizer stand for no text.
+        padded = np.zeros(max(len(lengths), int(token_ids.max(initial=-1)) + 1), dtype=np.int64)
+        padded[: len(lengths)] = lengths
+        return padded[token_ids]
+
+    @cached_property
+    def identity(self) -> str:
+        """Changes when what is known of the run's order does."""
+        return sha256_of_file(self.workspace.home(self.run.name) / "run.toml")[:16]
+
+    @cached_property
+    def own_counts(self) -> OwnCounts:
+        """
+        Raises:
+            UnknownOrder, MissingFile, CorruptFile, TooMuchToFetch, AccessDenied, Unreachable, Offline
+        """
+        from probes.ngram_agreement import BigramCounts
+
+        rows, complete = self._counted_rows()
+        width = max(self.run.vocabulary_size or 0, int(rows.max(initial=-1)) + 1)
+        return OwnCounts(
+            unigrams=np.bincount(rows.reshape(-1), minlength=width),
+            bigrams=BigramCounts.of_pairs(rows[:, :-1], rows[:, 1:]),
+            num_tokens=rows.size,
+            complete=complete,
+        )
+
+    def _counted_rows(self) -> tuple[np.ndarray, bool]:
+        """Readings of the run, each as often as it happened; rows with padding are left out."""
+        length = self.run.tokens_per_instance
+        steps, positions = sampled_readings(self.run, COUNTED_TOKENS // length, self.choice.seed)
+        complete = len(steps) == sum(one.num_steps * one.instances_per_batch for one in self.run.kept_stretches())
+        instances = instances_at(self.workspace, self.run, steps, positions)
+        self._require(instances, "counting tokens of")
+        reader = reader_of(self.workspace, self.run)
+        full = reader.num_tokens_of(instances) >= length
+        parts = [reader.rows(part)[:, :length] for part in _parts(instances[full])]
+        rows = np.concatenate(parts) if parts else np.empty((0, length), np.int64)
+        return rows, complete and bool(full.all())
+
+    @cached_property
+    def cohorts(self) -> Cohorts:
+        """
+        Raises:
+            UnknownOrder, MissingFile, CorruptFile, TooMuchToFetch, AccessDenied, Unreachable, Offline
+        """
+        instances = sampled_instances(self.workspace, self.run, COHORT_ROWS, self.choice.seed)
+        self._require(instances, "rows whose reading is known, of")
+        readings = readings_of_instances(self.workspace, self.run, instances.tolist()).to_pydict()
+        first: dict[int, int] = {}
+        for instance, step in zip(readings["instance"], readings["step"], strict=True):
+            if step is not None:
+                first[instance] = min(step, first.get(instance, step))
+        steps = np.array([first[int(instance)] for instance in instances], dtype=np.int64)
+        order = np.argsort(steps, kind="stable")
+        return Cohorts(first_steps=steps[order], **self._read(instances[order], COHORT_LENGTH))
+
+    def around(self, step: int) -> tuple[TokenRows, np.ndarray] | None:
+        """Rows of the batch that a checkpoint read last and of the one that comes next; which are read already, bool of
+        shape [rows]; None where neither is known.
+        """
+        from probes.probe import TokenRows
+
+        found, is_read = [], []
+        for first, read in ((step - 1, True), (step, False)):
+            try:
+                plan = plan_of(self.workspace, self.run, first, first + 1)
+                instances = plan[first + 1].instances
+            except (UnknownOrder, StepOutOfRange, LookupError):
+                continue
+            chosen = np.random.default_rng([self.choice.seed, first]).permutation(len(instances))[:BATCH_ROWS]
+            found.append(instances[np.sort(chosen)])
+            is_read += [read] * len(chosen)
+        if not found:
+            return None
+        rows = self._read(np.concatenate(found), self.choice.length)
+        return TokenRows(**rows), np.array(is_read)
+
+    def _read(self, instances: np.ndarray, most: int | None) -> dict[str, Any]:
+        reader, own = reader_of(self.workspace, self.run), self.run.tokens_per_instance
+        length = min(own, most or own)
+        self._require(instances, "rows of")
+        counts = reader.counts_as_target(instances)[:, :length]
+        return {
+            "token_ids": reader.rows(instances)[:, :length],
+            "scored": None if counts.all() else counts,
+        }
+
+    def _require(self, instances: np.ndarray, what: str) -> None:
+        wanted = bytes_of_instances(self.workspace, self.run, instances)
+        require_allowed(wanted, self.choice.max_fetch, f"{what} {self.run.name}")
+
+
+def _parts(instances: np.ndarray) -> list[np.ndarray]:
+    return [instances[start : start + ROWS_AT_ONCE] for start in range(0, len(instances), ROWS_AT_ONCE)]
+
+
+def hash_of(arrays: Mapping[str, np.ndarray | None]) -> str:
+    """Of the content of named arrays; 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        if array is not None:
+            digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]

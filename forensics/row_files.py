@@ -1,0 +1,124 @@
+"""Rows and prompts from files of the user's.
+
+    .txt      one text                     .jsonl   a text a line: {"text": …}, with "tag" or "tags" if it has some
+    .npy      token ids, rows or one stream
+
+Texts are tokenized one by one with the run's tokenizer and never run on into one another; what fills up their last row
+is not scored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_index.errors import CorruptFile
+from data_index.files import read_limited, require_file
+from data_index.run import Run
+from data_index.text import encode
+from forensics.probe_rows import ProbeRows, RowChoice, Span
+
+MAX_FILE_BYTES = 2**30
+
+
+def rows_of_file(run: Run, path: Path, choice: RowChoice) -> ProbeRows:
+    require_file(path)
+    length = choice.length or run.tokens_per_instance
+    if path.suffix == ".npy":
+        return _of_npy(path, run, length, choice)
+    rows: list[np.ndarray] = []
+    kept: list[int] = []  # tokens of each row that are the text's
+    spans: list[Span] = []
+    tags: dict[int, Sequence[str]] = {}
+    for number, (text, own_tags) in enumerate(_texts(path)):
+        if len(rows) * length >= choice.num_tokens:
+            break
+        ids, tags[number] = np.array(encode(run, text), dtype=np.int64), own_tags
+        for start in range(0, len(ids), length):
+            part = ids[start : start + length]
+            spans.append((number, len(rows), 0, len(part)))
+            kept.append(len(part))
+            rows.append(np.pad(part, (0, length - len(part)), constant_values=run.pad_token_id or 0))
+    ids = np.stack(rows) if rows else np.empty((0, length), np.int64)
+    scored = np.arange(length) < np.array(kept, dtype=np.int64)[:, None] if rows else None
+    return ProbeRows(
+        source=path.name,
+        token_ids=ids,
+        scored=None if scored is None or scored.all() else scored,
+        spans=spans,
+        tags=tags,
+        description=f"{len(ids)} rows of {len(tags)} texts of {path.name}",
+    )
+
+
+def _of_npy(path: Path, run: Run, length: int, choice: RowChoice) -> ProbeRows:
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CorruptFile(f"{path} is no .npy file of token ids: {error}") from error
+    size = run.vocabulary_size
+    if (
+        ids.dtype.kind not in "iu"
+        or ids.ndim not in (1, 2)
+        or (ids.size and not 0 <= ids.min() <= ids.max() < (size or 2**31))
+    ):
+        raise CorruptFile(
+            f"{path} holds {ids.dtype} of shape {ids.shape}, not token ids of {run.name} (rows, or one stream)"
+        )
+    if ids.ndim == 1:
+        ids = ids[: len(ids) // length * length].reshape(-1, length)
+    ids = ids[: max(choice.num_tokens // max(ids.shape[1], 1), 1), :length].astype(np.int64)
+    return ProbeRows(
+        source=path.name,
+        token_ids=ids,
+        scored=None,
+        spans=(),
+        tags={},
+        description=f"{len(ids)} rows of {path.name}",
+    )
+
+
+def _texts(path: Path) -> Iterator[tuple[str, Sequence[str]]]:
+    """Texts and their tags.
+
+    Raises:
+        CorruptFile, UnsafeFile
+    """
+    try:
+        content = read_limited(path, MAX_FILE_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CorruptFile(f"{path} is not UTF-8 text: {error}") from error
+    if path.suffix != ".jsonl":
+        yield content, (path.stem,)
+        return
+    for number, line in enumerate(filter(None, map(str.strip, content.split("\n"))), 1):
+        try:
+            said = json.loads(line)
+            text = said["text"]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise CorruptFile(f'{path}, line {number}: no JSON object with a "text" ({error!r:.100})') from error
+        tags = said.get("tags") or [said[name] for name in ("tag", "domain", "source") if name in said][:1]
+        if not isinstance(text, str) or not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+            raise CorruptFile(f"{path}, line {number}: a text is a string, and so is each tag")
+        yield text, tags
+
+
+def prompts_of(path: Path) -> list[str]:
+    """A prompt a line; of .jsonl, the `prompt` (or `text`) of each line.
+
+    Raises:
+        MissingFile, CorruptFile
+    """
+    try:
+        lines = [line for line in read_limited(path, MAX_FILE_BYTES).decode("utf-8").split("\n") if line.strip()]
+        if path.suffix == ".jsonl":
+            said = [json.loads(line) for line in lines]
+            lines = [one["prompt"] if "prompt" in one else one["text"] for one in said]
+        if not lines or not all(isinstance(line, str) and line for line in lines):
+            raise ValueError("no prompt in it")
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise CorruptFile(f"{path} holds no prompts, one a line: {error}") from error
+    return lines

@@ -1,0 +1,150 @@
+"""Where the rows come from that probes look at: held-out rows of a run, rows that it was trained on, or a file.
+
+heldout     the run's held-out tokens, from the first on
+run         rows that its steps read, a seeded sample over all of them
+FILE        of texts or token ids (forensics/row_files.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_index.batch_queries import instances_at, reader_of
+from data_index.document_queries import documents_of_file, spans_of_instances, tags_of_documents
+from data_index.errors import InvalidRange, MissingFile
+from data_index.run import Run
+from data_index.workspace import Workspace
+from forensics.fetching import bytes_of_instances, require_allowed
+from forensics.probe_rows import ProbeRows, RowChoice, Span
+from forensics.row_files import rows_of_file
+
+HELDOUT, OF_RUN = "heldout", "run"
+
+
+def probe_rows(workspace: Workspace, run: Run, source: str | None, choice: RowChoice) -> ProbeRows:
+    """
+    Args:
+        source: as above; None: held-out rows where the run has some, else rows of the run.
+    Raises:
+        MissingFile, CorruptFile, UnknownOrder, TooMuchToFetch, AccessDenied, Unreachable, Offline
+        InvalidRange: no row is left.
+    """
+    if source is None:
+        source = HELDOUT if run.heldout else OF_RUN
+    if source == HELDOUT:
+        found = _heldout(workspace, run, choice)
+    elif source == OF_RUN:
+        found = _of_run(workspace, run, choice)
+    else:
+        found = rows_of_file(run, Path(source), choice)
+    if not len(found.token_ids) or found.token_ids.shape[1] < 2:
+        raise InvalidRange(f"{source} gives no row of two tokens or more: ask for more with --num-tokens")
+    return found
+
+
+def _heldout(workspace: Workspace, run: Run, choice: RowChoice) -> ProbeRows:
+    if not run.heldout:
+        raise MissingFile(f"{run.name} has no held-out tokens: take NAME@run, or NAME@FILE with texts of your own")
+    reader, own = reader_of(workspace, run), run.tokens_per_instance
+    rows: list[np.ndarray] = []
+    spans: list[Span] = []
+    documents: set[int] = set()
+    for file in run.heldout:
+        num_rows = file.num_bytes // np.dtype(file.dtype).itemsize // run.sequence_length
+        wanted = min(num_rows, max(choice.num_tokens // own, 1) - len(rows))
+        if wanted <= 0:
+            break
+        tokens = reader.read(file, 0, wanted * run.sequence_length).astype(np.int64)
+        first = len(rows)
+        rows += list(tokens.reshape(wanted, run.sequence_length)[:, :own])
+        for document, start, stop in documents_of_file(workspace, run, file.name, 0, len(tokens)):
+            documents.add(document)
+            spans += _rows_of_stretch(document, start, min(stop, len(tokens)), first, run.sequence_length, own)
+    ids = np.stack(rows) if rows else np.empty((0, own), np.int64)
+    tags = tags_of_documents(workspace, run, sorted(documents))
+    return _cut(HELDOUT, ids, None, spans, tags, choice, f"{len(ids)} held-out rows")
+
+
+def _rows_of_stretch(document: int, start: int, stop: int, first: int, length: int, own: int) -> Iterator[Span]:
+    """The rows that tokens start .. stop of a file lie in, rows being cut from its beginning."""
+    for row in range(start // length, -(-stop // length)):
+        begin, end = max(start - row * length, 0), min(stop - row * length, own)
+        if begin < end:
+            yield document, first + row, begin, end
+
+
+def _of_run(workspace: Workspace, run: Run, choice: RowChoice) -> ProbeRows:
+    own = run.tokens_per_instance
+    wanted = max(choice.num_tokens // own, 1)
+    instances = sampled_instances(workspace, run, wanted, choice.seed)
+    require_allowed(
+        bytes_of_instances(workspace, run, instances), choice.max_fetch, f"{len(instances)} rows of {run.name}"
+    )
+    reader = reader_of(workspace, run)
+    ids, counts = reader.rows(instances)[:, :own], reader.counts_as_target(instances)[:, :own]
+    places = {int(instance): row for row, instance in enumerate(instances)}
+    spans = [
+        (document, places[instance], start, min(stop, own))
+        for instance, document, start, stop in spans_of_instances(workspace, run, instances)
+        if start < own
+    ]
+    tags = tags_of_documents(workspace, run, sorted({span[0] for span in spans}))
+    scored = None if counts.all() else counts
+    return _cut(OF_RUN, ids, scored, spans, tags, choice, f"{len(ids)} rows that the run's steps read")
+
+
+def sampled_instances(workspace: Workspace, run: Run, count: int, seed: int) -> np.ndarray:
+    """Different instances that the run's steps read, each reading equally likely to be chosen; rising, int64.
+
+    Raises:
+        UnknownOrder: what the steps read is not known.
+    """
+    steps, positions = sampled_readings(run, count, seed)
+    return np.unique(instances_at(workspace, run, steps, positions))
+
+
+def sampled_readings(run: Run, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and positions of readings, all where there are no more than `count`, else a seeded sample; by step.
+
+    Raises:
+        UnknownOrder
+    """
+    stretches = run.kept_stretches()
+    if not stretches:
+        run.segment_of_step(run.last_step)  # says why
+    sizes = np.array([one.num_steps * one.instances_per_batch for one in stretches], dtype=np.int64)
+    total = int(sizes.sum())
+    if total <= count:
+        chosen = np.arange(total)
+    else:
+        chosen = np.sort(np.random.default_rng(seed).choice(total, count, replace=False, shuffle=False))
+    ends = np.cumsum(sizes)
+    of = np.searchsorted(ends, chosen, side="right")
+    inside = chosen - (ends - sizes)[of]
+    per_batch = np.array([one.instances_per_batch for one in stretches])[of]
+    steps = np.array([one.first_step for one in stretches])[of] + inside // per_batch
+    return steps, np.array([one.first_position for one in stretches])[of] + inside
+
+
+def _cut(
+    source: str,
+    ids: np.ndarray,
+    scored: np.ndarray | None,
+    spans: Sequence[Span],
+    tags: Mapping[int, Sequence[str]],
+    choice: RowChoice,
+    description: str,
+) -> ProbeRows:
+    """Rows up to the length that is wanted."""
+    length = min(choice.length or ids.shape[1], ids.shape[1])
+    return ProbeRows(
+        source=source,
+        token_ids=ids[:, :length],
+        scored=None if scored is None else scored[:, :length],
+        spans=[(document, row, start, min(stop, length)) for document, row, start, stop in spans if start < length],
+        tags=tags,
+        description=f"{description} of {length} tokens",
+    )
