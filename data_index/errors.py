@@ -16,7 +16,11 @@
     ├── OrderMismatch            the data are not proved to be the run's data
     ├── UnknownOrder             what the steps read was never published, or not said
     ├── UnsupportedRecipe        a setting that defines the step differently
-    ├── InvalidEdit, InvalidRange, FailedFunction
+    ├── InvalidEdit, InvalidRange
+    ├── FailedFunction
+    │   └── ChangedModel         and left the model other than it was
+    ├── MissingPackage           an extra of the toolkit is not installed
+    ├── UnknownTask, UnusableTask
     ├── RefusedQuery, FailedQuery
     └── Busy, DiskFull, NotWritable, OutOfMemory, NotDeterministic
 
@@ -148,6 +152,22 @@ class InvalidRange(ForensicsError, ValueError):
 
 class FailedFunction(ForensicsError, RuntimeError):
     """A function that the user named could not be found, failed, or gave something else than asked for."""
+
+
+class ChangedModel(FailedFunction):
+    """A function of the user's changed the model that it was to measure: read the checkpoint again."""
+
+
+class MissingPackage(ForensicsError, ImportError):
+    """The question needs a package that only an extra of the toolkit installs."""
+
+
+class UnknownTask(ForensicsError, LookupError):
+    """The evaluation harness has no task of that name."""
+
+
+class UnusableTask(ForensicsError, ValueError):
+    """A task of the evaluation harness that cannot be read, or that cannot be measured as asked."""
 
 
 class RefusedQuery(ForensicsError, PermissionError):

@@ -19,7 +19,8 @@ from data_index.run import Run
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
 from forensics.fetching import bytes_of_all_tokens, require_allowed
-from forensics.tagging_function import find_function, identity_of, tagger_of, text_of_document
+from forensics.tagging_function import tagger_of, text_of_document
+from forensics.users_functions import find_function, identity_of
 
 Progress = Callable[[str], None]
 CHUNK_DOCUMENTS = 5_000  # that a function is asked about between two places where it can be stopped

@@ -2,60 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import inspect
-import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_index.errors import FailedFunction
-from data_index.files import sha256_of_file
 from data_index.learned_tags import MAX_TAG_CHARACTERS, is_tag
 from data_index.run import Run
 from data_index.text import decode
 from data_index.tokens import TokenReader
+from forensics.users_functions import takes
 
 # (text, rows of the document) -> its tags, each once, in the order given.
 Tagger = Callable[[str, Sequence[dict[str, Any]]], list[str]]
 
 
-def find_function(name: str) -> Callable[..., Any]:
-    """The function that `module:function` names; the module may lie in the current folder.
-
-    Raises:
-        FailedFunction
-    """
-    module, _, attribute = name.partition(":")
-    if not module or not attribute:
-        raise FailedFunction(f"{name!r} names no function; write module:function, such as my_tags:language")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = importlib.import_module(module)
-    except Exception as error:  # the user's code
-        raise FailedFunction(f"{module}, named by --fn {name}, cannot be imported: {error!r}") from error
-    function = getattr(found, attribute, None)
-    if not callable(function):
-        raise FailedFunction(f"{found.__name__} has no function {attribute!r}, which --fn {name} names")
-    return function
-
-
-def identity_of(function: Callable[..., Any]) -> str:
-    """A hash of the file that a function stands in, so that tags of an edited one are not mixed with older ones."""
-    source = inspect.getsourcefile(inspect.unwrap(function)) if inspect.isroutine(function) else None
-    if source is not None and Path(source).is_file():
-        return sha256_of_file(Path(source))
-    return hashlib.sha256(repr(function).encode()).hexdigest()
-
-
 def tagger_of(function: Callable[..., Any], name: str) -> Tagger:
     """A function of one argument is given the text; one of two also the document's row (a dict)."""
-    takes_row = _takes_two(function)
+    takes_row = takes(function, "", {})
 
     def tags(text: str, rows: Sequence[dict[str, Any]]) -> list[str]:
         document = rows[0]["document_id"]
@@ -73,16 +38,6 @@ def tagger_of(function: Callable[..., Any], name: str) -> Tagger:
         return list(dict.fromkeys(given))
 
     return tags
-
-
-def _takes_two(function: Callable[..., Any]) -> bool:
-    try:
-        inspect.signature(function).bind("", {})
-    except TypeError:
-        return False
-    except ValueError:  # no signature to be had
-        return False
-    return True
 
 
 def text_of_document(run: Run, reader: TokenReader, rows: Iterable[dict[str, Any]]) -> str:

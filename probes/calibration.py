@@ -38,11 +38,23 @@ class Reliability:
     @property
     def expected_calibration_error(self) -> float:
         """A share, 0 to 1; NaN where there is no target, or where a prediction is not finite."""
+        return self._mean_over_targets(np.abs(self.accuracy - self.mean_confidence))
+
+    @property
+    def overall_accuracy(self) -> float:
+        """Share of targets that were the most probable token; NaN as the error is."""
+        return self._mean_over_targets(self.accuracy)
+
+    @property
+    def overall_confidence(self) -> float:
+        """Mean probability of the most probable token, a share; NaN as the error is."""
+        return self._mean_over_targets(self.mean_confidence)
+
+    def _mean_over_targets(self, of_bins: np.ndarray) -> float:
         if self.num_not_finite or not self.num_targets.sum():
             return float("nan")
         filled = self.num_targets > 0
-        gaps = np.abs(self.accuracy - self.mean_confidence)[filled]
-        return float(gaps @ self.num_targets[filled] / self.num_targets.sum())
+        return float(of_bins[filled] @ self.num_targets[filled] / self.num_targets.sum())
 
 
 class Calibration:

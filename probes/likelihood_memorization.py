@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -81,25 +82,43 @@ def memorization_profile(
             checkpoints where it was read by none of them. Rows read by the very first have no loss before, and are
             left out.
     """
-    found = []
-    for cohort in range(1, len(losses)):
-        for checkpoint in range(len(losses)):
-            treated, control = _arms(first_checkpoints, cohort, checkpoint)
-            if checkpoint == cohort - 1 or not treated.any() or not control.any():
-                continue
-            means = _four_means(losses[cohort - 1], losses[checkpoint], treated, control, num_tokens)
-            effect = estimate_of(*means, _SIGNS, clusters=clusters, num_draws=num_draws, seed=seed)
-            num_treated, num_control = int(treated.sum()), int(control.sum())
-            found.append(
-                Memorization(
-                    cohort=cohort,
-                    checkpoint=checkpoint,
-                    effect=effect,
-                    num_treated=num_treated,
-                    num_control=num_control,
-                )
-            )
-    return found
+    cell_of = partial(memorization_of, num_tokens=num_tokens, clusters=clusters, num_draws=num_draws, seed=seed)
+    cells = [
+        cell_of(losses, first_checkpoints, cohort, checkpoint)
+        for cohort in range(1, len(losses))
+        for checkpoint in range(len(losses))
+    ]
+    return [cell for cell in cells if cell is not None]
+
+
+def memorization_of(
+    losses: np.ndarray,
+    first_checkpoints: np.ndarray,
+    cohort: int,
+    checkpoint: int,
+    *,
+    num_tokens: np.ndarray | None = None,
+    clusters: np.ndarray | None = None,
+    num_draws: int = 1000,
+    seed: int = 0,
+) -> Memorization | None:
+    """One cohort at one checkpoint, both 0-based places in the array of checkpoints; other args as for the profile.
+
+    Returns:
+        None for a cohort without a checkpoint before it, for that checkpoint, and where there are no rows of the cohort
+        or no unread ones.
+    """
+    treated, control = _arms(first_checkpoints, cohort, checkpoint)
+    if not 1 <= cohort < len(losses) or checkpoint == cohort - 1 or not treated.any() or not control.any():
+        return None
+    means = _four_means(losses[cohort - 1], losses[checkpoint], treated, control, num_tokens)
+    return Memorization(
+        cohort=cohort,
+        checkpoint=checkpoint,
+        effect=estimate_of(*means, _SIGNS, clusters=clusters, num_draws=num_draws, seed=seed),
+        num_treated=int(treated.sum()),
+        num_control=int(control.sum()),
+    )
 
 
 def mean_memorization(

@@ -70,7 +70,30 @@ class Agreement:
     num_left_out: int
 
 
-class UnigramAgreement:
+class _PlaceValues:
+    """KL(n-gram ‖ model) of every place, gathered part by part."""
+
+    def __init__(self) -> None:
+        self._places: list[np.ndarray] = []
+        self._values: list[np.ndarray] = []
+        self._num_left_out = 0
+
+    @property
+    def by_place(self) -> tuple[np.ndarray, np.ndarray]:
+        """Places in a flattened array [rows, length - 1], int64, and KL(n-gram ‖ model) there, nats, fp64."""
+        return (
+            np.concatenate([np.zeros(0, dtype=np.int64), *self._places]),
+            np.concatenate([np.zeros(0), *self._values]),
+        )
+
+    @property
+    def agreement(self) -> Agreement:
+        _, values = self.by_place
+        mean = float(values.mean()) if len(values) else float("nan")
+        return Agreement(mean_kl=mean, num_places=len(values), num_left_out=self._num_left_out)
+
+
+class UnigramAgreement(_PlaceValues):
     """KL(unigram ‖ model), gathered over the blocks of a pass."""
 
     def __init__(self, counts: np.ndarray) -> None:
@@ -81,13 +104,13 @@ class UnigramAgreement:
         Raises:
             ValueError: nothing was counted.
         """
+        super().__init__()
         ids = np.flatnonzero(counts)
         if not len(ids):
             raise ValueError("the unigram counts are all 0, so that there is no unigram distribution")
         shares = counts[ids].astype(np.float64) / int(counts.sum(dtype=np.int64))
         self._ids, self._shares = torch.from_numpy(ids), torch.from_numpy(shares)
         self._negative_entropy = float(shares @ np.log(shares))
-        self._total, self._num_places = 0.0, 0
 
     def add(self, block: PredictionBlock) -> None:
         _require_vocabulary(block, int(self._ids[-1]) + 1)
@@ -95,18 +118,15 @@ class UnigramAgreement:
         ids, shares = self._ids.to(device), self._shares.to(device)
         for part in block.log_probabilities.split(_TARGETS_AT_ONCE):
             cross_entropy = -(part[:, ids].double() @ shares)
-            self._total += float((self._negative_entropy + cross_entropy).sum())
-        self._num_places += len(block.targets)
-
-    @property
-    def agreement(self) -> Agreement:
-        return _agreement(self._total, self._num_places, 0)
+            self._values.append((self._negative_entropy + cross_entropy).cpu().numpy())
+        self._places.append(block.places)
 
 
-class BigramAgreement:
+class BigramAgreement(_PlaceValues):
     """KL(bigram ‖ model), gathered over the blocks of a pass; the bigram is that of the token before the target."""
 
     def __init__(self, bigrams: BigramCounts) -> None:
+        super().__init__()
         num_following = np.diff(bigrams.starts)
         running = np.concatenate([[0], np.cumsum(bigrams.counts)])
         of_first = np.diff(running[bigrams.starts])
@@ -117,7 +137,6 @@ class BigramAgreement:
         self._next_ids, self._shares = torch.from_numpy(bigrams.next_ids), torch.from_numpy(shares)
         self._negative_entropy = torch.from_numpy(negative_entropy)
         self._vocabulary = int(bigrams.next_ids.max(initial=-1)) + 1
-        self._total, self._num_places, self._num_left_out = 0.0, 0, 0
 
     def add(self, block: PredictionBlock) -> None:
         _require_vocabulary(block, self._vocabulary)
@@ -127,31 +146,24 @@ class BigramAgreement:
         known[known.clone()] = self._num_following[contexts[known]] > 0
         self._num_left_out += int((~known).sum())
         for rows in known.nonzero()[:, 0].split(_TARGETS_AT_ONCE):
-            self._total += self._kl_of(contexts[rows], block.log_probabilities, rows)
-        self._num_places += int(known.sum())
+            self._values.append(self._kl_of(contexts[rows], block.log_probabilities, rows))
+            self._places.append(block.places[rows.numpy()])
 
-    def _kl_of(self, contexts: torch.Tensor, log_probabilities: torch.Tensor, rows: torch.Tensor) -> float:
-        """Summed over some rows of the predictions."""
+    def _kl_of(self, contexts: torch.Tensor, log_probabilities: torch.Tensor, rows: torch.Tensor) -> np.ndarray:
+        """Of each of some rows of the predictions."""
         lengths = self._num_following[contexts]
         first_pairs = torch.cumsum(lengths, 0) - lengths
         # Of every pair of every row: where it stands among all pairs.
         pairs = torch.arange(int(lengths.sum())) + (self._starts[contexts] - first_pairs).repeat_interleave(lengths)
         device = log_probabilities.device
         row, next_ids = rows.repeat_interleave(lengths).to(device), self._next_ids[pairs].to(device)
-        cross_entropy = -(self._shares[pairs].to(device) @ log_probabilities[row, next_ids].double())
-        return float(self._negative_entropy[contexts].sum()) + float(cross_entropy)
-
-    @property
-    def agreement(self) -> Agreement:
-        return _agreement(self._total, self._num_places, self._num_left_out)
+        terms = (self._shares[pairs].to(device) * log_probabilities[row, next_ids].double()).cpu().numpy()
+        of_pair = torch.arange(len(rows)).repeat_interleave(lengths).numpy()
+        cross_entropy = -np.bincount(of_pair, weights=terms, minlength=len(rows))
+        return np.asarray(self._negative_entropy[contexts].numpy() + cross_entropy)
 
 
 def _require_vocabulary(block: PredictionBlock, least: int) -> None:
     predicted = block.log_probabilities.shape[1]
     if predicted < least:
         raise ValueError(f"token {least - 1} was counted, but the model predicts only {predicted} tokens")
-
-
-def _agreement(total: float, num_places: int, num_left_out: int) -> Agreement:
-    mean = total / num_places if num_places else float("nan")
-    return Agreement(mean_kl=mean, num_places=num_places, num_left_out=num_left_out)

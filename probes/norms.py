@@ -25,7 +25,12 @@ def root_mean_square(tensors: Iterable[torch.Tensor]) -> float:
     """Of all elements of all tensors together; NaN without any. Unlike a norm it can be compared between sizes."""
     tensors = list(tensors)
     num_elements = sum(tensor.numel() for tensor in tensors)
-    return group_norm(tensors) / num_elements**0.5 if num_elements else float("nan")
+    return root_mean_square_of_norm(group_norm(tensors), num_elements) if num_elements else float("nan")
+
+
+def root_mean_square_of_norm(norm: float, num_elements: int) -> float:
+    """The root mean square of so many elements, at least one, whose L2 norm is known."""
+    return norm / num_elements**0.5
 
 
 def root_mean_squares_by_group(tensors: Mapping[str, torch.Tensor], groups: Mapping[str, list[str]]) -> list[float]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 INPUT_EMBEDDING, OUTPUT_EMBEDDING, TIED_EMBEDDING = "input embedding", "output embedding", "tied embedding"
+EMBEDDINGS = (INPUT_EMBEDDING, OUTPUT_EMBEDDING, TIED_EMBEDDING)
 MATRICES, VECTORS = "matrices", "vectors"
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+_INPUT = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings)\.weight$")
+_OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
 
 
 def groups_by_part(model: torch.nn.Module) -> dict[str, list[str]]:
@@ -22,12 +26,33 @@ def groups_by_part(model: torch.nn.Module) -> dict[str, list[str]]:
     Args:
         model: a causal language model of transformers.
     """
-    embeddings = embedding_groups(model)
+    by_identity = embedding_groups(model)
+    named = dict(model.named_parameters())
+    embeddings = {name: by_identity[id(weight)] for name, weight in named.items() if id(weight) in by_identity}
+    return groups_by_name({name: tuple(weight.shape) for name, weight in named.items()}, embeddings)
+
+
+def groups_by_name(
+    shapes: Mapping[str, tuple[int, ...]], embeddings: Mapping[str, str] | None = None
+) -> dict[str, list[str]]:
+    """The same groups from names and shapes alone, such as those of stored tensors.
+
+    Args:
+        shapes: by transformers' names.
+        embeddings: the group of each embedding weight; None: known by their names (`named_embeddings`).
+    """
+    embeddings = named_embeddings(shapes) if embeddings is None else embeddings
     groups: dict[str, list[str]] = {}
-    for name, parameter in model.named_parameters():
-        group = embeddings.get(id(parameter)) or _group_of(name, parameter)
-        groups.setdefault(group, []).append(name)
+    for name, shape in shapes.items():
+        groups.setdefault(embeddings.get(name) or _group_of(name, shape), []).append(name)
     return groups
+
+
+def named_embeddings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """The group of each embedding weight, by its name. An input embedding without an output weight is tied."""
+    outputs = {name: OUTPUT_EMBEDDING for name in shapes if _OUTPUT.search(name)}
+    group = INPUT_EMBEDDING if outputs else TIED_EMBEDDING
+    return {name: group for name in shapes if _INPUT.search(name)} | outputs
 
 
 def embedding_groups(model: Any) -> dict[int, str]:
@@ -41,7 +66,13 @@ def embedding_groups(model: Any) -> dict[int, str]:
     return {id(weight): name for weight, name in zip(weights, names, strict=True) if weight is not None}
 
 
-def _group_of(name: str, parameter: torch.nn.Parameter) -> str:
-    kind = MATRICES if parameter.dim() > 1 else VECTORS
+def place_in_layer(name: str) -> tuple[int, str] | None:
+    """The layer of a parameter, 0-based, and its name inside it; None for what is in no layer."""
     layer = _LAYER.search(name)
-    return f"layer {layer[1]} {kind}" if layer else f"other {kind}"
+    return (int(layer[1]), name[layer.end() :]) if layer else None
+
+
+def _group_of(name: str, shape: tuple[int, ...]) -> str:
+    kind = MATRICES if len(shape) > 1 else VECTORS
+    place = place_in_layer(name)
+    return f"layer {place[0]} {kind}" if place else f"other {kind}"
