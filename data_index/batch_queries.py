@@ -50,7 +50,7 @@ def plan_of(workspace: Workspace, run: Run, first: int, last: int) -> IndexedPla
         row = position - run.segment_of_step(step).positions_of_step(step).start
         hidden.setdefault(step, []).append((row, start, stop))
     steps, starts = np.unique(rows["step"], return_index=True)
-    stops = [*starts[1:], len(rows["step"])]
+    stops = [*starts[1:], len(rows["step"])][: len(starts)]
     return IndexedPlan(
         by_step={
             int(step): StepPlan(

@@ -74,14 +74,14 @@ def predicting(make: Callable[[ProbeData, Any, Any], tuple[Any, dict[str, Any]]]
 def loss(data: ProbeData, rows: Any, for_model: Any) -> Any:
     from probes.prediction_probes import MeanLoss
 
-    return MeanLoss(for_model), {}
+    return MeanLoss(rows=for_model), {}
 
 
 def bits_per_byte(data: ProbeData, rows: Any, for_model: Any) -> Any:
     from probes.prediction_probes import BitsPerByte
 
     num_bytes = data.utf8_bytes(rows.token_ids)
-    return BitsPerByte(for_model, num_bytes), {"bytes_sha256": hash_of({"bytes": num_bytes})}
+    return BitsPerByte(rows=for_model, utf8_bytes=num_bytes), {"bytes_sha256": hash_of({"bytes": num_bytes})}
 
 
 def loss_by_tag(data: ProbeData, rows: Any, for_model: Any) -> Any:
@@ -92,37 +92,39 @@ def loss_by_tag(data: ProbeData, rows: Any, for_model: Any) -> Any:
         num_bytes = data.utf8_bytes(rows.token_ids)
     except (OSError, ValueError, NotImplementedError):  # no tokenizer, or one that does not tell
         num_bytes = None
-    return GroupLoss(for_model, masks, num_bytes), {"tags_sha256": hash_of({**masks, " bytes": num_bytes})}
+    return GroupLoss(rows=for_model, groups=masks, utf8_bytes=num_bytes), {
+        "tags_sha256": hash_of({**masks, " bytes": num_bytes})
+    }
 
 
 def loss_by_position(data: ProbeData, rows: Any, for_model: Any) -> Any:
     from probes.group_loss_probes import LossByPosition
 
-    return LossByPosition(for_model), {}
+    return LossByPosition(rows=for_model), {}
 
 
 def loss_by_frequency(data: ProbeData, rows: Any, for_model: Any) -> Any:
     from probes.group_loss_probes import LossByFrequency
 
-    return LossByFrequency(for_model, data.own_counts.unigrams), _counted(data)
+    return LossByFrequency(rows=for_model, counts=data.own_counts.unigrams), _counted(data)
 
 
 def unigram_kl(data: ProbeData, rows: Any, for_model: Any) -> Any:
     from probes.prediction_probes import UnigramKL
 
-    return UnigramKL(for_model, data.own_counts.unigrams), _counted(data)
+    return UnigramKL(rows=for_model, counts=data.own_counts.unigrams), _counted(data)
 
 
 def bigram_kl(data: ProbeData, rows: Any, for_model: Any) -> Any:
     from probes.prediction_probes import BigramKL
 
-    return BigramKL(for_model, data.own_counts.bigrams), _counted(data)
+    return BigramKL(rows=for_model, bigram_counts=data.own_counts.bigrams), _counted(data)
 
 
 def calibration(data: ProbeData, rows: Any, for_model: Any) -> Any:
     from probes.prediction_probes import CalibrationError
 
-    return CalibrationError(for_model), {}
+    return CalibrationError(rows=for_model), {}
 
 
 def _counted(data: ProbeData) -> dict[str, Any]:
@@ -135,13 +137,13 @@ def _counted(data: ProbeData) -> dict[str, Any]:
 
 
 def next_batch(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
-    from probes.prediction_probes import NextBatchLoss
+    from probes.row_loss_probes import NextBatchLoss
 
     data.run.segment_of_step(data.run.last_step)  # what the steps read has to be known
 
     def at(step: int) -> Any:
         around = data.around(step)
-        return None if around is None else NextBatchLoss(around[0], around[1])
+        return None if around is None else NextBatchLoss(rows=around[0], is_read=around[1])
 
     settings = {"run": data.identity, "length": data.choice.length, "seed": data.choice.seed}
     return {"at": at, "settings": settings, "tokens": None}
@@ -154,7 +156,7 @@ def memorization(data: ProbeData, options: ProbeOptions, source: str | None) -> 
     from probes.row_loss_probes import RowLosses, memorization_by_checkpoint
 
     cohorts = data.cohorts
-    probe = RowLosses(cohorts.for_model())
+    probe = RowLosses(rows=cohorts.for_model())
     scored = cohorts.scored if cohorts.scored is not None else np.ones(cohorts.token_ids.shape, dtype=bool)
     num_tokens = scored[:, 1:].sum(axis=1)
 
@@ -281,13 +283,22 @@ def generations(data: ProbeData, options: ProbeOptions, source: str | None) -> B
 # --- of tensors ------------------------------------------------------------------------------------------------------
 
 
-def of_tensors(class_name: str) -> Builder:
-    def build(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
-        from probes import weight_probes
+def norms(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+    from probes.weight_probes import WeightNorms
 
-        return _always(getattr(weight_probes, class_name)(), {}, 0)
+    return _always(WeightNorms(), {}, 0)
 
-    return build
+
+def embedding_norms(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+    from probes.weight_probes import EmbeddingNorms
+
+    return _always(EmbeddingNorms(), {}, 0)
+
+
+def spectra(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+    from probes.spectrum_probes import MatrixSpectra
+
+    return _always(MatrixSpectra(), {}, 0)
 
 
 # --- of others -------------------------------------------------------------------------------------------------------
@@ -308,8 +319,8 @@ def task(data: ProbeData, options: ProbeOptions, task: str) -> Bound:
 
 
 def function(data: ProbeData, options: ProbeOptions, name: str, source: str | None) -> Bound:
-    from forensics.probing_function import FunctionProbe
+    from forensics.probing_function import ProbingFunction
 
     rows, _ = data.rows(source)
-    probe = FunctionProbe(name, rows.token_ids)
+    probe = ProbingFunction(name=name, token_ids=rows.token_ids).prepared()
     return _always(probe, {"probe": "function"} | probe.settings(), rows.token_ids.size)

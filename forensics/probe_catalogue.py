@@ -20,6 +20,7 @@ from forensics.probe_bindings import (
     bigram_kl,
     bits_per_byte,
     calibration,
+    embedding_norms,
     extractability,
     function,
     generations,
@@ -33,8 +34,9 @@ from forensics.probe_bindings import (
     loss_by_tag,
     memorization,
     next_batch,
-    of_tensors,
+    norms,
     predicting,
+    spectra,
     task,
     unigram_kl,
 )
@@ -184,21 +186,14 @@ PROBES: Mapping[str, Described] = {
         build=attention,
         takes_rows=True,
     ),
-    "norms": Described(
-        what="norm and root mean square of all weights, by part", needs="tensors", build=of_tensors("WeightNorms")
-    ),
+    "norms": Described(what="norm and root mean square of all weights, by part", needs="all tensors", build=norms),
     "embedding-norms": Described(
-        what="how long the rows of the embeddings are", needs="tensors", build=of_tensors("EmbeddingNorms")
+        what="how long the rows of the embeddings are", needs="embeddings", build=embedding_norms
     ),
-    "ranks": Described(
-        what="stable and effective rank, and the largest singular value, of each matrix",
-        needs="tensors",
-        build=of_tensors("MatrixRanks"),
-    ),
-    "spectral-tail": Described(
-        what="exponent of the power law in the tail of each matrix' spectrum",
-        needs="tensors",
-        build=of_tensors("SpectralTail"),
+    "spectra": Described(
+        what="spectral norm, stable and effective rank, power law of the tail, of each matrix",
+        needs="matrices",
+        build=spectra,
     ),
     "gradient-noise": Described(what="gradient-noise scale", needs="the model", build=gradient_noise, takes_rows=True),
     "learning-coefficient": Described(

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_index.batch_queries import instances_at, plan_of, reader_of, readings_of_instances
-from data_index.errors import StepOutOfRange, UnknownOrder
 from data_index.files import sha256_of_file
 from data_index.run import Run
 from data_index.text import token_bytes
@@ -159,11 +158,10 @@ class ProbeData:
 
         found, is_read = [], []
         for first, read in ((step - 1, True), (step, False)):
-            try:
-                plan = plan_of(self.workspace, self.run, first, first + 1)
-                instances = plan[first + 1].instances
-            except (UnknownOrder, StepOutOfRange, LookupError):
+            plan = plan_of(self.workspace, self.run, first, first + 1).by_step.get(first + 1)
+            if plan is None:  # before the first step, after the last, or where data are not there
                 continue
+            instances = plan.instances
             chosen = np.random.default_rng([self.choice.seed, first]).permutation(len(instances))[:BATCH_ROWS]
             found.append(instances[np.sort(chosen)])
             is_read += [read] * len(chosen)

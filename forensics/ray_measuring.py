@@ -46,7 +46,8 @@ def measured_on_ray(
         at_once = TASKS_PER_WORKER * (
             workers or max(int(ray.cluster_resources().get("CPU", 1)) // computing.threads, 1)
         )
-        waiting, running = list(reversed(tasks)), {}
+        waiting = list(reversed(tasks))
+        running: dict[Any, Task] = {}
         while waiting or running:
             while waiting and len(running) < at_once:
                 task = waiting.pop()
