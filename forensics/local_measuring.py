@@ -26,11 +26,11 @@ def measured_here(tasks: Sequence[Task], computing: Computing, *, prefetch: bool
     with ThreadPoolExecutor(1) as reader:
         ahead: Future[Tensors] | None = None
         for number, task in enumerate(tasks):
-            reading = ahead if ahead is not None else reader.submit(_read, task)
+            reading = ahead if ahead is not None else reader.submit(read_needed, task)
             tensors, num_bytes, problem = _result(reading)
             # Its result would otherwise hold the tensors of the one before for as long as this one is measured.
             del reading
-            ahead = reader.submit(_read, tasks[number + 1]) if prefetch and number + 1 < len(tasks) else None
+            ahead = reader.submit(read_needed, tasks[number + 1]) if prefetch and number + 1 < len(tasks) else None
             yield measured(task, tensors, num_bytes, computing) if problem is None else unmeasured(task, problem)
 
 
@@ -40,9 +40,3 @@ def _result(reading: Future[Tensors]) -> tuple[dict[str, torch.Tensor], int, str
         return *reading.result(), None
     except ForensicsError as error:
         return {}, 0, str(error)
-
-
-def _read(task: Task) -> Tensors:
-    """Files on disk are mapped by the library that reads them: copying brings their bytes here, in this thread."""
-    tensors, num_bytes = read_needed(task)
-    return {name: tensor.clone() for name, tensor in tensors.items()}, num_bytes

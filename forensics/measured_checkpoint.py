@@ -18,6 +18,7 @@ import numpy as np
 from data_index.errors import ForensicsError, OutOfMemory
 from data_index.run import Checkpoint
 from forensics.bound_probe import Answer
+from forensics.probe_options import PRECISIONS
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from probes.probe import Measurement, Probe
     from replay.weights import StoredPart
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 # What a probe may raise of a damaged model, or of rows that do not fit it.
 OF_A_PROBE = (ForensicsError, FloatingPointError, np.linalg.LinAlgError, ValueError, IndexError)
 
@@ -50,11 +50,13 @@ class Task:
     Attributes:
         config: of the model, as transformers has it.
         probes: by name.
+        forget_fetched: delete what was fetched of its weights for this, once it is read.
     """
 
     checkpoint: Checkpoint
     config: Mapping[str, Any]
     probes: Mapping[str, Probe]
+    forget_fetched: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -113,20 +115,28 @@ def needs_model(probe: Probe) -> bool:
     return not isinstance(probe, TensorProbe)
 
 
-def read_needed(task: Task, progress: Any = None) -> tuple[dict[str, torch.Tensor], int]:
+def read_needed(task: Task) -> tuple[dict[str, torch.Tensor], int]:
     """The tensors, and how many bytes of them were read. What lies on servers is fetched.
 
     Raises:
         MissingState, MissingFile, CorruptFile, UnsafeFile, UnsupportedRecipe, DiskFull
         AccessDenied, Unreachable, Offline
     """
-    from replay.weights import fetch_weights, read_parts
+    from replay.weights import fetch_weights, read_parts, weights_on_servers
 
-    wanted = needed(task.checkpoint, task.probes.values())
-    if wanted.whole and not isinstance(task.checkpoint.location, Path):
-        fetch_weights(task.checkpoint, progress)
+    fetched = weights_on_servers(task.checkpoint) if task.forget_fetched else []
+    fetched = [file for file in fetched if not file.is_kept()]
+    try:
         wanted = needed(task.checkpoint, task.probes.values())
-    return read_parts(wanted.parts), wanted.num_bytes
+        if wanted.whole and not isinstance(task.checkpoint.location, Path):
+            fetch_weights(task.checkpoint)
+            wanted = needed(task.checkpoint, task.probes.values())
+        # Files on disk are mapped by the library that reads them: copying brings their bytes here, and now.
+        tensors = {name: tensor.clone() for name, tensor in read_parts(wanted.parts).items()}
+        return tensors, wanted.num_bytes
+    finally:
+        for file in fetched:
+            file.forget()
 
 
 def measured(task: Task, tensors: Mapping[str, torch.Tensor], num_bytes: int, computing: Computing) -> Measured:
@@ -199,7 +209,7 @@ def _of_model(
             task.config,
             str(task.checkpoint.location),
             device=torch.device(computing.device),
-            dtype=getattr(torch, DTYPES[computing.precision]),
+            dtype=getattr(torch, PRECISIONS[computing.precision]),
         )
     except ForensicsError as error:
         return {name: Answer(problem=str(error)) for name in probes}

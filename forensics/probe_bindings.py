@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,27 +25,10 @@ INDUCTION_ROWS = 64
 REPEATED_TOKENS = 50
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeOptions:
-    """What some probes are told besides their rows.
-
-    Attributes:
-        num_generated: tokens after each prompt.
-        step_size, localization: of the sampling of `learning-coefficient`.
-        num_fewshot, limit: of tasks; None: as the task says, all its instances.
-    """
-
-    num_generated: int = 32
-    step_size: float = 1e-5
-    localization: float = 100.0
-    num_fewshot: int | None = None
-    limit: int | None = None
-
-
 # What a BoundProbe has besides its name.
 Bound = dict[str, Any]
-# (data, options, what stands after @ in the name)
-Builder = Callable[[ProbeData, ProbeOptions, "str | None"], Bound]
+# (data, what stands after @ in the name)
+Builder = Callable[[ProbeData, "str | None"], Bound]
 
 
 def _always(probe: Probe, settings: Mapping[str, Any], tokens: int | None = None) -> Bound:
@@ -62,7 +45,7 @@ def predicting(make: Callable[[ProbeData, Any, Any], tuple[Any, dict[str, Any]]]
         make: from the data, the rows and the rows for the model: the probe, and settings besides the rows.
     """
 
-    def build(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+    def build(data: ProbeData, source: str | None) -> Bound:
         rows, for_model = data.rows(source)
         probe, settings = make(data, rows, for_model)
         about = {"rows": rows.description, "rows_sha256": rows.sha256[:16]}
@@ -136,7 +119,7 @@ def _counted(data: ProbeData) -> dict[str, Any]:
     }
 
 
-def next_batch(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+def next_batch(data: ProbeData, source: str | None) -> Bound:
     from probes.row_loss_probes import NextBatchLoss
 
     data.run.segment_of_step(data.run.last_step)  # what the steps read has to be known
@@ -145,14 +128,14 @@ def next_batch(data: ProbeData, options: ProbeOptions, source: str | None) -> Bo
         around = data.around(step)
         return None if around is None else NextBatchLoss(rows=around[0], is_read=around[1])
 
-    settings = {"run": data.identity, "length": data.choice.length, "seed": data.choice.seed}
+    settings = {"run": data.identity, "length": data.options.length, "seed": data.options.seed}
     return {"at": at, "settings": settings, "tokens": None}
 
 
 # --- of rows that were read at a known step --------------------------------------------------------------------------
 
 
-def memorization(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+def memorization(data: ProbeData, source: str | None) -> Bound:
     from probes.row_loss_probes import RowLosses, memorization_by_checkpoint
 
     cohorts = data.cohorts
@@ -169,7 +152,7 @@ def memorization(data: ProbeData, options: ProbeOptions, source: str | None) -> 
     return _always(probe, _of_cohorts(data), cohorts.token_ids.size) | {"joined": joined}
 
 
-def extractability(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+def extractability(data: ProbeData, source: str | None) -> Bound:
     from probes.memorization_probes import ExtractabilityProbe
 
     cohorts = data.cohorts
@@ -215,33 +198,33 @@ def _repeated(data: ProbeData) -> tuple[np.ndarray, dict[str, Any]]:
         choices = np.arange(data.run.vocabulary_size or data.run.largest_token_id + 1)
     if len(choices) < REPEATED_TOKENS:
         raise InvalidRange(f"only {len(choices)} different tokens are known, {REPEATED_TOKENS} are to be repeated")
-    ids = repeated_rows(choices, num_repeated=REPEATED_TOKENS, num_rows=INDUCTION_ROWS, seed=data.choice.seed)
+    ids = repeated_rows(choices, num_repeated=REPEATED_TOKENS, num_rows=INDUCTION_ROWS, seed=data.options.seed)
     about = f"{INDUCTION_ROWS} rows of {REPEATED_TOKENS} random tokens, repeated once"
     return ids, {"rows": about, "rows_sha256": hash_of({"ids": ids})}
 
 
-def induction(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+def induction(data: ProbeData, source: str | None) -> Bound:
     from probes.attention_probes import InductionLoss
 
     ids, settings = _repeated(data)
     return _always(InductionLoss(ids), settings, ids.size)
 
 
-def induction_heads(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+def induction_heads(data: ProbeData, source: str | None) -> Bound:
     from probes.attention_probes import InductionHeads
 
     ids, settings = _repeated(data)
     return _always(InductionHeads(ids), settings, ids.size)
 
 
-def attention(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+def attention(data: ProbeData, source: str | None) -> Bound:
     from probes.attention_probes import AttentionProbe
 
     ids, settings = _short_rows(data, source)
     return _always(AttentionProbe(ids), settings, ids.size)
 
 
-def gradient_noise(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+def gradient_noise(data: ProbeData, source: str | None) -> Bound:
     from probes.gradient_probes import GradientNoiseProbe
 
     ids, settings = _short_rows(data, source)
@@ -250,52 +233,52 @@ def gradient_noise(data: ProbeData, options: ProbeOptions, source: str | None) -
     return _always(GradientNoiseProbe(ids, 1), settings, 3 * ids.size)
 
 
-def learning_coefficient(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+def learning_coefficient(data: ProbeData, source: str | None) -> Bound:
     from probes.gradient_probes import LearningCoefficientProbe
 
     from probes.learning_coefficient import LangevinSampling
 
     ids, settings = _short_rows(data, source)
     sampling = LangevinSampling(
-        step_size=options.step_size,
-        localization=options.localization,
+        step_size=data.options.step_size,
+        localization=data.options.localization,
         num_chains=2,
         num_burn_in=20,
         num_draws=40,
-        seed=data.choice.seed,
+        seed=data.options.seed,
     )
     steps = sampling.num_chains * (sampling.num_burn_in + sampling.num_draws)
     return _always(LearningCoefficientProbe(ids, sampling), settings | asdict(sampling), 3 * steps * ids.size)
 
 
-def generations(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+def generations(data: ProbeData, source: str | None) -> Bound:
     from probes.memorization_probes import GenerationsProbe
 
     if source is None:
         raise InvalidRange('generations needs prompts: generations@FILE, a prompt a line (or .jsonl with "prompt")')
     run, path = data.run, Path(source)
     prompts = [np.array(encode(run, prompt), dtype=np.int64) for prompt in prompts_of(path)]
-    probe = GenerationsProbe(prompts, lambda ids: decode(run, ids), options.num_generated, run.eos_token_id)
-    settings = {"prompts_sha256": sha256_of_file(path), "num_generated": options.num_generated}
-    return _always(probe, settings, sum(map(len, prompts)) + options.num_generated * len(prompts))
+    probe = GenerationsProbe(prompts, lambda ids: decode(run, ids), data.options.num_generated, run.eos_token_id)
+    settings = {"prompts_sha256": sha256_of_file(path), "num_generated": data.options.num_generated}
+    return _always(probe, settings, sum(map(len, prompts)) + data.options.num_generated * len(prompts))
 
 
 # --- of tensors ------------------------------------------------------------------------------------------------------
 
 
-def norms(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+def norms(data: ProbeData, source: str | None) -> Bound:
     from probes.weight_probes import WeightNorms
 
     return _always(WeightNorms(), {}, 0)
 
 
-def embedding_norms(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+def embedding_norms(data: ProbeData, source: str | None) -> Bound:
     from probes.weight_probes import EmbeddingNorms
 
     return _always(EmbeddingNorms(), {}, 0)
 
 
-def spectra(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound:
+def spectra(data: ProbeData, source: str | None) -> Bound:
     from probes.spectrum_probes import MatrixSpectra
 
     return _always(MatrixSpectra(), {}, 0)
@@ -304,21 +287,21 @@ def spectra(data: ProbeData, options: ProbeOptions, source: str | None) -> Bound
 # --- of others -------------------------------------------------------------------------------------------------------
 
 
-def task(data: ProbeData, options: ProbeOptions, task: str) -> Bound:
+def task(data: ProbeData, task: str) -> Bound:
     from forensics.harness_tasks import HarnessTask
 
     probe = HarnessTask(
         task,
         tokenizer=data.run.tokenizer,
         eos_token_id=data.run.eos_token_id,
-        num_fewshot=options.num_fewshot,
-        limit=options.limit,
-        seed=data.choice.seed,
+        num_fewshot=data.options.num_fewshot,
+        limit=data.options.limit,
+        seed=data.options.seed,
     )
     return _always(probe, {"probe": "task"} | probe.settings())
 
 
-def function(data: ProbeData, options: ProbeOptions, name: str, source: str | None) -> Bound:
+def function(data: ProbeData, name: str, source: str | None) -> Bound:
     from forensics.probing_function import ProbingFunction
 
     rows, _ = data.rows(source)

@@ -15,7 +15,6 @@ from data_index.errors import InvalidRange
 from forensics.bound_probe import BoundProbe
 from forensics.probe_bindings import (
     Builder,
-    ProbeOptions,
     attention,
     bigram_kl,
     bits_per_byte,
@@ -61,7 +60,7 @@ class Described:
 
 
 def bound_probes(
-    names: Sequence[str], data: ProbeData, options: ProbeOptions, tell: Callable[[str], None] = lambda message: None
+    names: Sequence[str], data: ProbeData, tell: Callable[[str], None] = lambda message: None
 ) -> list[BoundProbe]:
     """Probes by name, each once, with their data.
 
@@ -77,26 +76,26 @@ def bound_probes(
         if name == "all":
             for one in (one for one, described in PROBES.items() if described.in_all):
                 try:
-                    found.setdefault(one, bound_probe(one, data, options))
+                    found.setdefault(one, bound_probe(one, data))
                 except (OSError, LookupError, ValueError, NotImplementedError) as error:  # ours resemble these
                     tell(f"{one} is left out: {error}")
         elif name not in found:
-            found[name] = bound_probe(name, data, options)
+            found[name] = bound_probe(name, data)
     if not found:
         raise InvalidRange("no probe is left to be measured")
     return list(found.values())
 
 
-def bound_probe(name: str, data: ProbeData, options: ProbeOptions) -> BoundProbe:
+def bound_probe(name: str, data: ProbeData) -> BoundProbe:
     """
     Raises:
         InvalidRange: no such name.
     """
     if name.startswith(TASK):
-        return BoundProbe(name=name, **task(data, options, name.removeprefix(TASK)))
+        return BoundProbe(name=name, **task(data, name.removeprefix(TASK)))
     base, _, rows = name.partition("@")
     if ":" in base:
-        return BoundProbe(name=name, **function(data, options, base, rows or None))
+        return BoundProbe(name=name, **function(data, base, rows or None))
     described = PROBES.get(base)
     if described is None:
         near = difflib.get_close_matches(base, PROBES, n=3)
@@ -106,7 +105,7 @@ def bound_probe(name: str, data: ProbeData, options: ProbeOptions) -> BoundProbe
         )
     if rows and not described.takes_rows:
         raise InvalidRange(f"{base} looks at no rows of your choice: write {base} without @{rows}")
-    bound = described.build(data, options, rows or None)
+    bound = described.build(data, rows or None)
     return BoundProbe(name=name, **bound | {"settings": {"probe": base} | bound["settings"]})
 
 

@@ -19,7 +19,8 @@ from data_index.run import Run
 from data_index.text import token_bytes
 from data_index.workspace import Workspace
 from forensics.fetching import bytes_of_instances, require_allowed
-from forensics.probe_rows import ProbeRows, RowChoice
+from forensics.probe_options import ProbeOptions
+from forensics.probe_rows import ProbeRows
 from forensics.row_sources import probe_rows, sampled_instances, sampled_readings
 
 if TYPE_CHECKING:
@@ -69,10 +70,10 @@ class Cohorts:
 
 
 class ProbeData:
-    """Of one run. `RowChoice` says how much, `choice.max_fetch` how much may come from servers."""
+    """Of one run."""
 
-    def __init__(self, workspace: Workspace, run: Run, choice: RowChoice) -> None:
-        self.workspace, self.run, self.choice = workspace, run, choice
+    def __init__(self, workspace: Workspace, run: Run, options: ProbeOptions) -> None:
+        self.workspace, self.run, self.options = workspace, run, options
         self._rows: dict[str | None, tuple[ProbeRows, TokenRows]] = {}
 
     def rows(self, source: str | None) -> tuple[ProbeRows, TokenRows]:
@@ -82,7 +83,7 @@ class ProbeData:
             MissingFile, CorruptFile, UnknownOrder, InvalidRange, TooMuchToFetch, AccessDenied, Unreachable, Offline
         """
         if source not in self._rows:
-            found = probe_rows(self.workspace, self.run, source, self.choice)
+            found = probe_rows(self.workspace, self.run, source, self.options)
             self._rows[source] = found, found.for_model()
         return self._rows[source]
 
@@ -123,7 +124,7 @@ class ProbeData:
     def _counted_rows(self) -> tuple[np.ndarray, bool]:
         """Readings of the run, each as often as it happened; rows with padding are left out."""
         length = self.run.tokens_per_instance
-        steps, positions = sampled_readings(self.run, COUNTED_TOKENS // length, self.choice.seed)
+        steps, positions = sampled_readings(self.run, COUNTED_TOKENS // length, self.options.seed)
         complete = len(steps) == sum(one.num_steps * one.instances_per_batch for one in self.run.kept_stretches())
         instances = instances_at(self.workspace, self.run, steps, positions)
         self._require(instances, "counting tokens of")
@@ -139,7 +140,7 @@ class ProbeData:
         Raises:
             UnknownOrder, MissingFile, CorruptFile, TooMuchToFetch, AccessDenied, Unreachable, Offline
         """
-        instances = sampled_instances(self.workspace, self.run, COHORT_ROWS, self.choice.seed)
+        instances = sampled_instances(self.workspace, self.run, COHORT_ROWS, self.options.seed)
         self._require(instances, "rows whose reading is known, of")
         readings = readings_of_instances(self.workspace, self.run, instances.tolist()).to_pydict()
         first: dict[int, int] = {}
@@ -162,12 +163,12 @@ class ProbeData:
             if plan is None:  # before the first step, after the last, or where data are not there
                 continue
             instances = plan.instances
-            chosen = np.random.default_rng([self.choice.seed, first]).permutation(len(instances))[:BATCH_ROWS]
+            chosen = np.random.default_rng([self.options.seed, first]).permutation(len(instances))[:BATCH_ROWS]
             found.append(instances[np.sort(chosen)])
             is_read += [read] * len(chosen)
         if not found:
             return None
-        rows = self._read(np.concatenate(found), self.choice.length)
+        rows = self._read(np.concatenate(found), self.options.length)
         return TokenRows(**rows), np.array(is_read)
 
     def _read(self, instances: np.ndarray, most: int | None) -> dict[str, Any]:
@@ -182,7 +183,7 @@ class ProbeData:
 
     def _require(self, instances: np.ndarray, what: str) -> None:
         wanted = bytes_of_instances(self.workspace, self.run, instances)
-        require_allowed(wanted, self.choice.max_fetch, f"{what} {self.run.name}")
+        require_allowed(wanted, self.options.max_fetch, f"{what} {self.run.name}")
 
 
 def _parts(instances: np.ndarray) -> list[np.ndarray]:

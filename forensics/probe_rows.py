@@ -80,13 +80,3 @@ class ProbeRows:
             )
         most = sorted(masks, key=lambda tag: (-int(masks[tag].sum()), tag))[:MOST_TAGS]
         return {tag: masks[tag] for tag in sorted(most)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowChoice:
-    """Which rows: about `num_tokens` tokens in rows of at most `length` tokens (None: those of the run), by a seed."""
-
-    num_tokens: int
-    length: int | None
-    seed: int
-    max_fetch: int | None

@@ -19,22 +19,23 @@ from data_index.errors import CorruptFile
 from data_index.files import read_limited, require_file
 from data_index.run import Run
 from data_index.text import encode
-from forensics.probe_rows import ProbeRows, RowChoice, Span
+from forensics.probe_options import ProbeOptions
+from forensics.probe_rows import ProbeRows, Span
 
 MAX_FILE_BYTES = 2**30
 
 
-def rows_of_file(run: Run, path: Path, choice: RowChoice) -> ProbeRows:
+def rows_of_file(run: Run, path: Path, options: ProbeOptions) -> ProbeRows:
     require_file(path)
-    length = choice.length or run.tokens_per_instance
+    length = options.length or run.tokens_per_instance
     if path.suffix == ".npy":
-        return _of_npy(path, run, length, choice)
+        return _of_npy(path, run, length, options)
     rows: list[np.ndarray] = []
     kept: list[int] = []  # tokens of each row that are the text's
     spans: list[Span] = []
     tags: dict[int, Sequence[str]] = {}
     for number, (text, own_tags) in enumerate(_texts(path)):
-        if len(rows) * length >= choice.num_tokens:
+        if len(rows) * length >= options.num_tokens:
             break
         ids, tags[number] = np.array(encode(run, text), dtype=np.int64), own_tags
         for start in range(0, len(ids), length):
@@ -54,7 +55,7 @@ def rows_of_file(run: Run, path: Path, choice: RowChoice) -> ProbeRows:
     )
 
 
-def _of_npy(path: Path, run: Run, length: int, choice: RowChoice) -> ProbeRows:
+def _of_npy(path: Path, run: Run, length: int, options: ProbeOptions) -> ProbeRows:
     try:
         ids = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -70,7 +71,7 @@ def _of_npy(path: Path, run: Run, length: int, choice: RowChoice) -> ProbeRows:
         )
     if ids.ndim == 1:
         ids = ids[: len(ids) // length * length].reshape(-1, length)
-    ids = ids[: max(choice.num_tokens // max(ids.shape[1], 1), 1), :length].astype(np.int64)
+    ids = ids[: max(options.num_tokens // max(ids.shape[1], 1), 1), :length].astype(np.int64)
     return ProbeRows(
         source=path.name,
         token_ids=ids,

@@ -18,13 +18,14 @@ from data_index.errors import InvalidRange, MissingFile
 from data_index.run import Run
 from data_index.workspace import Workspace
 from forensics.fetching import bytes_of_instances, require_allowed
-from forensics.probe_rows import ProbeRows, RowChoice, Span
+from forensics.probe_options import ProbeOptions
+from forensics.probe_rows import ProbeRows, Span
 from forensics.row_files import rows_of_file
 
 HELDOUT, OF_RUN = "heldout", "run"
 
 
-def probe_rows(workspace: Workspace, run: Run, source: str | None, choice: RowChoice) -> ProbeRows:
+def probe_rows(workspace: Workspace, run: Run, source: str | None, options: ProbeOptions) -> ProbeRows:
     """
     Args:
         source: as above; None: held-out rows where the run has some, else rows of the run.
@@ -35,17 +36,17 @@ def probe_rows(workspace: Workspace, run: Run, source: str | None, choice: RowCh
     if source is None:
         source = HELDOUT if run.heldout else OF_RUN
     if source == HELDOUT:
-        found = _heldout(workspace, run, choice)
+        found = _heldout(workspace, run, options)
     elif source == OF_RUN:
-        found = _of_run(workspace, run, choice)
+        found = _of_run(workspace, run, options)
     else:
-        found = rows_of_file(run, Path(source), choice)
+        found = rows_of_file(run, Path(source), options)
     if not len(found.token_ids) or found.token_ids.shape[1] < 2:
         raise InvalidRange(f"{source} gives no row of two tokens or more: ask for more with --num-tokens")
     return found
 
 
-def _heldout(workspace: Workspace, run: Run, choice: RowChoice) -> ProbeRows:
+def _heldout(workspace: Workspace, run: Run, options: ProbeOptions) -> ProbeRows:
     if not run.heldout:
         raise MissingFile(f"{run.name} has no held-out tokens: take NAME@run, or NAME@FILE with texts of your own")
     reader, own = reader_of(workspace, run), run.tokens_per_instance
@@ -54,7 +55,7 @@ def _heldout(workspace: Workspace, run: Run, choice: RowChoice) -> ProbeRows:
     documents: set[int] = set()
     for file in run.heldout:
         num_rows = file.num_bytes // np.dtype(file.dtype).itemsize // run.sequence_length
-        wanted = min(num_rows, max(choice.num_tokens // own, 1) - len(rows))
+        wanted = min(num_rows, max(options.num_tokens // own, 1) - len(rows))
         if wanted <= 0:
             break
         tokens = reader.read(file, 0, wanted * run.sequence_length).astype(np.int64)
@@ -65,7 +66,7 @@ def _heldout(workspace: Workspace, run: Run, choice: RowChoice) -> ProbeRows:
             spans += _rows_of_stretch(document, start, min(stop, len(tokens)), first, run.sequence_length, own)
     ids = np.stack(rows) if rows else np.empty((0, own), np.int64)
     tags = tags_of_documents(workspace, run, sorted(documents))
-    return _cut(HELDOUT, ids, None, spans, tags, choice, f"{len(ids)} held-out rows")
+    return _cut(HELDOUT, ids, None, spans, tags, options, f"{len(ids)} held-out rows")
 
 
 def _rows_of_stretch(document: int, start: int, stop: int, first: int, length: int, own: int) -> Iterator[Span]:
@@ -76,12 +77,12 @@ def _rows_of_stretch(document: int, start: int, stop: int, first: int, length: i
             yield document, first + row, begin, end
 
 
-def _of_run(workspace: Workspace, run: Run, choice: RowChoice) -> ProbeRows:
+def _of_run(workspace: Workspace, run: Run, options: ProbeOptions) -> ProbeRows:
     own = run.tokens_per_instance
-    wanted = max(choice.num_tokens // own, 1)
-    instances = sampled_instances(workspace, run, wanted, choice.seed)
+    wanted = max(options.num_tokens // own, 1)
+    instances = sampled_instances(workspace, run, wanted, options.seed)
     require_allowed(
-        bytes_of_instances(workspace, run, instances), choice.max_fetch, f"{len(instances)} rows of {run.name}"
+        bytes_of_instances(workspace, run, instances), options.max_fetch, f"{len(instances)} rows of {run.name}"
     )
     reader = reader_of(workspace, run)
     ids, counts = reader.rows(instances)[:, :own], reader.counts_as_target(instances)[:, :own]
@@ -93,7 +94,7 @@ def _of_run(workspace: Workspace, run: Run, choice: RowChoice) -> ProbeRows:
     ]
     tags = tags_of_documents(workspace, run, sorted({span[0] for span in spans}))
     scored = None if counts.all() else counts
-    return _cut(OF_RUN, ids, scored, spans, tags, choice, f"{len(ids)} rows that the run's steps read")
+    return _cut(OF_RUN, ids, scored, spans, tags, options, f"{len(ids)} rows that the run's steps read")
 
 
 def sampled_instances(workspace: Workspace, run: Run, count: int, seed: int) -> np.ndarray:
@@ -135,11 +136,11 @@ def _cut(
     scored: np.ndarray | None,
     spans: Sequence[Span],
     tags: Mapping[int, Sequence[str]],
-    choice: RowChoice,
+    options: ProbeOptions,
     description: str,
 ) -> ProbeRows:
     """Rows up to the length that is wanted."""
-    length = min(choice.length or ids.shape[1], ids.shape[1])
+    length = min(options.length or ids.shape[1], ids.shape[1])
     return ProbeRows(
         source=source,
         token_ids=ids[:, :length],

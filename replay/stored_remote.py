@@ -115,7 +115,19 @@ def fetch_dcp(folder: RemotePath, prefix: str, progress: Progress | None = None)
     Raises:
         MissingFile, AccessDenied, Unreachable, Offline, ChangedFile, CorruptFile, UnsafeFile, DiskFull
     """
+    fetch_ranges([(p.path, p.offset, p.offset + p.length) for p in _pieces(folder, prefix)], progress)
+
+
+def dcp_files(folder: RemotePath, prefix: str) -> list[RemotePath]:
+    """The files on servers in which the tensors of a distributed checkpoint lie whose names begin with `prefix`.
+
+    Raises:
+        MissingFile, AccessDenied, Unreachable, Offline, CorruptFile, UnsafeFile
+    """
+    return list(dict.fromkeys(piece.path for piece in _pieces(folder, prefix)))
+
+
+def _pieces(folder: RemotePath, prefix: str) -> list[Any]:
     entries = [entry for name, entry in read_dcp_metadata(folder).items() if name.startswith(prefix)]
     pieces = [piece for entry in entries if entry.dtype is not None for piece in entry.pieces]
-    places = [(p.path, p.offset, p.offset + p.length) for p in pieces if isinstance(p.path, RemotePath)]
-    fetch_ranges(places, progress)
+    return [piece for piece in pieces if isinstance(piece.path, RemotePath)]

@@ -23,16 +23,16 @@ from data_index.olmo_checkpoint import layout_of, model_numbers
 from data_index.run import Checkpoint
 from replay.names_olmo import numbers_from_shapes, parts_of
 from replay.parameter_names import from_olmo_core, trainer_tensors
-from replay.stored_remote import fetch_dcp
+from replay.stored_remote import dcp_files, fetch_dcp
 from replay.stored_tensors import StoredTensor, of_dcp, open_safetensors, stored_dcp, stored_safetensors
 from replay.stored_tensors import tensor_of_archive as tensor_of_archive
-from replay.weights_hf import download_model, hf_model, todays_name
+from replay.weights_hf import download_model, hf_model, todays_name, weight_files
 from replay.weights_neox import neox_moments, neox_weights
 from replay.weights_olmo import MOMENTS, unsharded_model, unsharded_optimizer
 from replay.weights_olmo_sharded import sharded_model, sharded_optimizer
 
 if TYPE_CHECKING:
-    from data_index.remote.path import Place
+    from data_index.remote.path import Place, RemotePath
     from data_index.remote.progress import Progress
 
 
@@ -83,6 +83,19 @@ def fetch_weights(checkpoint: Checkpoint, progress: Progress | None = None) -> N
         download_model(checkpoint.location, progress)
     elif checkpoint.layout == "olmo_core":
         fetch_dcp(checkpoint.location / "model_and_optim", "model.", progress)
+
+
+def weights_on_servers(checkpoint: Checkpoint) -> list[RemotePath]:
+    """The files on servers that hold a checkpoint's weights.
+
+    Raises:
+        MissingFile, CorruptFile, UnsafeFile, AccessDenied, Unreachable, Offline
+    """
+    if isinstance(checkpoint.location, Path):
+        return []
+    if checkpoint.layout == "hf":
+        return weight_files(checkpoint.location)
+    return dcp_files(checkpoint.location / "model_and_optim", "model.")
 
 
 def read_tensor(checkpoint: Checkpoint, name: str, moment: str | None = None) -> torch.Tensor:

@@ -131,6 +131,13 @@ def checked_copy(url: str, cache: Path) -> Path | None:
     return None
 
 
+def forget(url: str) -> None:
+    """Take a file out of the shared cache, where it is there."""
+    path = _snapshot_file(url)
+    if path is not None:
+        _discard(path)
+
+
 def _snapshot_file(url: str) -> Path | None:
     address = address_of(url)
     if address is None:

@@ -172,6 +172,15 @@ class RemotePath:
     def kept(self) -> RangeCache:
         return _range_cache(self.cache, self.url)
 
+    def is_kept(self) -> bool:
+        """Is anything of it on disk? Nothing is asked."""
+        return self.copy() is not None or self.kept().bytes_path.is_file()
+
+    def forget(self) -> None:
+        """Delete what is kept of it, whoever fetched it."""
+        hub_files.forget(self.url)
+        self.kept().forget()
+
     def _state(self) -> RemoteState:
         """What the file is, as first seen; a manifest's word about its size is enough to begin with."""
         kept = self.kept()

@@ -175,6 +175,8 @@ class RangeCache:
             self._refresh()
             self._append(_FORGOTTEN)
             self._clear()
+            with disk_errors(self.bytes_path):
+                os.truncate(self.bytes_path, 0)
             (self.folder / "checked").unlink(missing_ok=True)
 
     def _clear(self) -> None:

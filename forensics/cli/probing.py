@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,8 +38,8 @@ def probe(
     checkpoints: Annotated[
         str, typer.Option("--checkpoints", help="all, log:40, A:B, A:B:k, or steps such as 0,20,40.")
     ] = "all",
-    num_tokens: Annotated[int, typer.Option(help="Tokens of the rows that are looked at.", min=2)] = 65_536,
-    length: Annotated[int | None, typer.Option(help="Of rows, at most [default: as the run's].", min=2)] = None,
+    num_tokens: Annotated[int, typer.Option(help="Tokens of the rows that are looked at.")] = 65_536,
+    length: Annotated[int | None, typer.Option(help="Of rows, at most [default: as the run's].")] = None,
     seed: Annotated[int, typer.Option(help="Of samples of rows, and of sampling.")] = 0,
     num_generated: Annotated[int, typer.Option(help="Tokens after each prompt of generations.", min=1)] = 32,
     step_size: Annotated[float, typer.Option(help="Of the sampling of learning-coefficient.")] = 1e-5,
@@ -50,7 +51,16 @@ def probe(
     device: DeviceOption = "auto",
     precision: Annotated[str, typer.Option("--precision", help="fp32, or bf16.")] = "fp32",
     threads: Annotated[int | None, typer.Option(help="Of the CPU; the last digits depend on it.", min=1)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="So many processes, through Ray (extra distributed).", min=1)
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Of a running Ray cluster, whose machines are used.")
+    ] = None,
     max_fetch: MaxFetchOption = None,
+    forget_fetched: Annotated[
+        bool, typer.Option("--forget-fetched", help="Delete fetched weights once they are read: disk holds two.")
+    ] = False,
     plan: PlanOption = False,
     output: OutputOption = None,
     workspace: WorkspaceOption = None,
@@ -64,31 +74,38 @@ def probe(
 
     Example: forensics probe demo loss norms --checkpoints log:5
     """
-    from forensics.probe_bindings import ProbeOptions
-    from forensics.probing import COLUMNS, PLAN_COLUMNS, plan_probe
+    from forensics.probe_options import ProbeOptions
+    from forensics.probing import COLUMNS
     from forensics.probing import probe as measure
+    from forensics.probing_plan import COLUMNS as PLAN_COLUMNS
+    from forensics.probing_plan import plan_probe
 
-    asked: dict[str, Any] = {
-        "checkpoints": checkpoints,
-        "num_tokens": num_tokens,
-        "length": length,
-        "seed": seed,
-        "options": ProbeOptions(
-            num_generated=num_generated,
-            step_size=step_size,
-            localization=localization,
-            num_fewshot=num_fewshot,
-            limit=limit,
-        ),
-        "device": device,
-        "precision": precision,
-        "threads": threads,
-        "max_fetch": max_fetch,
-        "workspace": open_workspace(workspace),
-    }
+    options = ProbeOptions(
+        num_tokens=num_tokens,
+        length=length,
+        seed=seed,
+        max_fetch=max_fetch,
+        forget_fetched=forget_fetched,
+        device=device,
+        precision=precision,
+        threads=threads,
+        num_generated=num_generated,
+        step_size=step_size,
+        localization=localization,
+        num_fewshot=num_fewshot,
+        limit=limit,
+    )
+    asked: dict[str, Any] = {"checkpoints": checkpoints, "options": options, "workspace": open_workspace(workspace)}
     if plan:
-        emit_rows(plan_probe(run, *names, **asked), format, PLAN_COLUMNS)
+        rows, messages = plan_probe(run, *names, **asked)
+        emit_rows(rows, format, PLAN_COLUMNS)
+        for message in messages:
+            say(printable(message))
         return
+    if workers is not None or ray_address is not None:
+        from forensics.ray_measuring import measured_on_ray
+
+        asked["measuring"] = partial(measured_on_ray, workers=workers, address=ray_address)
     found = measure(run, *names, progress=CheckpointProgress(), **asked)
     columns = (*COLUMNS, "text") if any(row["text"] is not None for row in found.rows) else COLUMNS
     if output is not None:
