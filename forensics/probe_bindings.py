@@ -15,6 +15,7 @@ from data_index.text import decode, encode
 from forensics.bound_probe import Series
 from forensics.probe_data import ProbeData, hash_of
 from forensics.row_files import prompts_of
+from forensics.row_sources import OF_RUN
 
 if TYPE_CHECKING:
     from probes.probe import Probe
@@ -23,6 +24,7 @@ SHORT_ROWS = 16  # for probes that look at every pair of positions, or at every 
 SHORT_LENGTH = 512
 INDUCTION_ROWS = 64
 REPEATED_TOKENS = 50
+BATCH_ROWS = 8  # of a step of sampling, at most
 
 
 # What a BoundProbe has besides its name.
@@ -153,7 +155,7 @@ def memorization(data: ProbeData, source: str | None) -> Bound:
 
 
 def extractability(data: ProbeData, source: str | None) -> Bound:
-    from probes.memorization_probes import ExtractabilityProbe
+    from probes.model_probes import ExtractabilityProbe
 
     cohorts = data.cohorts
     whole = (
@@ -164,7 +166,7 @@ def extractability(data: ProbeData, source: str | None) -> Bound:
     token_ids, first_steps = cohorts.token_ids[whole], cohorts.first_steps[whole]
 
     def at(step: int) -> Any:
-        return ExtractabilityProbe(token_ids, first_steps <= step)
+        return ExtractabilityProbe(token_ids=token_ids, is_read=first_steps <= step)
 
     return {"at": at, "settings": _of_cohorts(data), "tokens": token_ids.shape[0] * 64}
 
@@ -204,41 +206,45 @@ def _repeated(data: ProbeData) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def induction(data: ProbeData, source: str | None) -> Bound:
-    from probes.attention_probes import InductionLoss
+    from probes.model_probes import InductionLoss
 
     ids, settings = _repeated(data)
-    return _always(InductionLoss(ids), settings, ids.size)
+    return _always(InductionLoss(token_ids=ids), settings, ids.size)
 
 
 def induction_heads(data: ProbeData, source: str | None) -> Bound:
-    from probes.attention_probes import InductionHeads
+    from probes.model_probes import InductionHeads
 
     ids, settings = _repeated(data)
-    return _always(InductionHeads(ids), settings, ids.size)
+    return _always(InductionHeads(token_ids=ids), settings, ids.size)
 
 
 def attention(data: ProbeData, source: str | None) -> Bound:
-    from probes.attention_probes import AttentionProbe
+    from probes.model_probes import AttentionProbe
 
     ids, settings = _short_rows(data, source)
-    return _always(AttentionProbe(ids), settings, ids.size)
+    return _always(AttentionProbe(token_ids=ids), settings, ids.size)
+
+
+def _trained_on(data: ProbeData, source: str | None) -> str | None:
+    """Gradients are of the data that the run was trained on, where it is known what they are."""
+    return source or (OF_RUN if data.run.segments else None)
 
 
 def gradient_noise(data: ProbeData, source: str | None) -> Bound:
     from probes.gradient_probes import GradientNoiseProbe
 
-    ids, settings = _short_rows(data, source)
+    ids, settings = _short_rows(data, _trained_on(data, source))
     if len(ids) < 2:
         raise InvalidRange("the gradient-noise scale needs two rows or more: ask for more with --num-tokens")
-    return _always(GradientNoiseProbe(ids, 1), settings, 3 * ids.size)
+    return _always(GradientNoiseProbe(token_ids=ids), settings, 3 * ids.size)
 
 
 def learning_coefficient(data: ProbeData, source: str | None) -> Bound:
     from probes.gradient_probes import LearningCoefficientProbe
-
     from probes.learning_coefficient import LangevinSampling
 
-    ids, settings = _short_rows(data, source)
+    ids, settings = _short_rows(data, _trained_on(data, source))
     sampling = LangevinSampling(
         step_size=data.options.step_size,
         localization=data.options.localization,
@@ -247,18 +253,26 @@ def learning_coefficient(data: ProbeData, source: str | None) -> Bound:
         num_draws=40,
         seed=data.options.seed,
     )
+    together = max(n for n in range(1, BATCH_ROWS + 1) if len(ids) % n == 0)
+    probe = LearningCoefficientProbe(token_ids=ids, sampling=sampling, rows_at_once=together)
     steps = sampling.num_chains * (sampling.num_burn_in + sampling.num_draws)
-    return _always(LearningCoefficientProbe(ids, sampling), settings | asdict(sampling), 3 * steps * ids.size)
+    tokens = 3 * steps * together * ids.shape[1]
+    return _always(probe, settings | asdict(sampling) | {"rows_at_once": together}, tokens)
 
 
 def generations(data: ProbeData, source: str | None) -> Bound:
-    from probes.memorization_probes import GenerationsProbe
+    from probes.model_probes import GenerationsProbe
 
     if source is None:
         raise InvalidRange('generations needs prompts: generations@FILE, a prompt a line (or .jsonl with "prompt")')
     run, path = data.run, Path(source)
     prompts = [np.array(encode(run, prompt), dtype=np.int64) for prompt in prompts_of(path)]
-    probe = GenerationsProbe(prompts, lambda ids: decode(run, ids), data.options.num_generated, run.eos_token_id)
+    probe = GenerationsProbe(
+        prompts=prompts,
+        decode=lambda ids: decode(run, np.asarray(ids)),
+        num_tokens=data.options.num_generated,
+        end_token_id=run.eos_token_id,
+    )
     settings = {"prompts_sha256": sha256_of_file(path), "num_generated": data.options.num_generated}
     return _always(probe, settings, sum(map(len, prompts)) + data.options.num_generated * len(prompts))
 

@@ -1,0 +1,409 @@
+"""`probe`: a sweep over the tiny run against measuring by hand; what it reads, keeps, resumes and skips."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_index.batch_queries import reader_of
+from data_index.errors import Busy, FailedFunction, InvalidRange, MissingCheckpoint
+from data_index.files import exclusive_lock
+from data_index.registration import add
+from data_index.workspace import Workspace
+from forensics import sql
+from forensics.chosen_checkpoints import chosen_checkpoints, log_spaced
+from forensics.forking import fork
+from forensics.local_measuring import measured_here
+from forensics.measured_checkpoint import Computing, Measured, Task
+from forensics.probe_options import ProbeOptions
+from forensics.probing import COLUMNS, Probed, probe
+from probes.loss import mean_loss
+from replay.models import build_model
+from replay.recipe import recipe_of_run
+from replay.stored_tensors import StoredTensor
+from replay.weights import read_weights
+from tests.forensics.test_cli import answer, forensics
+
+STEPS = [0, 5, 10, 15, 20]
+ONE_THREAD = ProbeOptions(threads=1, device="cpu")
+# Of each kind: tensors, predictions, the model, and one that needs several checkpoints.
+SEVERAL = ("embedding-norms", "loss", "calibration", "induction", "memorization")
+
+
+def values(found: Probed, probe: str, metric: str) -> dict[int, float]:
+    return {row["step"]: row["value"] for row in found.rows if (row["probe"], row["metric"]) == (probe, metric)}
+
+
+def loss_by_hand(workspace: Workspace, step: int, token_ids: np.ndarray) -> float:
+    """Of the model that replay trains, with its own attention."""
+    run = workspace.run("tiny")
+    model = build_model(recipe_of_run(run).model, device=torch.device("cpu"))
+    model.load_state_dict(read_weights(workspace.checkpoint(run, step)))
+    return mean_loss(model, token_ids)
+
+
+@pytest.fixture(scope="module")
+def probed(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Probed]:
+    """The tiny run in a workspace of its own, probed without interruption."""
+    folder = tmp_path_factory.mktemp("probed")
+    shutil.copytree(tiny_source, folder / "tiny")
+    workspace = Workspace(folder / "workspace")
+    add(folder / "tiny", workspace=workspace)
+    return workspace, probe("tiny", *SEVERAL, options=ONE_THREAD, workspace=workspace)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[StoredTensor]:
+    """Every tensor that is read from disk, in order."""
+    read: list[StoredTensor] = []
+    plain = StoredTensor.read
+
+    def noted(tensor: StoredTensor) -> torch.Tensor:
+        read.append(tensor)
+        return plain(tensor)
+
+    monkeypatch.setattr(StoredTensor, "read", noted)
+    return read
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_checkpoint_has_the_loss_that_the_trainers_own_model_has(probed: tuple[Workspace, Probed]) -> None:
+    """The sweep asks transformers' model, in one pass with other probes; here the model that replay trains, alone."""
+    workspace, found = probed
+    run = workspace.run("tiny")
+    tokens = np.fromfile(run.heldout[0].path, dtype=run.heldout[0].dtype).reshape(-1, run.sequence_length)
+    by_hand = {}
+    for checkpoint in workspace.checkpoints(run):
+        by_hand[checkpoint.step] = loss_by_hand(workspace, checkpoint.step, tokens.astype(np.int64))
+
+    measured = values(found, "loss", "loss")
+    assert list(measured) == STEPS and not found.problems
+    for step, loss in by_hand.items():
+        assert measured[step] == pytest.approx(loss, abs=2e-6), step  # other attention kernels round otherwise
+    assert measured[20] < measured[0] - 0.3
+
+
+def test_norms_are_those_of_the_stored_tensors(probed: tuple[Workspace, Probed]) -> None:
+    workspace, found = probed
+    of_input = [row for row in found.rows if row["probe"] == "embedding-norms" and "mean" in row["metric"]]
+    for step in STEPS:
+        stored = read_weights(workspace.checkpoint(workspace.run("tiny"), step))
+        norms = {np.linalg.norm(stored[n].numpy().astype(np.float64), axis=1).mean() for n in stored if "embed" in n}
+        norms |= {np.linalg.norm(stored[n].numpy().astype(np.float64), axis=1).mean() for n in stored if "lm_head" in n}
+        here = [row["value"] for row in of_input if row["step"] == step]
+        assert sorted(here) == pytest.approx(sorted(norms), rel=1e-6)
+
+
+def test_the_view_shows_what_was_printed(probed: tuple[Workspace, Probed]) -> None:
+    workspace, found = probed
+    columns = ", ".join(COLUMNS)
+    shown = sql(f"SELECT {columns} FROM probes WHERE run = 'tiny' ORDER BY ALL", workspace=workspace).to_pylist()
+    printed = [{name: row[name] for name in COLUMNS} for row in found.rows]
+
+    def by_place(row: Any) -> tuple[Any, ...]:
+        return row["step"], row["probe"], row["metric"]
+
+    assert sorted(shown, key=by_place) == sorted(printed, key=by_place)
+    settings = sql("SELECT DISTINCT settings FROM probes WHERE probe = 'loss'", workspace=workspace).to_pylist()
+    assert json.loads(settings[0]["settings"]).keys() == {"probe", "rows", "rows_sha256", "precision", "device"}
+
+
+def test_a_fork_is_probed_from_where_it_begins(tiny: Workspace) -> None:
+    child = fork("tiny", from_step=10, num_steps=5, workspace=tiny)
+    parent = probe("tiny", "loss", options=ONE_THREAD, workspace=tiny)
+    found = probe(child.id, "loss", options=ONE_THREAD, workspace=tiny)
+
+    assert values(found, "loss", "loss") == {
+        step: loss for step, loss in values(parent, "loss", "loss").items() if step in (10, 15)
+    }
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+def test_each_tensor_is_read_once_for_all_probes(tiny: Workspace, reads: list[StoredTensor]) -> None:
+    found = probe("tiny", *SEVERAL, options=ONE_THREAD, workspace=tiny)
+    stored = sum(tiny_bytes(tiny, step) for step in STEPS)
+
+    assert len({id(tensor) for tensor in reads}) == len(reads)
+    assert sum(tensor.num_bytes for tensor in reads) == found.num_bytes == stored
+
+
+def tiny_bytes(workspace: Workspace, step: int) -> int:
+    """Of a checkpoint's tensors, by its file."""
+    from safetensors import safe_open
+
+    folder = workspace.checkpoint(workspace.run("tiny"), step).folder
+    with safe_open(folder / "model.safetensors", framework="np") as file:
+        return sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118
+
+
+def test_probes_of_some_tensors_read_those_alone(tiny: Workspace, reads: list[StoredTensor]) -> None:
+    found = probe("tiny", "embedding-norms", options=ONE_THREAD, workspace=tiny)
+
+    assert {tensor.name for tensor in reads} == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert found.num_bytes == sum(tensor.num_bytes for tensor in reads) == len(STEPS) * 2 * 384 * 32 * 4
+
+
+def test_one_forward_pass_serves_all_probes_of_the_same_rows(
+    tiny: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from probes import prediction_blocks
+
+    passes = []
+    plain = prediction_blocks.prediction_blocks
+
+    def counted(model: Any, token_ids: np.ndarray, **given: Any) -> Iterator[Any]:
+        passes.append(token_ids.shape)
+        return plain(model, token_ids, **given)
+
+    monkeypatch.setattr(prediction_blocks, "prediction_blocks", counted)
+    probe(
+        "tiny",
+        *("loss", "bits-per-byte", "loss-by-position", "calibration", "unigram-kl", "loss@run"),
+        checkpoints="20",
+        options=ONE_THREAD,
+        workspace=tiny,
+    )
+    assert len(passes) == 2  # held-out rows, and rows of the run
+
+
+# --- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_measured_twice(tiny: Workspace, reads: list[StoredTensor]) -> None:
+    first = probe("tiny", "loss", "induction", checkpoints="0:10", options=ONE_THREAD, workspace=tiny)
+    reads.clear()
+    again = probe("tiny", "loss", "induction", checkpoints="0:10", options=ONE_THREAD, workspace=tiny)
+    assert (again.rows, again.num_measured, again.num_kept, reads) == (first.rows, 0, 3, [])
+    further = probe("tiny", "loss", options=ONE_THREAD, workspace=tiny)
+
+    assert (further.num_measured, further.num_kept) == (2, 3)
+    other = probe("tiny", "loss", checkpoints="0", options=ProbeOptions(threads=1, num_tokens=128), workspace=tiny)
+    assert other.num_measured == 1 and other.rows[0]["value"] != first.rows[0]["value"]
+
+
+def test_changed_weights_are_measured_anew(tiny: Workspace) -> None:
+    before = probe("tiny", "loss", options=ONE_THREAD, workspace=tiny)
+    folder = tiny.checkpoint(tiny.run("tiny"), 5).folder
+    shutil.copy(tiny.checkpoint(tiny.run("tiny"), 20).folder / "model.safetensors", folder / "model.safetensors")
+    after = probe("tiny", "loss", options=ONE_THREAD, workspace=tiny)
+
+    assert after.num_measured == 1
+    assert values(after, "loss", "loss")[5] == values(before, "loss", "loss")[20]
+
+
+def stopped_after(count: int, error: type[BaseException]) -> Any:
+    def measuring(tasks: Sequence[Task], computing: Computing) -> Iterator[Measured]:
+        for number, measured in enumerate(measured_here(tasks, computing)):
+            if number == count:
+                raise error
+            yield measured
+
+    return measuring
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tiny: Workspace, probed: tuple[Workspace, Probed]) -> None:
+    """To the last bit, and what was done by then is in the view."""
+    with pytest.raises(KeyboardInterrupt):
+        probe("tiny", *SEVERAL, options=ONE_THREAD, measuring=stopped_after(2, KeyboardInterrupt), workspace=tiny)
+    shown = sql("SELECT DISTINCT step FROM probes WHERE probe = 'loss' ORDER BY ALL", workspace=tiny)
+    assert shown.column("step").to_pylist() == STEPS[:2]
+    resumed = probe("tiny", *SEVERAL, options=ONE_THREAD, workspace=tiny)
+
+    assert resumed.num_measured == 3
+    assert resumed.rows == probed[1].rows
+
+
+KILLED = """
+import os, signal, sys
+from forensics.probe_options import ProbeOptions
+from forensics.probing import probe
+from data_index.workspace import Workspace
+def progress(done, total, step):
+    if done == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+probe("tiny", *sys.argv[2:], options=ProbeOptions(threads=1, device="cpu"), workspace=Workspace(sys.argv[1]), progress=progress)
+"""
+
+
+def test_killed_and_resumed_equals_uninterrupted(tiny: Workspace, probed: tuple[Workspace, Probed]) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tiny.folder), *SEVERAL], env=os.environ, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    resumed = probe("tiny", *SEVERAL, options=ONE_THREAD, workspace=tiny)
+
+    assert resumed.num_measured == 3
+    assert resumed.rows == probed[1].rows
+
+
+def test_answers_that_are_not_whole_were_not_kept(tiny: Workspace) -> None:
+    first = probe("tiny", "loss", options=ONE_THREAD, workspace=tiny)
+    for number, path in enumerate(sorted((tiny.home("tiny") / "probes" / "answers").glob("*.json"))):
+        path.write_text(["", "[]", '{"answers": {"x": 1}}', path.read_text().replace('"value"', '"v"'), "{"][number])
+    again = probe("tiny", "loss", options=ONE_THREAD, workspace=tiny)
+
+    assert again.num_measured == 5 and again.rows == first.rows
+
+
+def test_two_sweeps_of_a_run_do_not_meet(tiny: Workspace) -> None:
+    with exclusive_lock(tiny.home("tiny") / "probes.lock", "probing tiny"), pytest.raises(Busy):
+        probe("tiny", "loss", options=ONE_THREAD, workspace=tiny)
+
+
+# --- what is wrong ---------------------------------------------------------------------------------------------------
+
+
+def test_bad_checkpoints_are_told_and_skipped(tiny: Workspace) -> None:
+    whole = tiny.checkpoint(tiny.run("tiny"), 10).folder / "model.safetensors"
+    content = whole.read_bytes()
+    whole.write_bytes(content[:-7])
+    (tiny.checkpoint(tiny.run("tiny"), 15).folder / "model.safetensors").write_bytes(b"")
+    done = forensics(tiny, "probe", "tiny", "loss", "embedding-norms", "--threads", "1", "--format", "json")
+
+    assert done.returncode == 1
+    assert {row["step"] for row in json.loads(done.stdout)} == {0, 5, 20}
+    assert "skipped at checkpoint 10" in done.stderr and "model.safetensors" in done.stderr
+    whole.write_bytes(content)
+    mended = probe("tiny", "loss", options=ONE_THREAD, workspace=tiny)
+    assert mended.num_measured == 2 and [problem.step for problem in mended.problems] == [15]
+
+
+def test_a_probe_that_fails_does_not_keep_others_from_measuring(
+    tiny: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function of the user's that gives up on weights of NaN; a loss that is no number is told as what it is."""
+    from safetensors.torch import load_file, save_file
+
+    (tmp_path / "strict_probe.py").write_text(
+        "def total(model):\n"
+        "    found = sum(p.double().sum() for p in model.parameters())\n"
+        "    if not found.isfinite():\n"
+        "        raise ArithmeticError('not finite')\n"
+        "    return found\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    path = tiny.checkpoint(tiny.run("tiny"), 10).folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][:] = torch.nan
+    save_file(tensors, path)
+    found = probe("tiny", "strict_probe:total", "loss", "embedding-norms", options=ONE_THREAD, workspace=tiny)
+
+    assert [(problem.step, problem.probe) for problem in found.problems] == [(10, "strict_probe:total")]
+    assert "not finite" in found.problems[0].message
+    losses = values(found, "loss", "loss")
+    assert np.isnan(losses.pop(10)) and np.isfinite(list(losses.values())).all()
+    stored = read_weights(tiny.checkpoint(tiny.run("tiny"), 20)).values()
+    total = values(found, "strict_probe:total", "total")[20]
+    assert total == pytest.approx(float(sum(tensor.double().sum() for tensor in stored)), rel=1e-9)
+    again = probe("tiny", "loss", options=ONE_THREAD, workspace=tiny)
+    assert again.num_measured == 0 and np.isnan(values(again, "loss", "loss")[10])
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "message"),
+    [
+        (["lss"], InvalidRange, "near: loss"),
+        (["norms@run"], InvalidRange, "write norms without"),
+        (["generations"], InvalidRange, "generations@FILE"),
+        (["no_such_module:function"], FailedFunction, "no_such_module"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_is_read(
+    tiny_shared: Workspace, reads: list[StoredTensor], names: list[str], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        probe("tiny", "loss", *names, options=ONE_THREAD, workspace=tiny_shared)
+    assert not reads
+
+
+# --- which checkpoints -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("selection", "steps"),
+    [
+        ("all", STEPS),
+        ("5:15", [5, 10, 15]),
+        ("0:20:10", [0, 10, 20]),
+        ("5:20:10", [5, 15]),
+        ("20,0", [0, 20]),
+        ("log:2", [0, 20]),
+        ("log:3", [0, 5, 20]),
+        ("log:9", STEPS),
+        ([10], [10]),
+    ],
+)
+def test_checkpoints_are_chosen(tiny_shared: Workspace, selection: Any, steps: list[int]) -> None:
+    chosen = chosen_checkpoints(tiny_shared, tiny_shared.run("tiny"), selection)
+    assert [checkpoint.step for checkpoint in chosen] == steps
+
+
+@pytest.mark.parametrize("selection", ["log:0", "log:x", "9:1", "1:2:0", "1:2:3:4", "every 5", "", "1:2:-1"])
+def test_a_choice_that_means_nothing_is_refused(tiny_shared: Workspace, selection: str) -> None:
+    with pytest.raises(InvalidRange, match="--checkpoints takes all, log:40"):
+        chosen_checkpoints(tiny_shared, tiny_shared.run("tiny"), selection)
+
+
+@pytest.mark.parametrize("selection", ["7", "6:9", "21:30"])
+def test_a_choice_without_a_checkpoint_says_what_there_is(tiny_shared: Workspace, selection: str) -> None:
+    with pytest.raises(MissingCheckpoint, match="tiny has no checkpoint"):
+        chosen_checkpoints(tiny_shared, tiny_shared.run("tiny"), selection)
+
+
+def test_steps_are_evenly_spaced_on_a_logarithmic_scale() -> None:
+    """Pythia's: 0, powers of two to 512, then every 1,000."""
+    steps = [0, *(2**n for n in range(10)), *range(1000, 143_001, 1000)]
+    chosen = log_spaced(steps, 12)
+    assert len(set(chosen)) == 12 and (chosen[0], chosen[-1]) == (0, 143_000) and set(chosen) <= set(steps)
+    gaps = np.diff(np.log1p(chosen))
+    assert gaps.max() < 1.5 * gaps.mean()
+    assert log_spaced(steps, 1) == [143_000] and log_spaced(steps, len(steps)) == steps
+    assert len(set(log_spaced(steps, 140))) == 140
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_probing_has_the_documented_keys(tiny: Workspace, tmp_path: Path) -> None:
+    plan = answer(tiny, "probe", "tiny", "loss", "embedding-norms", "--plan")
+    assert [row["step"] for row in plan] == [*STEPS, None]
+    assert plan[-1]["bytes_to_read"] == sum(tiny_bytes(tiny, step) for step in STEPS)
+    rows = answer(tiny, "probe", "tiny", "loss", "--checkpoints", "log:2")
+    assert [tuple(row) for row in rows] == [COLUMNS] * 2
+    left = answer(tiny, "probe", "tiny", "loss", "--plan")
+    assert [row["step"] for row in left] == [5, 10, 15, None]
+
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("def \nimport \n")
+    written = answer(tiny, "probe", "tiny", f"generations@{prompts}", "--checkpoints", "20", "--num-generated", "4")
+    assert [row["metric"] for row in written] == ["prompt 1", "prompt 2"] and all(row["text"] for row in written)
+    out = tmp_path / "rows.csv"
+    assert forensics(tiny, "probe", "tiny", "loss", "-o", str(out)).returncode == 0
+    assert out.read_text().splitlines()[0].replace('"', "") == ",".join((*COLUMNS, "text"))
+    names = [row["name"] for row in answer(tiny, "probes")]
+    assert "loss[@ROWS]" in names and "norms" in names
+
+
+def test_rows_of_the_run_read_only_what_its_files_hold(tiny: Workspace) -> None:
+    """`loss@run` is of tokens that the run's own files have at the places which the index names."""
+    run = tiny.run("tiny")
+    from forensics.row_sources import sampled_instances
+
+    instances = sampled_instances(tiny, run, 3, seed=0)
+    assert len(instances) == 3
+    found = probe("tiny", "loss@run", checkpoints="20", options=ProbeOptions(num_tokens=192, threads=1), workspace=tiny)
+    by_hand = loss_by_hand(tiny, 20, reader_of(tiny, run).rows(instances))
+    assert found.rows[0]["value"] == pytest.approx(by_hand, abs=2e-6)
