@@ -33,6 +33,7 @@ _PUBLIC = {
     "blame": "forensics.attribution",
     "tokens": "forensics.undertrained_tokens",
     "token_paths": "forensics.token_paths",
+    "trajectory": "forensics.trajectories",
 }
 __all__ = sorted(_PUBLIC)
 

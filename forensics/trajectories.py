@@ -37,7 +37,7 @@ class Curve:
     Attributes:
         published: by someone else, rather than measured here.
         rows: COLUMNS of each value, in step order.
-        gaps: steps of checkpoints without a value.
+        gaps: (step, tokens) of checkpoints without a value.
     """
 
     run: str
@@ -46,7 +46,7 @@ class Curve:
     unit: str
     published: bool
     rows: tuple[Row, ...]
-    gaps: tuple[int, ...] = ()
+    gaps: tuple[tuple[int, int | None], ...] = ()
 
     @property
     def finite_rows(self) -> list[Row]:
@@ -75,11 +75,11 @@ class Trajectories:
 
     @property
     def gaps(self) -> list[Row]:
-        """run, step, probe, metric of every checkpoint without a value."""
+        """run, step, tokens, probe, metric of every checkpoint without a value."""
         return [
-            {"run": curve.run, "step": step, "probe": curve.probe, "metric": curve.metric}
+            {"run": curve.run, "step": step, "tokens": tokens, "probe": curve.probe, "metric": curve.metric}
             for curve in self.curves
-            for step in curve.gaps
+            for step, tokens in curve.gaps
         ]
 
     @property
@@ -136,7 +136,7 @@ def trajectory(
         if not rows:
             kind = " or ".join(["measured"] * measured + ["published"] * published)
             raise nothing_of([run.name], patterns[0], there[run.name], kind)
-        curves += _curves_of(run, rows, names, _checkpoint_steps(workspace, run), messages)
+        curves += _curves_of(run, rows, names, _checkpoints(workspace, run), messages)
     if metrics is not None:
         chosen = chosen_metrics(metrics, [curve.metric for curve in curves], names)
         curves = [curve for curve in curves if curve.metric in chosen]
@@ -156,17 +156,18 @@ def _with_unit(row: Row) -> dict[str, Any]:
     return {**row, "unit": unit or ""}
 
 
-def _checkpoint_steps(workspace: Workspace, run: Run) -> list[int]:
-    return sorted({checkpoint.step for checkpoint in workspace.checkpoints(run)})
+def _checkpoints(workspace: Workspace, run: Run) -> dict[int, int | None]:
+    """Step -> tokens of each that the run has here, in step order."""
+    return {checkpoint.step: checkpoint.tokens for checkpoint in workspace.checkpoints(run)}
 
 
 def _curves_of(
-    run: Run, rows: Sequence[Row], probes: Sequence[str], checkpoints: Sequence[int], messages: list[str]
+    run: Run, rows: Sequence[Row], probes: Sequence[str], checkpoints: Mapping[int, int | None], messages: list[str]
 ) -> Iterator[Curve]:
     """
     Args:
         rows: in step order.
-        checkpoints: steps of all that the run has here.
+        checkpoints: step -> tokens of all that the run has here.
     """
 
     def place(row: Row) -> tuple[Any, ...]:
@@ -181,7 +182,8 @@ def _curves_of(
         probe, metric = values[0]["probe"], values[0]["metric"]
         there = {row["step"] for row in values if _is_finite(row)}
         elsewhere = stated.get((probe, metric), set())
-        gaps = () if is_published or not there else tuple(s for s in checkpoints if s not in there | elsewhere)
+        is_measured = not is_published and there
+        gaps = tuple(item for item in checkpoints.items() if is_measured and item[0] not in there | elsewhere)
         for part in _by_settings(run.name, values, messages):
             yield Curve(
                 run=run.name,
@@ -225,7 +227,7 @@ def _missing(runs: Sequence[str], curves: Sequence[Curve]) -> Iterator[str]:
         lacking = [probe for probe, those in having.items() if run not in those]
         if lacking:
             yield f"{run} has no value of {_some(lacking)}, which others have"
-        steps = sorted({step for curve in curves if curve.run == run for step in curve.gaps})
+        steps = sorted({step for curve in curves if curve.run == run for step, _ in curve.gaps})
         if steps:
             many = "1 checkpoint lacks" if len(steps) == 1 else f"{len(steps):,} checkpoints lack"
             yield f"{run}: {many} a value that others have: {_some(steps)} (gaps in the picture)"

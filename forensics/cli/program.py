@@ -11,6 +11,7 @@ from forensics.cli import (
     attributing,
     auditing,
     counting,
+    following,
     importing,
     labelling,
     looking,
@@ -54,6 +55,7 @@ COMMANDS = (
     *spiking.COMMANDS,
     *attributing.COMMANDS,
     *undertraining.COMMANDS,
+    *following.COMMANDS,
     *auditing.COMMANDS,
     *releases.COMMANDS,
 )
