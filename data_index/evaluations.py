@@ -24,6 +24,17 @@ from data_index.files import read_json_object
 _STEP = re.compile(r"(?:^|[^a-z])(?:global_)?step[_-]?(\d{1,18})(?!\d)", re.IGNORECASE)
 _REVISION = re.compile(r"revision=([^,\s]+)")
 _STDERR = "_stderr"
+# lm-eval's metrics that are means of what is right or wrong, or shares of tokens, by the beginning of their names.
+_SHARES = re.compile(r"(acc|em|exact|f1|mc[12]|pct|pass@\d+|HasAns|NoAns|best)(_|\b)")
+_UNITS = {
+    "ppl": "perplexity",
+    "perplexity": "perplexity",
+    "word_perplexity": "perplexity per word",
+    "byte_perplexity": "perplexity per byte",
+    "bits_per_byte": "bits per byte",
+    "likelihood_difference": "nats",
+    "likelihood_diff": "nats",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +55,10 @@ class Evaluation:
     num_fewshot: int
     source: str
 
+    @property
+    def unit(self) -> str:
+        return unit_of_metric(self.metric, self.task)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluations:
@@ -55,6 +70,21 @@ class Evaluations:
     @property
     def steps(self) -> list[int]:
         return sorted({row.step for row in self.rows})
+
+
+def unit_of_metric(metric: str, task: str = "") -> str:
+    """The unit of a metric of lm-eval; empty where its name does not tell.
+
+    SQuAD's own script, which its tasks call, gives percent where other tasks give shares.
+
+    Args:
+        metric: as a result file names it; a filter or a number of shots may follow behind a comma.
+    Source: EleutherAI/lm-evaluation-harness lm_eval/tasks/squadv2/task.py
+    """
+    name = metric.partition(",")[0]
+    if _SHARES.match(name):
+        return "percent" if "squad" in task.lower() else "share"
+    return _UNITS.get(name, "")
 
 
 def read_evaluations(*places: Path) -> Evaluations:

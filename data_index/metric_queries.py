@@ -72,17 +72,19 @@ def logged_skips(workspace: Workspace, run: Run) -> frozenset[int]:
     return frozenset(step for (step,) in found.fetchall())
 
 
-# Two rows are of one point where these agree; a point is the same where all columns but the source do.
+# Two rows are of one point where these agree; a point is the same where all columns but the source and the unit do.
 _KEYS = {"metrics": ("step", "attempt", "name"), "evaluations": ("step", "task", "metric", "num_fewshot")}
+# The unit follows from the metric; files from before it was kept lack it.
+_NOT_COMPARED = ("source", "unit")
 
 
 def rows_only_in(kind: str, one: Any, other: Any) -> int:
-    """Rows of a table that another one does not have, wherever they come from.
+    """Rows of a table that another one does not have, wherever they come from, and whether or not they state a unit.
 
     Args:
         one, other: Parquet files, or Arrow tables.
     """
-    columns = ", ".join(f'"{column}"' for column in KINDS[kind] if column != "source")
+    columns = ", ".join(f'"{column}"' for column in KINDS[kind] if column not in _NOT_COMPARED)
     connection = _compared(one, other)
     found = connection.execute(
         f"SELECT count(*) FROM (SELECT {columns} FROM one EXCEPT SELECT {columns} FROM other)"

@@ -86,7 +86,7 @@ def add(
         folder = _resolved(Path(source))
         progress(f"reading {folder}")
         imported = read_layout(layout or recognise(folder), folder, name, Path(data) if data else None, settings)
-        return _register(imported.run.name, lambda building: imported, metrics, workspace, progress, prove)
+        return register(imported.run.name, lambda building: imported, metrics, workspace, progress, prove)
     if str(source).endswith(".toml") and (data is not None or revisions is not None or listing is not None):
         raise UnknownLayout(f"--data, --revisions and --listing are for repositories; {source} says all that itself")
     from data_index.published.manifest import is_manifest, read_manifest
@@ -109,7 +109,7 @@ def add(
     called = name or published.name
     if published.missing:
         progress(f"what the steps of {called} read is not known: {published.missing}")
-    return _register(
+    return register(
         called,
         lambda building: read_published(published, called, building, layout),
         metrics,
@@ -127,15 +127,19 @@ def _is_local(source: Path | str) -> bool:
     return not text.endswith(".toml") and (isinstance(source, Path) or text[:1] in ("/", ".", "~"))
 
 
-def _register(
+def register(
     name: str,
     build: Callable[[Path], Imported],
     metrics: Path | None,
     workspace: Workspace,
     progress: Progress,
-    prove: Prove | None,
+    prove: Prove | None = None,
 ) -> Run:
-    """Put a run in force under its name; `build` reads it, and may keep files in the home that is being built."""
+    """Put a run in force under its name; `build` reads it, and may keep files in the home that is being built.
+
+    Raises:
+        RunExists
+    """
     workspace.create()
     home = workspace.folder / "runs" / valid_name(name)
     with exclusive_lock(workspace.folder / "runs" / f".{name}.lock", f"adding {name}"):

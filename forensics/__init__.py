@@ -34,6 +34,7 @@ _PUBLIC = {
     "probe": "forensics.probing",
     "tokens": "forensics.undertrained_tokens",
     "token_paths": "forensics.token_paths",
+    "trajectory": "forensics.trajectories",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_index.artifacts import Artifact, today
 from data_index.evaluations import Evaluation, Evaluations, read_evaluations
@@ -40,11 +41,16 @@ def kept_evaluations(workspace: Workspace, run: Run, given: Path | str | None) -
     home = workspace.home(run.name)
     if given is None:
         rows = workspace.learned(home, "evaluations")
-        return Evaluations(rows=tuple(Evaluation(**found) for found in rows)) if rows else None
+        return Evaluations(rows=tuple(map(_evaluation, rows))) if rows else None
     read = read_evaluations(Path(given))
     table = [{name: getattr(found, name) for name in KINDS["evaluations"]} for found in read.rows]
     learn(home, "evaluations", table_of_rows("evaluations", table, given))
     return read
+
+
+def _evaluation(row: Mapping[str, Any]) -> Evaluation:
+    """A kept row as it was read; its unit follows from its metric."""
+    return Evaluation(**{name: value for name, value in row.items() if name != "unit"})
 
 
 def remember(workspace: Workspace, home: Path, rows: Sequence[Row], hashes: Mapping[str, str]) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from data_index.files import atomic_file
 from forensics.figure_bars import Bar as Bar
 from forensics.figure_bars import Bars, add_bars, draw_bars
+from forensics.figure_curves import Curves, add_curves, draw_curves
 from forensics.figure_matrix import Matrix, add_matrix, draw_matrix
 from forensics.figure_matrix import State as State
 from forensics.thinned import thinned
@@ -66,6 +67,9 @@ class Panel:
     inches: float = 2.3
 
 
+AnyPanel = Panel | Matrix | Bars | Curves
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
     """Panels above each other over one x axis.
@@ -77,7 +81,7 @@ class Figure:
 
     title: str
     x_label: str
-    panels: Sequence[Panel | Matrix | Bars]
+    panels: Sequence[AnyPanel]
     note: str = ""
     x_names: Sequence[str] = ()
     x_always: Sequence[int] = ()
@@ -108,6 +112,8 @@ def write_png(figure: Figure, path: Path) -> None:
                 draw_matrix(axis, panel, inches=width - MARGIN_INCHES)
             elif isinstance(panel, Bars):
                 draw_bars(axis, panel)
+            elif isinstance(panel, Curves):
+                draw_curves(axis, panel)
             else:
                 _draw_panel(axis, panel)
         if figure.x_label:
@@ -127,14 +133,14 @@ def write_png(figure: Figure, path: Path) -> None:
         pyplot.close(canvas)
 
 
-def _counts_along_x(panel: Panel | Matrix | Bars) -> bool:
+def _counts_along_x(panel: AnyPanel) -> bool:
     """Does x count steps, rows or tokens, so that no tick belongs between two of them?"""
     if not isinstance(panel, Panel):
         return isinstance(panel, Matrix)
     return all(np.equal(np.mod(np.asarray(series.x, dtype=float), 1), 0).all() for series in panel.series)
 
 
-def _height(panel: Panel | Matrix | Bars) -> float:
+def _height(panel: AnyPanel) -> float:
     """Inches."""
     if isinstance(panel, Bars):
         return 0.9 + 0.26 * len(panel.bars)
@@ -258,6 +264,9 @@ def write_html(figure: Figure, path: Path, below: str = "") -> None:
             continue
         if isinstance(panel, Bars):
             add_bars(canvas, panel, row)
+            continue
+        if isinstance(panel, Curves):
+            add_curves(canvas, panel, row)
             continue
         for series in panel.series:
             mode = "markers" if series.style == "points" else "lines" if len(series.y) > 2 else "lines+markers"

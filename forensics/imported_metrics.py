@@ -5,7 +5,8 @@ taken again are attempts 2, 3, …, whichever file they are in. Files that tell 
 imported one after another: each import numbers its attempts on its own, and every row names its source. What the
 trainer recorded itself (`add`) has no source, and counts wherever a question needs one value.
 
-An import that holds everything of an earlier one takes its place: a log that grew is imported again.
+An import that holds everything of an earlier one takes its place: a log that grew is imported again. Of a run whose
+weights and data are not at hand, an import can make a run that holds nothing else.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from data_index.kinds import KINDS, table_of_rows
 from data_index.logs import LM_EVAL, read_log, recognise, require_format
 from data_index.run import Run
 from data_index.workspace import Workspace, learn
+from forensics.records_run import new_record, register_records, registered
 
 if TYPE_CHECKING:
     from data_index.logs.points import Points
@@ -62,6 +64,7 @@ def import_metrics(
     step_field: str | None = None,
     step_offset: int = 0,
     only: Mapping[str, str] | None = None,
+    new: bool = False,
     replace: bool = False,
     plan: bool = False,
     workspace: Workspace | None = None,
@@ -75,17 +78,19 @@ def import_metrics(
         step_field: what the logs call their step; default: one of the usual names.
         step_offset: what is added to the logs' steps. Step s is the s-th optimizer step, from 1.
         only: field -> text: only records where it reads so, of files that hold several runs.
+        new: the run is not registered, and what the files say is all that there will be of it.
         replace: in place of everything imported before; what the trainer recorded itself stays.
         plan: read, and write nothing.
     Raises:
         UnknownRun, MissingFile, UnsafeFile, CorruptFile, UnknownLayout, Busy, DiskFull
+        RunExists: one of that name is registered, and a new one was asked for.
         InvalidRange: no file, or an offset that makes a step negative.
     """
     workspace = workspace or Workspace()
-    record, home = workspace.run(run), workspace.home(run)
     if not files:
         raise InvalidRange("import takes one file or more")
     places = [Path(file) for file in files]
+    record = new_record(workspace, run, places[0]) if new else registered(workspace, run)
     formats = {place: require_format(format) if format else recognise(place, step_field) for place in places}
     logs = {place: of for place, of in formats.items() if of != LM_EVAL}
     evaluated = [place for place, of in formats.items() if of == LM_EVAL]
@@ -97,8 +102,11 @@ def import_metrics(
         points.series.extend(stated for place in evaluated for stated in _stated_tokens(place))
     if points.series:
         found.insert(0, ("metrics", *_as_table(points, record, messages)))
-    written = []
-    if not plan:
+    written: list[str] = []
+    if new and not plan:
+        written = register_records(workspace, record, {kind: table for kind, table, _ in found})
+    elif not plan:
+        home = workspace.home(run)
         with exclusive_lock(home.with_name(f".{home.name}.lock"), f"importing into {run}"):
             for kind, table, _ in found:
                 if _put_in_force(workspace, home, kind, table, replace, messages):

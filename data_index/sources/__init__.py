@@ -65,6 +65,7 @@ LAYOUTS = {
     "amber": "train_<chunk>.jsonl with token_ids and source",
     "hub": "a repository of the hub by its name, ORG/NAME",
     "k2": "numbered .jsonl chunks with token_ids, source and subset_name",
+    "records": "a log or evaluations and nothing else: forensics import NAME FILE --new",
 }
 
 

@@ -30,6 +30,9 @@ def import_(
         list[str] | None,
         typer.Option(metavar="FIELD=TEXT", help="Only records that say so, of a file that holds several runs."),
     ] = None,
+    new: Annotated[
+        bool, typer.Option("--new", help="Make a run of nothing but this: its weights and data are not at hand.")
+    ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="In place of everything imported before.")] = False,
     plan: PlanOption = False,
     workspace: WorkspaceOption = None,
@@ -51,6 +54,7 @@ def import_(
         step_field=step_field,
         step_offset=step_offset,
         only=pairs_of("--only", only),
+        new=new,
         replace=replace,
         plan=plan,
         workspace=open_workspace(workspace),

@@ -11,6 +11,7 @@ from forensics.cli import (
     attributing,
     auditing,
     counting,
+    following,
     importing,
     labelling,
     looking,
@@ -56,6 +57,7 @@ COMMANDS = (
     *attributing.COMMANDS,
     *undertraining.COMMANDS,
     *probing.COMMANDS,
+    *following.COMMANDS,
     *auditing.COMMANDS,
     *releases.COMMANDS,
 )

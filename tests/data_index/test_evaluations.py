@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from data_index.errors import CorruptFile, MissingFile
-from data_index.evaluations import read_evaluations, read_result_file
+from data_index.evaluations import read_evaluations, read_result_file, unit_of_metric
+from data_index.kinds import KINDS, table_of_rows
+from data_index.metric_queries import rows_only_in
 
 
 def result(folder: Path, name: str, revision: str | None = None, **tasks: Any) -> Path:
@@ -111,3 +113,44 @@ def test_published_files_are_read_whole() -> None:
     assert (len(pythia.steps), pythia.problems) == (27, ())
     assert {row.value for row in pythia.rows if (row.step, row.task, row.metric) == (0, "lambada_openai", "acc")} == {0}
     assert bloom.steps[0] == 19500 and len(bloom.rows) > 1000
+
+
+# --- units -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metric", "task", "unit"),
+    [
+        ("acc", "sciq", "share"),
+        ("acc_norm", "sciq", "share"),
+        ("acc, 5-shot", "sciq", "share"),
+        ("exact_match,strict-match", "gsm8k", "share"),
+        ("em", "triviaqa", "share"),
+        ("f1", "record", "share"),
+        ("f1", "squadv2", "percent"),
+        ("pass@10", "humaneval", "share"),
+        ("ppl", "lambada", "perplexity"),
+        ("perplexity,none", "lambada_openai", "perplexity"),
+        ("word_perplexity", "wikitext", "perplexity per word"),
+        ("byte_perplexity", "wikitext", "perplexity per byte"),
+        ("bits_per_byte", "wikitext", "bits per byte"),
+        ("account", "bank", ""),
+        ("embedding", "sts", ""),
+        ("mcc", "cola", ""),
+        ("bleu", "wmt14", ""),
+    ],
+)
+def test_the_unit_follows_from_the_metric(metric: str, task: str, unit: str) -> None:
+    assert unit_of_metric(metric, task) == unit
+
+
+def test_evaluations_from_before_units_were_kept_are_the_same_points(tmp_path: Path) -> None:
+    """Otherwise the same files, imported again, would stand twice in every table."""
+    path = result(tmp_path, "step1.json", sciq={"acc": 0.5, "acc_norm": 0.75})
+    rows = [{name: getattr(row, name) for name in KINDS["evaluations"]} for row in read_result_file(path)]
+    table = table_of_rows("evaluations", rows, path)
+    before = table.drop_columns(["unit"])
+
+    assert table.column("unit").to_pylist() == ["share", "share"]
+    assert rows_only_in("evaluations", table, before) == rows_only_in("evaluations", before, table) == 0
+    assert rows_only_in("evaluations", table, before.slice(1)) == 1

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from data_index.workspace import Workspace
+from data_index.kinds import table_of_rows
+from data_index.workspace import Workspace, learn
 from forensics.cli.main import main
 from forensics.cli.program import COMMANDS
 from forensics.sample_run import SampleSpec
@@ -139,6 +140,28 @@ def test_exposures_have_the_documented_keys_and_a_picture(tiny: Workspace, tmp_p
     assert (tmp_path / "counts.png").read_bytes()[:4] == b"\x89PNG" and "by rank" in (tmp_path / "c.html").read_text()
 
 
+def test_trajectory_has_the_documented_keys_and_a_picture(tiny: Workspace, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"step": step, "tokens": 512 * step, "probe": "loss", "metric": "loss", "value": 6 - step / 10, "unit": "nats"}
+        for step in (0, 5, 15, 20)
+    ]
+    rows += [row | {"probe": "norms", "metric": f"norm, layer {n}", "value": 1.0 + n} for row in rows for n in range(9)]
+    learn(tiny.home("tiny"), "probes", table_of_rows("probes", rows, "test"))
+    found = answer(tiny, "trajectory", "tiny", "loss", "norms")
+
+    assert len(found) == 40 and {"step", "tokens", "probe", "metric", "value", "low", "high", "unit"} <= set(found[0])
+    assert (found[1]["run"], found[1]["step"], found[1]["tokens"], found[1]["value"]) == ("tiny", 5, 2560, 5.5)
+    assert [path.suffix for path in sorted((tiny.folder / "findings").glob("trajectory-*"))] == [".html", ".png"]
+    options = ["--metric", "norm, layer [28]", "--metric", "norm, layer 1"]
+    assert forensics(tiny, "trajectory", "tiny", "norms", *options).returncode == 1  # brackets are no pattern
+    options = ["--metric", "*layer 2", "--metric", "norm, layer 1", "--x", "tokens", "-o", str(tmp_path / "p.html")]
+    assert len(answer(tiny, "trajectory", "tiny", "norms", *options)) == 8 and (tmp_path / "p.html").exists()
+    done = forensics(tiny, "trajectory", "tiny", "norms")
+    assert len(done.stdout.splitlines()) == 2 + 8 * 4 and "8 of 9 metrics are shown and drawn, 1 are not" in done.stderr
+    assert "tiny: 1 checkpoint lacks a value that others have: 10" in done.stderr
+    assert forensics(tiny, "trajectory", "tiny", "loss", "--measured-only", "--published-only").returncode == 2
+
+
 def test_at_shows_everything_under_the_key(tiny_shared: Workspace) -> None:
     found = answer(tiny_shared, "at", "tiny", "8")
 
@@ -245,9 +268,11 @@ def test_the_truth_file_is_never_needed(
     demo(workspace=Workspace(tmp_path / "demo"), spec=tiny_spec, show=lambda line: None)
     fork = answer(tiny, "fork", "tiny", "--from", "5", "--num-steps", "5", "--edit", "shuffle seed=2")
     (tmp_path / "log.csv").write_text("step,loss\n1,2.5\n")
+    (tmp_path / "step5.json").write_text('{"results": {"sciq": {"acc": 0.5}}}')
     runs = [
         ["add", str(tiny_copy), "--name", "again"],
-        ["import", "again", str(tmp_path / "log.csv")],
+        ["import", "again", str(tmp_path / "log.csv"), str(tmp_path / "step5.json")],
+        ["trajectory", "again", "task:sciq"],
         ["runs"],
         ["show", "tiny"],
         ["checkpoints", "tiny"],

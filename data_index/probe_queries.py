@@ -1,0 +1,33 @@
+"""Questions about what was measured of checkpoints, here and by their publishers, in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from data_index.run import Run
+from data_index.store import opened_for, readable
+from data_index.workspace import Workspace
+
+COLUMNS = ("step", "tokens", "probe", "metric", "value", "low", "high", "unit", "text", "settings", "source")
+
+
+@readable
+def probe_names(workspace: Workspace, run: Run) -> list[str]:
+    """Probes of which the run has a value, published tasks (task:NAME) among them."""
+    found = opened_for(workspace, run, "probes").execute("SELECT DISTINCT probe FROM probes ORDER BY probe")
+    return [name for (name,) in found.fetchall()]
+
+
+@readable
+def probe_rows(workspace: Workspace, run: Run, probes: Sequence[str]) -> list[dict[str, Any]]:
+    """Every value of some probes, in the order of their steps; what was measured here comes before what was published.
+
+    A row that stands twice comes once.
+    """
+    found = opened_for(workspace, run, "probes").execute(
+        f"SELECT DISTINCT {', '.join(COLUMNS)} FROM probes WHERE list_contains($probes::VARCHAR[], probe) "
+        "ORDER BY step, source NULLS FIRST, probe, metric, settings, value",
+        {"probes": list(probes)},
+    )
+    return [dict(zip(COLUMNS, row, strict=True)) for row in found.fetchall()]
