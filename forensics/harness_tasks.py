@@ -83,10 +83,7 @@ class HarnessTask:
             MissingFile, CorruptFile: of the task or the tokenizer.
             Unreachable, Offline, AccessDenied: the dataset cannot be had.
         """
-        loaded = self._loaded()
-        self._tokenizer()
-        for name, task in loaded.tasks["tasks"].items():
-            self._require_usable(name, task)
+        self._ready()
         return self
 
     def settings(self) -> dict[str, Any]:
@@ -115,8 +112,7 @@ class HarnessTask:
             torch.OutOfMemoryError
             Otherwise as for `prepared`.
         """
-        self.prepared()
-        loaded = self._loaded()
+        loaded = self._ready()
         try:
             with evaluation_mode(model), without_nan(model), random_numbers(self._seeds, loaded.drawn), quiet():
                 answer = self._answer(model, loaded)
@@ -146,9 +142,13 @@ class HarnessTask:
     def _seeds(self) -> Seeds:
         return HARNESS_SEEDS if self.seed is None else (self.seed,) * 4
 
-    def _loaded(self) -> LoadedTasks:
+    def _ready(self) -> LoadedTasks:
         files = {} if self.file is None else hashes_of_task(self.file)
-        return load_tasks(self.task, canonical_json(files), self.num_fewshot, self._seeds)
+        loaded = load_tasks(self.task, canonical_json(files), self.num_fewshot, self._seeds)
+        self._tokenizer()
+        for name, task in loaded.tasks["tasks"].items():
+            self._require_usable(name, task)
+        return loaded
 
     def _tokenizer(self) -> Any:
         """

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,8 @@ from data_index.errors import (
 )
 from data_index.evaluations import read_result_file, unit_of_metric
 from forensics.harness_tasks import HarnessTask
-from replay.models import build_model
 from tests.forensics.harnessed import write_model, write_tasks
-
-# What libraries that the harness imports warn of; nothing of ours.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+from tests.probes.tiny_models import tiny_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +68,7 @@ def by_hand(place: Place, name: str, patch: pytest.MonkeyPatch, **settings: Any)
     import lm_eval
     from lm_eval.tasks import TaskManager
 
+    patch.setattr("lm_eval.evaluator.add_env_info", dict.copy)  # it asks pip and the compiler, for half a second
     patch.chdir(place.tasks)
     patch.setenv("DISABLE_MULTIPROC", "1")
     tasks = TaskManager(include_path=str(place.tasks), include_defaults=False)
@@ -134,7 +133,7 @@ def test_numbers_are_those_of_the_harness_run_by_hand(
 
 def test_the_answers_tell_models_apart(place: Place, model: Any) -> None:
     """Numbers that were the same for every model would pass all of the above."""
-    other = build_model(model.config.to_dict(), device=torch.device("cpu"), seed=1)
+    other = tiny_model("llama", "forensics", seed=1)
     for name in ("which_word", "whole_text", "next_words"):
         probe = place.task(name)
         assert probe.measure_model(other) != probe.measure_model(model)
@@ -143,7 +142,7 @@ def test_the_answers_tell_models_apart(place: Place, model: Any) -> None:
 @pytest.mark.parametrize("name", ["last_word", "next_words"])
 def test_models_as_replay_builds_them_answer_alike_and_stay_as_they_were(place: Place, model: Any, name: str) -> None:
     """In training mode, with attention of their own, and in the middle of someone's random numbers."""
-    replayed = build_model(model.config.to_dict(), device=torch.device("cpu"), seed=1)
+    replayed = tiny_model("llama", "forensics", seed=1).train()
     replayed.load_state_dict(model.state_dict())
     drawn = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     before = (replayed.config.to_dict(), replayed.config._attn_implementation, replayed.generation_config.to_dict())
@@ -171,7 +170,7 @@ def test_nothing_is_printed(place: Place, model: Any, capfd: pytest.CaptureFixtu
 
 def test_a_model_that_computes_nan_has_no_score(place: Place, model: Any) -> None:
     """The harness would take the first of the choices for its answer."""
-    broken = build_model(model.config.to_dict(), device=torch.device("cpu"), seed=1)
+    broken = tiny_model("llama", "forensics", seed=1)
     with torch.no_grad():
         broken.lm_head.weight[3] = torch.nan
     for name in ("which_word", "next_words"):
@@ -258,7 +257,12 @@ BROKEN: dict[str, tuple[str, Callable[[Path], None], type[ForensicsError], str]]
         "in a circle",
     ),
     "no function": ("last_word", edited("words.py", "def without_last", "def other"), UnusableTask, "without_last"),
-    "no package": ("last_word", edited("words.py", "def", "import nowhere\n\ndef"), MissingPackage, "package nowhere"),
+    "no package": (
+        "last_word",
+        edited("words.py", "def w", "import nowhere\ndef w"),
+        MissingPackage,
+        "package nowhere",
+    ),
     "unknown settings": (
         "which_word",
         edited("which_word.yaml", "test_split", "tests_split"),
@@ -266,14 +270,26 @@ BROKEN: dict[str, tuple[str, Callable[[Path], None], type[ForensicsError], str]]
         "cannot be loaded",
     ),
     "no such split": ("last_word", edited("common.yaml", "test_split: test", "test_split: dev"), UnusableTask, "'dev'"),
-    "unknown member": ("all_words", edited("last_word.yaml", "task: last_word", "task: x"), UnusableTask, "last_word"),
+    "unknown member": (
+        "all_words",
+        edited("last_word.yaml", "task: last_word", "task: x"),
+        UnknownTask,
+        "the task last_word, w",
+    ),
 }
 
 
 @pytest.mark.parametrize(("name", "damage", "error", "said"), BROKEN.values(), ids=list(BROKEN))
 def test_a_broken_task_is_found_before_a_checkpoint_is_read(
-    own: Place, name: str, damage: Callable[[Path], None], error: type[ForensicsError], said: str
+    own: Place,
+    name: str,
+    damage: Callable[[Path], None],
+    error: type[ForensicsError],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    installed = SimpleNamespace(task_index={})
+    monkeypatch.setattr("forensics.harness_loading.installed_tasks", lambda: installed)
     damage(own.tasks)
     with pytest.raises(error, match=said):
         own.task(name).prepared()
@@ -282,7 +298,7 @@ def test_a_broken_task_is_found_before_a_checkpoint_is_read(
 def test_code_of_a_task_that_fails_on_a_model_is_said(own: Place, model: Any) -> None:
     edited("next_words.yaml", "max_gen_toks: 6", "max_gen_toks: 600")(own.tasks)
     with pytest.raises(
-        FailedFunction, match=r"next_words failed: AssertionError\('Invalid configuration: requested max"
+        FailedFunction, match="next_words failed: AssertionError.*Invalid configuration: requested max tokens"
     ):
         own.task("next_words").prepared().measure_model(model)
     assert not model._forward_hooks
@@ -325,6 +341,32 @@ def test_data_of_a_server_are_offline_where_they_may_not_be_fetched(
         own.task("which_word").prepared()
 
 
+@pytest.fixture
+def installed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness's own tasks are taken from a folder of 4: reading its 14,000 takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(place.tasks), include_defaults=False)
+    monkeypatch.setattr("forensics.harness_loading.installed_tasks", lambda: manager)
+
+
+@pytest.mark.usefixtures("installed")
 def test_an_unknown_task_is_answered_with_names_near_it(place: Place) -> None:
-    with pytest.raises(UnknownTask, match=r"lm-eval [\d.]+ has no task 'arc_eesy'; near it are .*arc_easy"):
-        replace(place.task("which_word"), task="arc_eesy").prepared()
+    with pytest.raises(UnknownTask, match=r"lm-eval [\d.]+ has no task 'wich_word'; near it are which_word"):
+        replace(place.task("which_word"), task="wich_word").prepared()
+
+
+@pytest.mark.usefixtures("installed")
+def test_tasks_of_the_harness_are_measured_by_name(
+    place: Place, own: Place, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, as a group, and as members of a group of the user's."""
+    monkeypatch.chdir(place.tasks)
+    group = place.task("all_words").measure_model(model)
+    for name in ("which_word", "last_word", "choices.jsonl"):
+        (own.tasks / f"{name}.yaml").unlink(missing_ok=True)
+    assert own.task("all_words").measure_model(model) == group
+    for name in ("which_word", "all_words"):
+        by_name = replace(place.task(name), task=name)
+        assert by_name.measure_model(model) == place.task(name).measure_model(model)
+        assert by_name.settings() == place.task(name).settings() | {"files": None}
