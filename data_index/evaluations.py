@@ -225,15 +225,3 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, int):
         return not isinstance(value, bool) and value.bit_length() < 1024  # what a float holds
     return isinstance(value, float)
-
-
-# Shares of right answers by the beginning of their names.
-_SHARES = ("acc", "exact_match", "em", "f1")
-
-
-def unit_of_metric(metric: str) -> str:
-    """The unit of a metric of lm-eval by its name, with or without filter and shots; "" where none is known."""
-    name = metric.partition(",")[0]
-    if name.endswith("perplexity") or name == "ppl":
-        return "perplexity"
-    return "bits/byte" if name == "bits_per_byte" else "share" if name.startswith(_SHARES) else ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_index.errors import InvalidRange, UnknownOrder
+from data_index.errors import InvalidRange, MissingFile, UnknownOrder
 from data_index.files import sha256_of_file
 from data_index.text import decode, encode
 from forensics.bound_probe import Series
@@ -304,14 +304,18 @@ def spectra(data: ProbeData, source: str | None) -> Bound:
 def task(data: ProbeData, task: str) -> Bound:
     from forensics.harness_tasks import HarnessTask
 
+    run = data.run
+    if run.tokenizer is None:
+        raise MissingFile(f"{run.name} names no tokenizer.json, with which {task} could be put to it")
     probe = HarnessTask(
-        task,
-        tokenizer=data.run.tokenizer,
-        eos_token_id=data.run.eos_token_id,
+        task=task,
+        tokenizer_file=run.tokenizer,
+        eos_token_id=run.eos_token_id,
+        pad_token_id=run.pad_token_id,
         num_fewshot=data.options.num_fewshot,
         limit=data.options.limit,
-        seed=data.options.seed,
-    )
+        seed=data.options.seed or None,  # 0: the harness's own seeds, as someone who runs it by hand has
+    ).prepared()
     return _always(probe, {"probe": "task"} | probe.settings())
 
 

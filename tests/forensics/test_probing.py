@@ -158,9 +158,7 @@ def test_probes_of_some_tensors_read_those_alone(tiny: Workspace, reads: list[St
     assert found.num_bytes == sum(tensor.num_bytes for tensor in reads) == len(STEPS) * 2 * 384 * 32 * 4
 
 
-def test_one_forward_pass_serves_all_probes_of_the_same_rows(
-    tiny: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_forward_pass_serves_all_probes_of_the_same_rows(tiny: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     from probes import prediction_blocks
 
     passes = []
@@ -236,7 +234,8 @@ from data_index.workspace import Workspace
 def progress(done, total, step):
     if done == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-probe("tiny", *sys.argv[2:], options=ProbeOptions(threads=1, device="cpu"), workspace=Workspace(sys.argv[1]), progress=progress)
+options = ProbeOptions(threads=1, device="cpu")
+probe("tiny", *sys.argv[2:], options=options, workspace=Workspace(sys.argv[1]), progress=progress)
 """
 
 
