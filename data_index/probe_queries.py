@@ -31,3 +31,18 @@ def probe_rows(workspace: Workspace, run: Run, probes: Sequence[str]) -> list[di
         {"probes": list(probes)},
     )
     return [dict(zip(COLUMNS, row, strict=True)) for row in found.fetchall()]
+
+
+@readable
+def probe_summaries(workspace: Workspace, run: Run) -> Any:
+    """One row for each probe of which the run has values: how many metrics, at how many checkpoints, and from where."""
+    return (
+        opened_for(workspace, run, "probes")
+        .sql(
+            "SELECT probe, count(DISTINCT metric) AS metrics, count(DISTINCT step) AS checkpoints, "
+            "min(step) AS first_step, max(step) AS last_step, CASE WHEN any_value(source) IS NULL THEN 'measured' "
+            "WHEN count(*) = count(source) THEN 'published' ELSE 'both' END AS origin "
+            "FROM probes GROUP BY probe ORDER BY probe"
+        )
+        .to_arrow_table()
+    )

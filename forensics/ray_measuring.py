@@ -9,6 +9,8 @@ Source: Ray's task fault tolerance: a task whose worker process dies is run agai
 
 from __future__ import annotations
 
+import re
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +21,8 @@ from forensics.measured_checkpoint import Computing, Measured, Task, measured, r
 MAX_RETRIES = 3
 # Tasks that are handed to Ray for each worker: one that is worked on, one that is ready.
 TASKS_PER_WORKER = 2
+CONNECT_SECONDS = 10
+_ADDRESS = re.compile(r"(?:ray://)?([^:/]+):(\d{1,5})")  # else it is a word of Ray's, such as auto
 
 
 def measured_on_ray(
@@ -87,10 +91,22 @@ def _started(computing: Computing, workers: int | None, address: str | None) -> 
         ) from error
     here = {"num_cpus": workers * computing.threads} if workers is not None and address is None else {}
     try:
+        _require_cluster(address)
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False, **here)
-    except ConnectionError as error:
+    except OSError as error:
         raise Unreachable(f"no Ray cluster at {address}: {str(error)[:200]}") from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_cluster(address: str | None) -> None:
+    """Ray itself would try for minutes.
+
+    Raises:
+        OSError: nothing answers at HOST:PORT.
+    """
+    found = _ADDRESS.fullmatch(address or "")
+    if found:
+        socket.create_connection((found[1], int(found[2])), CONNECT_SECONDS).close()

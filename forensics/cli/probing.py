@@ -20,7 +20,7 @@ from forensics.cli.options import (
     WorkspaceOption,
     open_workspace,
 )
-from forensics.cli.output import CheckpointProgress, Format, emit_rows, print_table, printable, say
+from forensics.cli.output import CheckpointProgress, Format, emit_arrow, emit_rows, print_table, printable, say
 
 if TYPE_CHECKING:
     from forensics.probing import Probed
@@ -119,14 +119,24 @@ def probe(
         raise typer.Exit(1)
 
 
-def probes(format: FormatOption = Format.table) -> None:
-    """List the probes that have a name.
+def probes(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="What there is of this run.")] = None,
+    workspace: WorkspaceOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """List the probes that have a name; of a run, those that were measured or published, at how many checkpoints.
 
-    Example: forensics probes
+    Example: forensics probes demo
     """
-    from forensics.probe_catalogue import described_probes
+    if run is None:
+        from forensics.probe_catalogue import described_probes
 
-    emit_rows(described_probes(), format)
+        emit_rows(described_probes(), format)
+        return
+    from data_index.probe_queries import probe_summaries
+
+    there = open_workspace(workspace)
+    emit_arrow(probe_summaries(there, there.run(run)), format)
 
 
 def _write(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
