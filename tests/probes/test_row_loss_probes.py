@@ -108,8 +108,12 @@ def test_tokens_weigh_before_rows_are_read_as_well_and_clusters_are_drawn_whole(
     assert placebo.value == pytest.approx((3 * 1 + 1 * 3) / 4 - 1)
     assert placebo.low < placebo.value < placebo.high
 
-    for of_checkpoint in memorization_by_checkpoint(losses, first, clusters=np.array([0, 0, 1, 2])):
-        assert all(one.low is None for one in of_checkpoint)
+    of_clusters = memorization_by_checkpoint(losses, first, clusters=np.array([0, 0, 1, 2]))
+    assert {one.metric: one for one in of_clusters[1]}["before being read"].low is None
+    assert [(one.metric, one.low) for one in of_clusters[2]] == [
+        ("read right before", None),
+        ("read 1 checkpoint before", None),
+    ]
 
 
 def test_a_cohort_of_rows_without_tokens_is_no_cohort() -> None:
