@@ -132,7 +132,7 @@ def _placebo(
     """The rows of the next cohort against later ones, over the stretch before the checkpoint, which read neither."""
     unread = first_checkpoints > checkpoint
     is_next = first_checkpoints == checkpoint + 1
-    if checkpoint == 0 or checkpoint + 1 == len(losses) or not is_next.any() or not (unread & ~is_next).any():
+    if checkpoint == 0 or not is_next.any() or not (unread & ~is_next).any():
         return None
     return difference_in_differences(
         losses[checkpoint - 1, unread],

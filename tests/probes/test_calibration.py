@@ -28,6 +28,8 @@ def test_the_error_of_a_few_predictions_is_the_one_by_hand() -> None:
     assert reliability.num_targets.tolist() == [0, 0, 0, 2, 2]
     assert reliability.mean_confidence[3:] == pytest.approx([0.66, 0.9])
     assert reliability.accuracy[3:].tolist() == [0.5, 0.5]
+    assert reliability.overall_accuracy == 0.5
+    assert reliability.overall_confidence == pytest.approx((0.9 + 0.9 + 0.7 + 0.62) / 4)
     assert np.isnan(reliability.accuracy[:3]).all()
     assert reliability.expected_calibration_error == pytest.approx(0.5 * 0.16 + 0.5 * 0.4)
     assert reliability.brier_score == pytest.approx((2 * 0.01 + 2 * 0.81 + 2 * 0.09 + 2 * 0.62**2) / 4, rel=1e-6)
@@ -74,5 +76,6 @@ def test_predictions_that_are_not_finite_leave_no_figure_that_looks_sound() -> N
 
     assert found.reliability.num_not_finite == 1
     assert math.isnan(found.reliability.expected_calibration_error) and math.isnan(found.reliability.brier_score)
+    assert math.isnan(found.reliability.overall_accuracy) and math.isnan(found.reliability.overall_confidence)
     assert math.isnan(Calibration().reliability.expected_calibration_error)
     assert math.isnan(Calibration().reliability.brier_score)

@@ -37,10 +37,11 @@ def row_gradient(model: Any, ids: np.ndarray) -> np.ndarray:
 def test_the_noise_of_a_model_is_that_of_the_gradients_of_its_rows() -> None:
     """Closed forms: the unbiased sample variance S of the rows' gradients, and |mean|^2 - S / n."""
     model = tiny_model("llama")
-    gradients = np.stack([row_gradient(model, IDS[row : row + 1]) for row in range(6)])
+    rows = IDS[[0, 0, 1, 0, 2, 0]]  # alike enough that the gradient is told from 0
+    gradients = np.stack([row_gradient(model, rows[row : row + 1]) for row in range(6)])
     variance = gradients.var(axis=0, ddof=1).sum()
     square = (gradients.mean(axis=0) ** 2).sum() - variance / 6
-    found = measured(GradientNoiseProbe(token_ids=IDS), model)
+    found = measured(GradientNoiseProbe(token_ids=rows), model)
 
     assert {name: one.unit for name, one in found.items()} == {
         "noise scale": "instances",
@@ -48,9 +49,8 @@ def test_the_noise_of_a_model_is_that_of_the_gradients_of_its_rows() -> None:
         "variance": "nats per token, squared",
     }
     assert found["variance"].value == pytest.approx(variance, rel=1e-4)
-    assert found["squared gradient"].value == pytest.approx(square, abs=1e-4 * variance)
-    scale = found["noise scale"].value
-    assert scale == pytest.approx(variance / square, rel=1e-2) if square > 0 else math.isnan(scale)
+    assert found["squared gradient"].value == pytest.approx(square, rel=1e-3)
+    assert found["noise scale"].value == pytest.approx(variance / square, rel=1e-3)
 
 
 def test_larger_small_batches_are_those_asked_for() -> None:

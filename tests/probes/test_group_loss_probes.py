@@ -94,6 +94,10 @@ def test_windows_of_the_score_are_as_long_and_apart_and_in_the_row(length: int) 
     assert early.start <= max(length // 10, 2) < early.stop
 
 
+def test_rows_of_500_tokens_are_long_enough_for_the_published_positions() -> None:
+    assert score_windows(500) == (range(50, 51), range(500, 501)) != score_windows(499)
+
+
 @pytest.mark.parametrize("length", [1, 2])
 def test_rows_too_short_for_a_score_have_none(length: int) -> None:
     rows = TokenRows(token_ids=np.zeros((3, length), dtype=np.int64))

@@ -64,6 +64,10 @@ def test_it_is_the_relative_entropy_of_another_library_averaged_over_places() ->
     one_pass(TableModel(logits), ROWS, gathered)
 
     contexts = ROWS[:, :-1].ravel()
+    (every, of_unigram), (known, of_bigram) = (one.by_place for one in gathered)
+    assert every.tolist() == list(range(32)) and known.tolist() == np.flatnonzero(contexts != 13).tolist()
+    np.testing.assert_allclose(of_unigram, [entropy(unigram_counts, q[c]) for c in contexts], rtol=1e-5)
+    np.testing.assert_allclose(of_bigram, [entropy(TABLE[c], q[c]) for c in contexts[known]], rtol=1e-5)
     assert gathered[0].agreement.mean_kl == pytest.approx(np.mean([entropy(unigram_counts, q[c]) for c in contexts]))
     expected = np.mean([entropy(TABLE[c], q[c]) for c in contexts if c != 13])
     assert gathered[1].agreement.mean_kl == pytest.approx(expected, rel=1e-6)

@@ -103,6 +103,15 @@ def test_the_interval_of_a_distance_is_over_rows() -> None:
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.1)
 
 
+def test_rows_that_are_all_alike_leave_a_distance_without_doubt() -> None:
+    """Every value has to be counted in its own row: else these rows would seem to differ."""
+    alike = TokenRows(token_ids=np.tile(IDS[1], (8, 1)))
+    probes: list[PredictionProbe] = [UnigramKL(rows=alike, counts=COUNTS), BigramKL(rows=alike, bigram_counts=BIGRAMS)]
+    for probe in probes:
+        (found,) = measured(probe).values()
+        assert found.low == pytest.approx(found.value, rel=1e-6) and found.high == pytest.approx(found.value, rel=1e-6)
+
+
 def test_calibration_is_that_of_a_loop_over_targets() -> None:
     found = measured(CalibrationError(rows=ROWS))
     bins: dict[int, list[tuple[float, bool]]] = {}

@@ -97,6 +97,36 @@ def test_rows_that_were_read_ahead_show_before_being_read() -> None:
         assert ("before being read" in values) == (0 < checkpoint < NUM_CHECKPOINTS - 1)
 
 
+def test_tokens_weigh_before_rows_are_read_as_well_and_clusters_are_drawn_whole() -> None:
+    """By hand: of the rows that checkpoint 2 reads first the loss fell by 1 and 3, of the later one by 1; then one
+    cluster on each side, of which there is nothing to draw.
+    """
+    losses = np.array([[5.0, 5.0, 5.0, 5.0], [4.0, 2.0, 4.0, 1.0], [3.0, 1.0, 4.0, 1.0]])
+    first, num_tokens = np.array([2, 2, 3, 1]), np.array([3, 1, 2, 2])
+    of_rows = memorization_by_checkpoint(losses, first, num_tokens=num_tokens)
+    placebo = {one.metric: one for one in of_rows[1]}["before being read"]
+    assert placebo.value == pytest.approx((3 * 1 + 1 * 3) / 4 - 1)
+    assert placebo.low < placebo.value < placebo.high
+
+    of_clusters = memorization_by_checkpoint(losses, first, clusters=np.array([0, 0, 1, 2]))
+    assert {one.metric: one for one in of_clusters[1]}["before being read"].low is None
+    assert [(one.metric, one.low) for one in of_clusters[2]] == [
+        ("read right before", None),
+        ("read 1 checkpoint before", None),
+    ]
+
+
+def test_a_cohort_of_rows_without_tokens_is_no_cohort() -> None:
+    losses = np.array([[4.0, 4.0, np.nan], [3.0, 3.0, np.nan], [2.0, 2.5, np.nan]])
+    found = memorization_by_checkpoint(losses, np.array([2, 3, 1]), num_tokens=np.array([1, 1, 0]))
+
+    assert [[one.metric for one in of_checkpoint] for of_checkpoint in found] == [
+        [],
+        ["before being read"],
+        ["read right before"],
+    ]
+
+
 def test_tokens_weigh_and_rows_without_any_do_not_matter() -> None:
     """Four rows by hand, and one whose loss is no number because it has no token."""
     losses = np.array([[4.0, 4.0, 4.0, 4.0, np.nan], [1.0, 3.0, 3.5, 2.5, np.nan]])
