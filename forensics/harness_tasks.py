@@ -165,8 +165,7 @@ class HarnessTask:
             tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
         except Exception as error:  # the library raises nothing narrower
             raise CorruptFile(f"{self.tokenizer_file} is no tokenizer.json: {error}") from error
-        padding = next((i for i in (self.pad_token_id, self.eos_token_id, self.bos_token_id) if i is not None), None)
-        named = {"eos_token": self.eos_token_id, "bos_token": self.bos_token_id, "pad_token": padding}
+        named = {"eos_token": self.eos_token_id, "bos_token": self.bos_token_id, "pad_token": self.pad_token_id}
         tokens = {name: tokenizer.id_to_token(number) for name, number in named.items() if number is not None}
         if None in tokens.values():
             raise CorruptFile(f"{self.tokenizer_file} has no token for one of {named}")

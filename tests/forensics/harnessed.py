@@ -43,6 +43,7 @@ metric_list: [{metric: perplexity}, {metric: acc}]
 ROLLING = """\
 include: common.yaml
 task: whole_text
+dataset_kwargs: {data_files: {test: "t?xts.jsonl"}}
 output_type: loglikelihood_rolling
 doc_to_text: ""
 doc_to_target: "{{text}}"
@@ -65,17 +66,38 @@ dataset_path: json
 dataset_kwargs: {data_files: {test: texts.jsonl}}
 test_split: test
 """
+DRAWN = """\
+include: common.yaml
+task: drawn_word
+output_type: loglikelihood
+process_docs: !function words.with_a_word
+doc_to_text: "{{text}}"
+doc_to_target: " {{word}}"
+metric_list: [{metric: perplexity}]
+"""
 GROUP = """\
 group: all_words
 task: [which_word, last_word]
 aggregate_metric_list: [{metric: acc, weight_by_size: true}]
 """
 FUNCTION = """\
+import random
+
+import numpy as np
+import torch
+
+
 def without_last(dataset):
     def cut(document):
         context, _, last = document["text"].rpartition(" ")
         return {"context": context, "last": last}
     return dataset.map(cut)
+
+
+def with_a_word(dataset):
+    words = "cat dog fox the eats bird".split()
+    draws = [random.random, np.random.rand, lambda: float(torch.rand(1))]
+    return dataset.add_column("word", [words[int(draws[n % 3]() * 6)] for n in range(len(dataset))])
 """
 FILES = {
     "which_word.yaml": CHOICES,
@@ -83,6 +105,7 @@ FILES = {
     "whole_text.yaml": ROLLING,
     "next_words.yaml": WRITTEN,
     "common.yaml": COMMON,
+    "drawn_word.yaml": DRAWN,
     "all_words.yaml": GROUP,
     "words.py": FUNCTION,
 }
