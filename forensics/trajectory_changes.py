@@ -86,7 +86,7 @@ def _crossing_of(one: Curve, other: Curve) -> Row | None:
         """A step that was measured comes back as it was; one between two is rounded."""
         if place is None:
             return None
-        return 0 if place < np.log10(0.75 * smallest) else round(10**place)
+        return 0 if np.isclose(place, np.log10(smallest / 2)) else round(10**place)
 
     return {
         "probe": one.probe,
