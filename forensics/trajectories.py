@@ -27,6 +27,7 @@ from forensics.trajectory_names import (
 )
 
 Row = Mapping[str, Any]
+WIDE_RANGE = 30.0  # of positive values, from which their logarithms are looked at
 COLUMNS = ("run", "step", "tokens", "probe", "metric", "value", "low", "high", "unit", "source", "text", "settings")
 
 
@@ -51,6 +52,11 @@ class Curve:
     @property
     def finite_rows(self) -> list[Row]:
         return [row for row in self.rows if _is_finite(row)]
+
+    @property
+    def spans_decades(self) -> bool:
+        """As a perplexity does, from that of an untrained model to that of a trained one."""
+        return spans_decades([row["value"] for row in self.finite_rows])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +218,10 @@ def _by_settings(run: str, rows: Sequence[Row], messages: list[str]) -> list[lis
     if not twice:
         return [list(rows)]
     return [[row for row in rows if row["settings"] == setting] for setting in settings]
+
+
+def spans_decades(values: Sequence[float]) -> bool:
+    return bool(values) and min(values) > 0 and max(values) > WIDE_RANGE * min(values)
 
 
 def _is_finite(row: Row) -> bool:

@@ -16,13 +16,12 @@ from typing import Any, Literal
 from data_index.errors import MissingMetric
 from forensics.figure import BLACK, COLOURS, GREY, Figure
 from forensics.figure_curves import Curves, Gaps, IntervalCurve
-from forensics.trajectories import Curve, Trajectories
+from forensics.trajectories import Curve, Trajectories, spans_decades
 
 XAxis = Literal["steps", "tokens", "log-steps"]
 # Okabe and Ito's, the ones that are told apart best first; yellow on white is seen badly.
 ORDER = (0, 1, 2, 3, 4, 5, BLACK, GREY)
 MOST_IN_A_PANEL = len(ORDER)
-WIDE_RANGE = 30.0  # of positive values, from which their axis is logarithmic
 MANY_PANELS = 6
 _TOKENS = ((1e12, "trillions"), (1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
 
@@ -120,7 +119,6 @@ def _panel(found: Trajectories, places: _Places, title: str, curves: Sequence[Cu
     colours = _colours(found, curves)
     drawn = [line for curve in curves if (line := _line(found, places, curve, colours[_identity(found, curve)]))]
     values = [value for line in drawn for value in line.y if value is not None]
-    wide = bool(values) and min(values) > 0 and max(values) > WIDE_RANGE * min(values)
     return Curves(
         title=title,
         y_label=curves[0].unit if curves[0].unit not in ("", "1") else "value",
@@ -129,7 +127,7 @@ def _panel(found: Trajectories, places: _Places, title: str, curves: Sequence[Cu
         x_range=places.range,
         x_ticks=places.ticks,
         log_x=places.x == "log-steps",
-        log_y=wide,
+        log_y=spans_decades(values),
         inches=inches,
     )
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from data_index.errors import DiskFull, NotWritable
+from data_index.errors import DiskFull, InvalidRange, NotWritable
 from forensics.cli.options import FormatOption, WorkspaceOption, open_workspace
 from forensics.cli.output import Format, emit_rows, printable, say
 
 if TYPE_CHECKING:
     from forensics.figure import Figure
-    from forensics.trajectories import Trajectories
+    from forensics.trajectories import Row, Trajectories
 
 MOST_CHARACTERS = 80  # of the default name of a picture
 
@@ -40,6 +41,13 @@ def trajectory(
     x: Annotated[XAxis, typer.Option("--x", help="What the picture is drawn against.")] = XAxis.steps,
     measured_only: Annotated[bool, typer.Option("--measured-only", help="Without published evaluations.")] = False,
     published_only: Annotated[bool, typer.Option("--published-only", help="Published evaluations alone.")] = False,
+    breaks: Annotated[
+        bool, typer.Option("--breaks", help="Print instead where each curve changes its slope, over log10 of the step.")
+    ] = False,
+    crossings: Annotated[
+        bool,
+        typer.Option("--crossings", help="Print instead where the curves of each two runs cross for the last time."),
+    ] = False,
     picture: Annotated[Path | None, typer.Option("-o", "--picture", help="Draw it: FILE.png or FILE.html.")] = None,
     workspace: WorkspaceOption = None,
     format: FormatOption = Format.table,
@@ -56,6 +64,8 @@ def trajectory(
 
     if measured_only and published_only:
         raise typer.BadParameter("--measured-only and --published-only leave nothing")
+    if breaks and crossings:
+        raise typer.BadParameter("--breaks and --crossings print different tables: ask for one")
     there = open_workspace(workspace)
     found = follow(
         runs,
@@ -66,7 +76,11 @@ def trajectory(
         workspace=there,
     )
     figure = figure_of(found, x.value)
-    _print(found, format)
+    if breaks or crossings:
+        rows, columns = _changes(found, breaks)
+        emit_rows(rows, format, columns)
+    else:
+        _print(found, format)
     for message in found.messages:
         say(printable(message))
     _draw(found, figure, picture, there.folder / "findings")
@@ -82,6 +96,20 @@ def _print(found: Trajectories, format: Format) -> None:
     rows = [row for curve in found.shown_curves for row in curve.rows]
     said = {name: {row[name] for row in rows} - {None, ""} for name in COLUMNS}
     emit_rows(rows, format, [name for name in COLUMNS if len(said[name]) > (name in ("run", "settings"))])
+
+
+def _changes(found: Trajectories, breaks: bool) -> tuple[list[Row], Sequence[str]]:
+    """
+    Raises:
+        InvalidRange: crossings of one run.
+    """
+    from forensics.trajectory_changes import BREAK_COLUMNS, CROSSING_COLUMNS, break_rows, crossing_rows
+
+    if breaks:
+        return break_rows(found), BREAK_COLUMNS
+    if len(found.runs) < 2:
+        raise InvalidRange(f"only {found.runs[0]} was asked for; curves cross where there are two runs: RUN,RUN")
+    return crossing_rows(found), CROSSING_COLUMNS
 
 
 def _draw(found: Trajectories, figure: Figure, picture: Path | None, findings: Path) -> None:

@@ -160,6 +160,11 @@ def test_trajectory_has_the_documented_keys_and_a_picture(tiny: Workspace, tmp_p
     assert len(done.stdout.splitlines()) == 2 + 8 * 4 and "8 of 9 metrics are shown and drawn, 1 are not" in done.stderr
     assert "tiny: 1 checkpoint lacks a value that others have: 10" in done.stderr
     assert forensics(tiny, "trajectory", "tiny", "loss", "--measured-only", "--published-only").returncode == 2
+    assert forensics(tiny, "trajectory", "tiny", "loss", "--breaks", "--crossings").returncode == 2
+    assert answer(tiny, "trajectory", "tiny", "loss", "--breaks") == []  # four values are too few
+    assert (
+        "curves cross where there are two runs" in forensics(tiny, "trajectory", "tiny", "loss", "--crossings").stderr
+    )
 
 
 def test_at_shows_everything_under_the_key(tiny_shared: Workspace) -> None:
