@@ -124,7 +124,8 @@ def _counted(data: ProbeData) -> dict[str, Any]:
 def next_batch(data: ProbeData, source: str | None) -> Bound:
     from probes.row_loss_probes import NextBatchLoss
 
-    data.run.segment_of_step(data.run.last_step)  # what the steps read has to be known
+    data.run.segment_of_step(data.run.last_step)  # what the steps read has to be known, and to be there
+    data.around(data.run.last_step)
 
     def at(step: int) -> Any:
         around = data.around(step)
