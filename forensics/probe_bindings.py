@@ -323,6 +323,11 @@ def task(data: ProbeData, task: str) -> Bound:
 def function(data: ProbeData, name: str, source: str | None) -> Bound:
     from forensics.probing_function import ProbingFunction
 
-    rows, _ = data.rows(source)
-    probe = ProbingFunction(name=name, token_ids=rows.token_ids).prepared()
-    return _always(probe, {"probe": "function"} | probe.settings(), rows.token_ids.size)
+    try:
+        token_ids = data.rows(source)[0].token_ids
+    except (UnknownOrder, MissingFile):
+        if source is not None:
+            raise
+        token_ids = None  # a function of the model alone needs none
+    probe = ProbingFunction(name=name, token_ids=token_ids).prepared()
+    return _always(probe, {"probe": "function"} | probe.settings(), 0 if token_ids is None else token_ids.size)
