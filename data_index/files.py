@@ -31,6 +31,7 @@ BLOCK_BYTES = 4 * 2**20
 PLAUSIBLE_BYTES = 4 * 2**30
 PLAUSIBLE_RATIO = 1000
 MAX_JSON_BYTES = 512 * 2**20
+READ_BYTES = 2**30  # at once; the system takes no more than 2 GiB
 ROW_GROUP_ROWS = 100_000
 TEMPORARY_PREFIX = ".tmp-"
 os.umask(_UMASK := os.umask(0))
@@ -363,6 +364,27 @@ def read_range(path: Place, start: int, stop: int) -> bytes:
     if len(content) != stop - start:
         raise CorruptFile(f"{path} [{start}:{stop}]: the file ends early; it was truncated")
     return content
+
+
+def read_into(path: Path, start: int, target: memoryview) -> None:
+    """Fill memory with a file's bytes from `start` on, and read no page besides: a kernel may read megabytes ahead.
+
+    Raises:
+        MissingFile, UnsafeFile
+        CorruptFile: it ends before.
+    """
+    with open_existing(path) as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        file.seek(start)
+        filled = 0
+        while filled < len(target):
+            count = file.readinto(target[filled : filled + READ_BYTES])
+            if not count:
+                raise CorruptFile(
+                    f"{path} [{start}:{start + len(target)}]: the file ends early; it was truncated or changed"
+                )
+            filled += count
 
 
 def read_limited(path: Place, max_bytes: int) -> bytes:

@@ -131,9 +131,7 @@ def read_needed(task: Task) -> tuple[dict[str, torch.Tensor], int]:
             fetch_weights(task.checkpoint)
             wanted = needed(task.checkpoint, task.probes.values())
         fetch_parts(wanted.parts)
-        # Files on disk are mapped by the library that reads them: copying brings their bytes here, and now.
-        tensors = {name: tensor.clone() for name, tensor in read_parts(wanted.parts).items()}
-        return tensors, wanted.num_bytes
+        return read_parts(wanted.parts), wanted.num_bytes
     finally:
         for file, before in held.items():
             file.forget_since(before)

@@ -19,9 +19,8 @@ from data_index.errors import CorruptFile, UnsafeFile
 from data_index.remote.path import RemotePath
 from data_index.remote.progress import Progress
 from data_index.remote.ranges import Stretch, fetch_ranges
-from replay.stored_tensors import SAFETENSORS_DTYPES, StoredTensor, stored_safetensors, whole_tensor
+from replay.stored_tensors import MAX_HEADER_BYTES, SAFETENSORS_DTYPES, StoredTensor, stored_safetensors, whole_tensor
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _LENGTH_BYTES = 8
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from data_index.dcp import DcpEntry, DcpPiece, read_dcp_metadata, tile
 from data_index.errors import CorruptFile, MissingFile, UnsafeFile
-from data_index.files import require_file
+from data_index.files import read_into, require_file
 from data_index.pickles import TorchArchive
 from data_index.stand_ins import TensorRecord
 
@@ -39,6 +39,8 @@ SAFETENSORS_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,  # of layers; their models' embeddings are bf16
     "F8_E5M2": torch.float8_e5m2,
 }
+MAX_HEADER_BYTES = 100_000_000  # of a file of safetensors: the format's own limit
+_LENGTH_BYTES = 8  # it begins with the header's length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +213,7 @@ def open_safetensors(path: Path) -> Any:
         MissingFile, CorruptFile
     """
     require_file(path)
+    _read_header(path)
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
@@ -232,22 +235,36 @@ def stored_safetensors(path: Place) -> dict[str, StoredTensor]:
 
 
 def _tensors_of(path: Path, file: Any) -> Iterator[StoredTensor]:
+    """The library has checked that tensors follow one another after the header, and fill the file."""
+    at = _read_header(path)
     for name in file.offset_keys():
         described = file.get_slice(name)
         dtype = SAFETENSORS_DTYPES.get(described.get_dtype())
         if dtype is None:
             raise CorruptFile(f"{path}: {name} is of dtype {described.get_dtype()}, which no checkpoint uses")
+        shape = tuple(described.get_shape())
         try:
-            yield whole_tensor(name, dtype, tuple(described.get_shape()), partial(_read_named, path, file, name))
+            tensor = whole_tensor(name, dtype, shape, partial(_read_stretch, path, at, dtype, shape))
         except CorruptFile as error:
             raise CorruptFile(f"{path}: {error}") from error
+        yield tensor
+        at += tensor.num_bytes
 
 
-def _read_named(path: Path, file: Any, name: str) -> torch.Tensor:
-    try:
-        return file.get_tensor(name)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CorruptFile(f"{path}: {name} cannot be read ({error})") from error
+def _read_header(path: Path) -> int:
+    """The first byte after it. Once it is in memory, to map the file brings no more of it."""
+    size, length = require_file(path), bytearray(_LENGTH_BYTES)
+    read_into(path, 0, memoryview(length)[:size])
+    end = _LENGTH_BYTES + int.from_bytes(length, "little")
+    read_into(path, 0, memoryview(bytearray(min(end, size, MAX_HEADER_BYTES))))
+    return end
+
+
+def _read_stretch(path: Path, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """Not mapped, as the library would have it, for then the kernel reads on into the neighbours."""
+    content = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
+    read_into(path, start, content.numpy().data)
+    return content.view(dtype).reshape(shape)
 
 
 # --- lists of tensors ------------------------------------------------------------------------------------------------

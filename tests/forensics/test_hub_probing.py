@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from data_index.remote import http, hub_files
 from data_index.run import Checkpoint
 from data_index.workspace import Workspace
 from forensics.measured_checkpoint import Task, read_needed
+from forensics.probe_data import ProbeData
 from forensics.probe_options import ProbeOptions
 from forensics.probing import Probed, probe
 from forensics.probing_plan import plan_probe
@@ -28,8 +30,11 @@ from probes.weight_probes import EmbeddingNorms
 from replay import device_speed
 from replay.weights import read_weights
 from tests.forensics.test_cli import forensics
+from tests.forensics.test_hub_runs import DATA, TOLD
 from tests.servers import faults
+from tests.servers import tiny_neox as tiny_neox_run
 from tests.servers.fake_hub import FakeHub
+from tests.servers.tiny_neox import TinyRun
 
 REPO = "tiny-lab/larger-neox"
 STEPS = (0, 1, 2)
@@ -185,7 +190,7 @@ def test_each_file_is_fetched_once_for_several_probes(add_larger: Any, stored: A
         assert sums[step] == pytest.approx(float(sum(tensor.double().sum() for tensor in weights)), rel=1e-9)
 
 
-@pytest.mark.parametrize("names", [("embedding-norms",), ("embedding-norms", FUNCTION), ("norms",)], ids=" ".join)
+@pytest.mark.parametrize("names", [("embedding-norms",), ("norms",)], ids=" ".join)
 def test_a_plan_tells_what_is_then_fetched(
     add_larger: Any, stored: Any, fake_hub: FakeHub, names: Sequence[str]
 ) -> None:
@@ -223,9 +228,9 @@ def test_too_much_is_refused_before_a_tensor_is_fetched(larger: Workspace, fake_
 
 @pytest.mark.parametrize("names", [("embedding-norms",), (FUNCTION, "embedding-norms")], ids=" ".join)
 def test_what_was_fetched_is_forgotten_and_numbers_are_equal(
-    add_larger: Any, stored: Any, hub_environment: Path, names: Sequence[str], tmp_path: Path
+    add_larger: Any, saved: Any, hub_environment: Path, names: Sequence[str], tmp_path: Path
 ) -> None:
-    workspace = add_larger(stored)
+    workspace = add_larger({step: cut(files, tmp_path) for step, files in saved.items()})
     before = weights_on_disk(workspace, hub_environment)
     forgetting = measured(workspace, *names, forget_fetched=True)
     assert weights_on_disk(workspace, hub_environment) == before == {}
@@ -282,8 +287,16 @@ def test_content_that_another_revision_has_is_not_deleted(add_larger: Any, saved
 # --- what fails ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", [faults.ServerError(500), faults.NotFound(), faults.BrokenConnection()], ids=str)
-@pytest.mark.parametrize("name", ["embedding-norms", FUNCTION])
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("embedding-norms", faults.ServerError(500)),
+        ("embedding-norms", faults.BrokenConnection()),
+        (FUNCTION, faults.ServerError(500)),
+        (FUNCTION, faults.NotFound()),
+    ],
+    ids=str,
+)
 def test_a_checkpoint_that_does_not_answer_is_told_and_measured_later(
     larger: Workspace, fake_hub: FakeHub, fault: faults.Fault, name: str
 ) -> None:
@@ -312,6 +325,36 @@ def test_offline_measures_what_is_kept(larger: Workspace, monkeypatch: pytest.Mo
     assert [row["step"] for row in found.rows if "mean" in row["metric"]] == [1, 1]
     assert [problem.step for problem in found.problems] == [0, 2]
     assert all("HF_HUB_OFFLINE" in problem.message for problem in found.problems)
+
+
+# --- rows of a run on a hub ------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_run_on_a_hub_are_cut_to_what_the_model_reads(
+    fake_hub: FakeHub, workspace: Workspace, tiny_neox: TinyRun
+) -> None:
+    """GPT-NeoX's rows have one token more, a label; every row was read once."""
+    run = add(tiny_neox_run.REPO, name="tiny", data=DATA, settings=TOLD, workspace=workspace)
+    refused = ProbeData(workspace, run, ProbeOptions(max_fetch=100))
+    for ask in (lambda: refused.cohorts, lambda: refused.own_counts, lambda: refused.around(3)):
+        before = fake_hub.cdn.body_bytes
+        with pytest.raises(TooMuchToFetch, match="of tiny would fetch .* and 100 are allowed"):
+            ask()
+        assert fake_hub.cdn.body_bytes == before
+    data = ProbeData(workspace, run, ProbeOptions())
+    inputs = tiny_neox.rows[:, :, : tiny_neox_run.LENGTH].astype(np.int64)
+
+    around = data.around(8)
+    assert around is not None and around[1].tolist() == [True] * 8 + [False] * 8
+    assert np.array_equal(around[0].token_ids, inputs[7:9].reshape(16, -1))
+    cohorts = data.cohorts
+    assert cohorts.token_ids.shape == (256, tiny_neox_run.LENGTH) and len(set(cohorts.first_steps.tolist())) > 40
+    for row, step in zip(cohorts.token_ids, cohorts.first_steps, strict=True):
+        assert (inputs[step - 1] == row).all(axis=1).any()
+    counts = data.own_counts
+    assert counts.complete and np.array_equal(counts.unigrams, np.bincount(inputs.reshape(-1), minlength=512))
+    pairs = Counter(zip(inputs[..., :-1].reshape(-1).tolist(), inputs[..., 1:].reshape(-1).tolist(), strict=True))
+    assert sorted(counts.bigrams.counts.tolist()) == sorted(pairs.values())
 
 
 # --- sharded checkpoints on disk -------------------------------------------------------------------------------------

@@ -53,13 +53,13 @@ def test_no_other_tensor_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     from replay import stored_tensors
 
     read: list[str] = []
-    original: Callable[..., torch.Tensor] = stored_tensors._read_named
+    original = stored_tensors.StoredTensor.read
 
-    def noted(path: Path, file: object, name: str) -> torch.Tensor:
-        read.append(name)
-        return original(path, file, name)
+    def noted(tensor: stored_tensors.StoredTensor) -> torch.Tensor:
+        read.append(tensor.name)
+        return original(tensor)
 
-    monkeypatch.setattr(stored_tensors, "_read_named", noted)
+    monkeypatch.setattr(stored_tensors.StoredTensor, "read", noted)
     for matrix in embeddings_of_place(folder_of_model(tmp_path, torch.float32, tied=False)).matrices:
         matrix.read()
 
