@@ -25,6 +25,7 @@ def main(names: list[str]) -> None:
         index_build,
         orders,
         planted_faults,
+        probe_reads,
         remote,
         repeats,
         replay_overhead,
@@ -52,6 +53,7 @@ def main(names: list[str]) -> None:
         "undertrained": undertrained.main,
         "token_paths": token_paths.main,
         "attribution_cost": attribution_cost.main,
+        "probe_reads": probe_reads.main,
         "spikes": spikes.main,
         "spike_causes": spike_causes.main,
     }

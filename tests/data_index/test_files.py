@@ -16,6 +16,7 @@ from data_index.files import (
     atomic_file,
     atomic_folder,
     exclusive_lock,
+    read_into,
     read_json,
     remove_folder,
     remove_leftovers,
@@ -204,3 +205,17 @@ def test_json_that_cannot_be_read_names_the_file(tmp_path: Path) -> None:
     write_bytes(path, path.read_bytes()[:-4])
     with pytest.raises(CorruptFile, match="value.json is not JSON"):
         read_json(path)
+
+
+def test_memory_is_filled_from_any_byte_of_a_file(tmp_path: Path) -> None:
+    """And a file that ends before leaves no half-filled memory that passes for its content."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 100)
+    for start, count in ((0, 0), (0, 25_600), (8_190, 5), (25_599, 1)):
+        target = bytearray(count)
+        read_into(path, start, memoryview(target))
+        assert bytes(target) == (bytes(range(256)) * 100)[start : start + count]
+    with pytest.raises(CorruptFile, match="ends early"):
+        read_into(path, 25_590, memoryview(bytearray(11)))
+    with pytest.raises(MissingFile):
+        read_into(tmp_path / "absent", 0, memoryview(bytearray(1)))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from data_index import dcp
 from data_index.dcp import read_dcp_metadata
@@ -27,8 +27,9 @@ from forensics.probe_options import ProbeOptions
 from forensics.probing import Probed, probe
 from forensics.probing_plan import plan_probe
 from probes.weight_probes import EmbeddingNorms
-from replay import device_speed
+from replay import device_speed, stored_tensors
 from replay.weights import read_weights
+from replay.weights_hf import todays_name
 from tests.forensics.test_cli import forensics
 from tests.forensics.test_hub_runs import DATA, TOLD
 from tests.servers import faults
@@ -357,7 +358,35 @@ def test_rows_of_a_run_on_a_hub_are_cut_to_what_the_model_reads(
     assert sorted(counts.bigrams.counts.tolist()) == sorted(pairs.values())
 
 
-# --- sharded checkpoints on disk -------------------------------------------------------------------------------------
+# --- checkpoints on disk -------------------------------------------------------------------------------------
+
+
+def test_some_tensors_of_a_file_are_read_without_their_neighbours(
+    stored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes asked of the file; what the kernel makes of that is measured in tests/benchmarks/probe_reads.py."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, content in stored[1].items():
+        (folder / name).write_bytes(content)
+    asked: list[int] = []
+    plain = stored_tensors.read_into
+
+    def noted(path: Path, start: int, target: memoryview) -> None:
+        asked.append(len(target))
+        plain(path, start, target)
+
+    monkeypatch.setattr(stored_tensors, "read_into", noted)
+    found, num_bytes = embeddings_of(folder, "hf")
+    weights = [content for name, content in stored[1].items() if name.endswith(".safetensors")]
+
+    assert num_bytes == EMBEDDING_BYTES < sum(asked) <= 1.05 * EMBEDDING_BYTES
+    assert len(found) == 2
+    for content in weights:
+        for name, tensor in load(content).items():
+            if todays_name(name) in found:
+                assert torch.equal(found.pop(todays_name(name)), tensor)
+    assert not found
 
 
 @pytest.fixture
