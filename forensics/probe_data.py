@@ -115,11 +115,11 @@ class ProbeData:
         from probes.ngram_agreement import BigramCounts
 
         rows, is_token, complete = self._counted_rows()
-        tokens, is_pair = rows[is_token], is_token[:, 1:]  # padding comes last
+        tokens = rows[is_token]
         width = max(self.run.vocabulary_size or 0, int(tokens.max(initial=-1)) + 1)
         return OwnCounts(
             unigrams=np.bincount(tokens, minlength=width),
-            bigrams=BigramCounts.of_pairs(rows[:, :-1][is_pair], rows[:, 1:][is_pair]),
+            bigrams=BigramCounts.of_pairs(rows[:, :-1], rows[:, 1:], is_token[:, 1:]),
             num_tokens=tokens.size,
             complete=complete,
         )
@@ -129,6 +129,8 @@ class ProbeData:
         length = self.run.tokens_per_instance
         steps, positions = sampled_readings(self.run, COUNTED_TOKENS // length, self.options.seed)
         complete = len(steps) == sum(one.num_steps * one.instances_per_batch for one in applied_stretches(self.run))
+        num_known = sum(one.num_steps for one in self.run.kept_stretches())
+        complete = complete and num_known == self.run.last_step - self.run.first_step + 1  # all data are there
         instances = instances_at(self.workspace, self.run, steps, positions)
         self._require(instances, "counting tokens of")
         reader = reader_of(self.workspace, self.run)

@@ -32,6 +32,7 @@ from replay.models import build_model
 from replay.recipe import recipe_of_run
 from replay.weights import read_weights
 from tests.data_index.conftest import RawRun
+from tests.data_index.test_every_order import Maker, amber_without_a_chunk
 from tests.data_index.test_exposures import HIDDEN, LENGTH, PAD, SEGMENTS, Case
 from tests.forensics.test_cli import forensics
 from tests.forensics.test_probing import ONE_THREAD, values
@@ -225,6 +226,19 @@ def test_rows_around_a_checkpoint_are_of_the_steps_at_its_sides(made: tuple[Prob
         assert of_side == [sorted(map(by_hand.token_ids, side)) for side in (before, after)]
         instances = [*by_hand.batch(step), *by_hand.batch(step + 1)]
         by_hand.check(instances, rows.token_ids, rows.scored)
+
+
+def test_steps_whose_data_are_not_there_are_no_sides(tmp_path: Path, workspace: Workspace) -> None:
+    """A chunk of an LLM360 run that was not downloaded: steps 6 to 8, and what is counted is not all that was read."""
+    write: Any = None  # of runs of other layouts
+    run = amber_without_a_chunk(Maker(tmp_path, workspace, write, write)).run
+    data = ProbeData(workspace, run, ALL_ROWS)
+    sides = {step: None if (found := data.around(step)) is None else found[1].tolist() for step in range(4, 10)}
+    both, read, unread = [True] * 10 + [False] * 10, [True] * 10, [False] * 10
+
+    assert sides == {4: both, 5: read, 6: None, 7: None, 8: unread, 9: both}
+    assert not {6, 7, 8} & set(data.cohorts.first_steps.tolist()) and len(data.cohorts.first_steps) > 50
+    assert not data.own_counts.complete
 
 
 def test_large_batches_are_sampled(made: tuple[ProbeData, ByHand], monkeypatch: pytest.MonkeyPatch) -> None:
