@@ -114,6 +114,11 @@ def probe(
     with exclusive_lock(home / "probes.lock", f"probing {run}"):
         kept = KeptMeasurements(home)
         left = sweep.left(kept)
+        sweep.messages.extend(
+            f"the view probes shows {name} of these settings from now on; those measured under others are kept, and "
+            "shown again when they are asked for"
+            for name in kept.of_other_settings(sweep.probes)
+        )
         wanted = sum(bytes_to_fetch(checkpoint, list(asked.values())) for checkpoint, asked in left)
         require_allowed(wanted, options.max_fetch, f"probing {len(left)} checkpoints of {run}")
         try:

@@ -192,6 +192,12 @@ def test_nothing_is_measured_twice(tiny: Workspace, reads: list[StoredTensor]) -
     assert (further.num_measured, further.num_kept) == (2, 3)
     other = probe("tiny", "loss", checkpoints="0", options=ProbeOptions(threads=1, num_tokens=128), workspace=tiny)
     assert other.num_measured == 1 and other.rows[0]["value"] != first.rows[0]["value"]
+    assert len(other.messages) == 1 and "shows loss of these settings from now on" in other.messages[0]
+    shown = "SELECT count(DISTINCT step) AS steps FROM probes WHERE probe = 'loss'"
+    assert sql(shown, workspace=tiny).to_pylist() == [{"steps": 1}]
+    reads.clear()
+    back = probe("tiny", "loss", checkpoints="0", options=ONE_THREAD, workspace=tiny)
+    assert back.rows == first.rows[:1] and not reads and sql(shown, workspace=tiny).to_pylist() == [{"steps": 5}]
 
 
 def test_changed_weights_are_measured_anew(tiny: Workspace) -> None:
