@@ -176,7 +176,9 @@ def test_what_is_shown_of_many_metrics_is_of_the_whole_model(shared: Workspace) 
     assert [curve.metric for curve in named.shown_curves] == [*heads[12:16], "total score"] and len(named.rows) == 5
     many = trajectory("tiny", "heads", metrics=["*"], workspace=shared)
     assert len(many.shown) == MOST_IN_ALL and len(many.rows) == 50
-    assert f"the first {MOST_IN_ALL} of 50 metrics are shown" in many.messages[0]
+    assert f"{MOST_IN_ALL} of 50 metrics are shown and drawn, the first ones of each probe" in many.messages[0]
+    write(shared, rows + measured("loss", "loss", {5: 1.0}))
+    assert ("loss", "loss") in trajectory("tiny", ["heads", "loss"], metrics=["*"], workspace=shared).shown
 
 
 def test_names_that_are_not_there_are_answered_with_those_that_are(shared: Workspace, tmp_path: Path) -> None:
