@@ -104,7 +104,7 @@ def shown_metrics(
             )
     if len(shown) > MOST_IN_ALL:
         messages.append(
-            f"{MOST_IN_ALL} of {len(shown):,} metrics are shown and drawn, the first ones of each probe; --format json or "
-            "csv prints all"
+            f"{MOST_IN_ALL} of {len(shown):,} metrics are shown and drawn, the first ones of each probe; --format json "
+            "or csv prints all"
         )
     return frozenset((probe, metric) for _, probe, metric in sorted(shown, key=lambda one: one[0])[:MOST_IN_ALL])
