@@ -317,6 +317,24 @@ def test_a_probe_that_fails_does_not_keep_others_from_measuring(
     assert again.num_measured == 0 and np.isnan(values(again, "loss", "loss")[10])
 
 
+def test_a_function_that_changes_the_model_spoils_no_other_probe(
+    tiny: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spoiling_probe.py").write_text(
+        "def zeroed(model):\n    next(model.parameters()).data.zero_()\n    return 1.0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = probe(
+        "tiny", "spoiling_probe:zeroed", "induction", "loss", checkpoints="20", options=ONE_THREAD, workspace=tiny
+    )
+    assert [problem.probe for problem in found.problems] == ["spoiling_probe:zeroed"]
+    alone = probe("tiny", "induction", checkpoints="20", options=ProbeOptions(threads=1, seed=0), workspace=tiny)
+    (tiny.home("tiny") / "probes" / "answers").rename(tmp_path / "answers")
+    anew = probe("tiny", "induction", "loss", checkpoints="20", options=ONE_THREAD, workspace=tiny)
+    assert alone.num_measured == 0 and anew.num_measured == 1
+    assert anew.rows == tuple(row for row in found.rows if row["probe"] != "spoiling_probe:zeroed")
+
+
 @pytest.mark.parametrize(
     ("names", "error", "message"),
     [
