@@ -111,6 +111,18 @@ def read_batch(plan: StepPlan, reader: TokenReader) -> Batch:
     )
 
 
+def rows_as_trained(instances: np.ndarray, reader: TokenReader) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of instances wherever they were read, and which of them the trainer leaves in the loss.
+
+    int64 and bool of shape [rows, sequence_length].
+
+    Raises:
+        UnknownInstance, MissingFile, CorruptFile
+    """
+    batch = read_batch(StepPlan(step=0, epoch=0, instances=instances), reader)
+    return batch.token_ids, batch.counted_by_trainer
+
+
 def batch_of(
     plan: StepPlan, token_ids: np.ndarray, trained: np.ndarray, num_tokens: np.ndarray, masking: Masking
 ) -> Batch:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_index.batch_queries import plan_of, reader_of
 from data_index.errors import TooMuchToFetch
 from data_index.run import Checkpoint, Run
 from data_index.workspace import Workspace
+
+if TYPE_CHECKING:
+    from replay.weights import StoredPart
 
 # What is fetched without being asked: 255 batches of Pythia's, or the weights of a model with 250 million parameters.
 MAX_FETCH_BYTES = 2**30
@@ -48,8 +52,31 @@ def bytes_of_weights(checkpoint: Checkpoint) -> int:
         from replay.weights_hf import weight_files
 
         return sum(file.size() for file in weight_files(checkpoint.location) if file.copy() is None)
-    tensors = {id(part.tensor): part.tensor for part in stored_weights(checkpoint).values()}
-    return sum(tensor.num_bytes for tensor in tensors.values())
+    if checkpoint.layout == "olmo_core":
+        from data_index.remote.ranges import bytes_to_fetch
+        from replay.stored_remote import dcp_stretches
+
+        return bytes_to_fetch(dcp_stretches(checkpoint.location / "model_and_optim", "model."))
+    return bytes_of_tensors(checkpoint, stored_weights(checkpoint))
+
+
+def bytes_of_tensors(checkpoint: Checkpoint, parts: Mapping[str, StoredPart]) -> int:
+    """Bytes of some stored tensors of a checkpoint that are not on disk yet.
+
+    Of tensors that do not lie in one stretch (pickles, distributed checkpoints), what is kept of them is counted too.
+    """
+    if isinstance(checkpoint.location, Path):
+        return 0
+    from data_index.remote.ranges import bytes_to_fetch
+    from replay.weights import weights_on_servers
+
+    if all(file.copy() is not None for file in weights_on_servers(checkpoint)):
+        return 0
+    tensors = {id(part.tensor): part.tensor for part in parts.values()}.values()
+    placed = [(*tensor.place, tensor.num_bytes) for tensor in tensors if tensor.place is not None]
+    # Of safetensors, only what is read from a copy on disk has no place on a server.
+    others = [] if checkpoint.layout == "hf" and placed else [one for one in tensors if one.place is None]
+    return bytes_to_fetch((path, at, at + size) for path, at, size in placed) + sum(one.num_bytes for one in others)
 
 
 def require_allowed(num_bytes: int, limit: int | None, what: str) -> None:

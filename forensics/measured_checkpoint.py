@@ -50,7 +50,7 @@ class Task:
     Attributes:
         config: of the model, as transformers has it.
         probes: by name.
-        forget_fetched: delete what was fetched of its weights for this, once it is read.
+        forget_fetched: delete what was fetched of its weights for this, once it is read; what was there before stays.
     """
 
     checkpoint: Checkpoint
@@ -124,8 +124,7 @@ def read_needed(task: Task) -> tuple[dict[str, torch.Tensor], int]:
     """
     from replay.weights import fetch_weights, read_parts, weights_on_servers
 
-    fetched = weights_on_servers(task.checkpoint) if task.forget_fetched else []
-    fetched = [file for file in fetched if not file.is_kept()]
+    held = {file: file.held() for file in weights_on_servers(task.checkpoint)} if task.forget_fetched else {}
     try:
         wanted = needed(task.checkpoint, task.probes.values())
         if wanted.whole and not isinstance(task.checkpoint.location, Path):
@@ -135,8 +134,8 @@ def read_needed(task: Task) -> tuple[dict[str, torch.Tensor], int]:
         tensors = {name: tensor.clone() for name, tensor in read_parts(wanted.parts).items()}
         return tensors, wanted.num_bytes
     finally:
-        for file in fetched:
-            file.forget()
+        for file, before in held.items():
+            file.forget_since(before)
 
 
 def measured(task: Task, tensors: Mapping[str, torch.Tensor], num_bytes: int, computing: Computing) -> Measured:
@@ -239,11 +238,15 @@ def _of_predictions(model: Any, probes: Mapping[str, Any]) -> dict[str, Answer]:
         together.setdefault(id(probe.rows), []).append(name)
     for names in together.values():
         rows = probes[names[0]].rows
-        statistics = {name: probes[name].statistic() for name in names}
         try:
+            statistics = {name: probes[name].statistic() for name in names}
             one_pass(model, rows.token_ids, list(statistics.values()), scored=rows.scored)
         except OF_A_PROBE as error:
-            answers |= {name: Answer(problem=_told(error)) for name in names}
+            if len(names) == 1:
+                answers[names[0]] = Answer(problem=_told(error))
+            else:  # one of them must not keep the others from measuring
+                for name in names:
+                    answers |= _of_predictions(model, {name: probes[name]})
             continue
         answers |= {name: _asked(probes[name].measure_predictions, statistics[name]) for name in names}
     return answers

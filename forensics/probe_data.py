@@ -6,6 +6,7 @@ Everything is read when a probe first asks for it, and once for all probes of a 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_index.batch import rows_as_trained
 from data_index.batch_queries import instances_at, plan_of, reader_of, readings_of_instances
 from data_index.files import sha256_of_file
 from data_index.run import Run
@@ -112,27 +114,27 @@ class ProbeData:
         """
         from probes.ngram_agreement import BigramCounts
 
-        rows, complete = self._counted_rows()
-        width = max(self.run.vocabulary_size or 0, int(rows.max(initial=-1)) + 1)
+        rows, is_token, complete = self._counted_rows()
+        tokens, is_pair = rows[is_token], is_token[:, 1:]  # padding comes last
+        width = max(self.run.vocabulary_size or 0, int(tokens.max(initial=-1)) + 1)
         return OwnCounts(
-            unigrams=np.bincount(rows.reshape(-1), minlength=width),
-            bigrams=BigramCounts.of_pairs(rows[:, :-1], rows[:, 1:]),
-            num_tokens=rows.size,
+            unigrams=np.bincount(tokens, minlength=width),
+            bigrams=BigramCounts.of_pairs(rows[:, :-1][is_pair], rows[:, 1:][is_pair]),
+            num_tokens=tokens.size,
             complete=complete,
         )
 
-    def _counted_rows(self) -> tuple[np.ndarray, bool]:
-        """Readings of the run, each as often as it happened; rows with padding are left out."""
+    def _counted_rows(self) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Readings of the run, each as often as it happened; which of their tokens are no padding; are they all."""
         length = self.run.tokens_per_instance
         steps, positions = sampled_readings(self.run, COUNTED_TOKENS // length, self.options.seed)
         complete = len(steps) == sum(one.num_steps * one.instances_per_batch for one in self.run.kept_stretches())
         instances = instances_at(self.workspace, self.run, steps, positions)
         self._require(instances, "counting tokens of")
         reader = reader_of(self.workspace, self.run)
-        full = reader.num_tokens_of(instances) >= length
-        parts = [reader.rows(part)[:, :length] for part in _parts(instances[full])]
+        parts = [reader.rows(part)[:, :length] for part in _parts(instances)]
         rows = np.concatenate(parts) if parts else np.empty((0, length), np.int64)
-        return rows, complete and bool(full.all())
+        return rows, np.arange(length) < reader.num_tokens_of(instances)[:, None], complete
 
     @cached_property
     def cohorts(self) -> Cohorts:
@@ -143,9 +145,12 @@ class ProbeData:
         instances = sampled_instances(self.workspace, self.run, COHORT_ROWS, self.options.seed)
         self._require(instances, "rows whose reading is known, of")
         readings = readings_of_instances(self.workspace, self.run, instances.tolist()).to_pydict()
+        kept = self.run.kept_steps()
+        starts = [start for start, _, _ in kept]
         first: dict[int, int] = {}
-        for instance, step in zip(readings["instance"], readings["step"], strict=True):
-            if step is not None:
+        for instance, step, attempt in zip(*(readings[name] for name in ("instance", "step", "attempt")), strict=True):
+            # An attempt that was given up left no trace in the weights.
+            if step is not None and kept[bisect_right(starts, step) - 1][2] == attempt:
                 first[instance] = min(step, first.get(instance, step))
         steps = np.array([first[int(instance)] for instance in instances], dtype=np.int64)
         order = np.argsort(steps, kind="stable")
@@ -172,14 +177,11 @@ class ProbeData:
         return TokenRows(**rows), np.array(is_read)
 
     def _read(self, instances: np.ndarray, most: int | None) -> dict[str, Any]:
-        reader, own = reader_of(self.workspace, self.run), self.run.tokens_per_instance
+        own = self.run.tokens_per_instance
         length = min(own, most or own)
         self._require(instances, "rows of")
-        counts = reader.counts_as_target(instances)[:, :length]
-        return {
-            "token_ids": reader.rows(instances)[:, :length],
-            "scored": None if counts.all() else counts,
-        }
+        ids, counts = (array[:, :length] for array in rows_as_trained(instances, reader_of(self.workspace, self.run)))
+        return {"token_ids": ids, "scored": None if counts.all() else counts}
 
     def _require(self, instances: np.ndarray, what: str) -> None:
         wanted = bytes_of_instances(self.workspace, self.run, instances)

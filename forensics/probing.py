@@ -14,7 +14,7 @@ from data_index.run import Checkpoint, Run
 from data_index.workspace import Workspace
 from forensics.bound_probe import BoundProbe
 from forensics.chosen_checkpoints import checkpoints_with_weights, chosen_checkpoints
-from forensics.fetching import bytes_of_weights, require_allowed
+from forensics.fetching import bytes_of_tensors, bytes_of_weights, require_allowed
 from forensics.kept_measurements import KeptMeasurements, rows_of
 from forensics.local_measuring import measured_here
 from forensics.measured_checkpoint import Computing, Measured, Task, needed, needs_model
@@ -69,18 +69,23 @@ class Sweep:
     options: ProbeOptions
     messages: list[str]
 
-    def left(self, kept: KeptMeasurements) -> list[tuple[Checkpoint, dict[str, Any]]]:
-        """Checkpoints with the probes that are still to be asked about them."""
-        found = []
+    def left(self, kept: KeptMeasurements) -> tuple[list[tuple[Checkpoint, dict[str, Any]]], list[Problem]]:
+        """Checkpoints with the probes that are still to be asked about them; and what has no data at one of them."""
+        found: list[tuple[Checkpoint, dict[str, Any]]] = []
+        problems: list[Problem] = []
         for checkpoint in self.checkpoints:
-            asked = {
-                bound.name: probe
-                for bound in self.probes
-                if kept.answer(checkpoint, bound) is None and (probe := bound.at(checkpoint.step)) is not None
-            }
+            asked = {}
+            for bound in (one for one in self.probes if kept.answer(checkpoint, one) is None):
+                try:
+                    probe = bound.at(checkpoint.step)
+                except ForensicsError as error:
+                    problems.append(Problem(step=checkpoint.step, probe=bound.name, message=str(error)))
+                    continue
+                if probe is not None:
+                    asked[bound.name] = probe
             if asked:
                 found.append((checkpoint, asked))
-        return found
+        return found, problems
 
 
 def probe(
@@ -113,7 +118,8 @@ def probe(
     home, done = workspace.home(run), _Done()
     with exclusive_lock(home / "probes.lock", f"probing {run}"):
         kept = KeptMeasurements(home)
-        left = sweep.left(kept)
+        left, done.problems = sweep.left(kept)
+        num_kept = len(sweep.checkpoints) - len({c.step for c, _ in left} | {one.step for one in done.problems})
         sweep.messages.extend(
             f"the view probes shows {name} of these settings from now on; those measured under others are kept, and "
             "shown again when they are asked for"
@@ -133,7 +139,7 @@ def probe(
         rows=tuple(row for name, series in chosen for row in rows_of(name, series, tokens)),
         problems=tuple(sorted(done.problems, key=lambda problem: problem.step)),
         num_measured=len(left),
-        num_kept=len(sweep.checkpoints) - len(left),
+        num_kept=num_kept,
         num_bytes=done.num_bytes,
         seconds=done.seconds,
         messages=tuple(sweep.messages),
@@ -251,6 +257,6 @@ def bytes_to_fetch(checkpoint: Checkpoint, probes: Sequence[Any]) -> int:
         return 0
     try:
         wanted = needed(checkpoint, probes)
-        return bytes_of_weights(checkpoint) if wanted.whole else wanted.num_bytes
+        return bytes_of_weights(checkpoint) if wanted.whole else bytes_of_tensors(checkpoint, wanted.parts)
     except ForensicsError:
         return 0

@@ -31,7 +31,7 @@ def plan_probe(
     """
     workspace, options = workspace or Workspace(), options or ProbeOptions()
     sweep = opened(workspace, run, names, checkpoints, options)
-    left = sweep.left(KeptMeasurements(workspace.home(run)))
+    left, problems = sweep.left(KeptMeasurements(workspace.home(run)))
     tokens = {one.name: one.tokens for one in sweep.probes}
     rows: list[dict[str, Any]] = []
     for checkpoint, asked in left:
@@ -52,6 +52,7 @@ def plan_probe(
         _speed(sweep.computing),
         *([f"tokens of {', '.join(unknown)} are not counted"] if unknown else []),
         *sweep.messages,
+        *(f"{one.probe} will be left out at checkpoint {one.step}: {one.message}" for one in problems),
     ]
     return [*rows, {"step": None} | total | {"note": "all"}], messages
 

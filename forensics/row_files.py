@@ -10,8 +10,10 @@ is not scored.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,22 +25,29 @@ from forensics.probe_options import ProbeOptions
 from forensics.probe_rows import ProbeRows, Span
 
 MAX_FILE_BYTES = 2**30
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def rows_of_file(run: Run, path: Path, options: ProbeOptions) -> ProbeRows:
+    """The first rows of it, as many as `options.num_tokens` fill.
+
+    Raises:
+        MissingFile, CorruptFile, UnsafeFile
+    """
     require_file(path)
     length = options.length or run.tokens_per_instance
     if path.suffix == ".npy":
         return _of_npy(path, run, length, options)
+    num_rows = max(options.num_tokens // length, 1)
     rows: list[np.ndarray] = []
     kept: list[int] = []  # tokens of each row that are the text's
     spans: list[Span] = []
     tags: dict[int, Sequence[str]] = {}
     for number, (text, own_tags) in enumerate(_texts(path)):
-        if len(rows) * length >= options.num_tokens:
+        if len(rows) >= num_rows:
             break
         ids, tags[number] = np.array(encode(run, text), dtype=np.int64), own_tags
-        for start in range(0, len(ids), length):
+        for start in range(0, len(ids), length)[: num_rows - len(rows)]:
             part = ids[start : start + length]
             spans.append((number, len(rows), 0, len(part)))
             kept.append(len(part))
@@ -57,21 +66,21 @@ def rows_of_file(run: Run, path: Path, options: ProbeOptions) -> ProbeRows:
 
 def _of_npy(path: Path, run: Run, length: int, options: ProbeOptions) -> ProbeRows:
     try:
-        ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        ids = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy evaluates the header, which fails in many ways
         raise CorruptFile(f"{path} is no .npy file of token ids: {error}") from error
-    size = run.vocabulary_size
-    if (
-        ids.dtype.kind not in "iu"
-        or ids.ndim not in (1, 2)
-        or (ids.size and not 0 <= ids.min() <= ids.max() < (size or 2**31))
-    ):
-        raise CorruptFile(
-            f"{path} holds {ids.dtype} of shape {ids.shape}, not token ids of {run.name} (rows, or one stream)"
-        )
+    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
+        found = f"{ids.dtype} of shape {ids.shape}" if isinstance(ids, np.ndarray) else "several arrays"
+        raise CorruptFile(f"{path} holds {found}, not token ids of {run.name} (rows, or one stream)")
     if ids.ndim == 1:
         ids = ids[: len(ids) // length * length].reshape(-1, length)
-    ids = ids[: max(options.num_tokens // max(ids.shape[1], 1), 1), :length].astype(np.int64)
+    ids = ids[: max(options.num_tokens // max(ids.shape[1], 1), 1), :length]
+    limit = run.vocabulary_size or 2**31
+    if ids.size and not 0 <= ids.min() <= ids.max() < limit:
+        raise CorruptFile(
+            f"{path} holds ids from {ids.min()} to {ids.max()}; those of {run.name} go from 0 to {limit - 1}"
+        )
+    ids = ids.astype(np.int64)
     return ProbeRows(
         source=path.name,
         token_ids=ids,
@@ -95,16 +104,23 @@ def _texts(path: Path) -> Iterator[tuple[str, Sequence[str]]]:
     if path.suffix != ".jsonl":
         yield content, (path.stem,)
         return
-    for number, line in enumerate(filter(None, map(str.strip, content.split("\n"))), 1):
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             said = json.loads(line)
             text = said["text"]
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise CorruptFile(f'{path}, line {number}: no JSON object with a "text" ({error!r:.100})') from error
         tags = said.get("tags") or [said[name] for name in ("tag", "domain", "source") if name in said][:1]
-        if not isinstance(text, str) or not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-            raise CorruptFile(f"{path}, line {number}: a text is a string, and so is each tag")
+        if not _is_text(text) or not isinstance(tags, list) or not all(map(_is_text, tags)):
+            raise CorruptFile(f"{path}, line {number}: a text is a string of whole characters, and so is each tag")
         yield text, tags
+
+
+def _is_text(value: Any) -> bool:
+    """JSON can write half a character, which no tokenizer reads and no file keeps."""
+    return isinstance(value, str) and not _HALF_CHARACTER.search(value)
 
 
 def prompts_of(path: Path) -> list[str]:
@@ -118,7 +134,7 @@ def prompts_of(path: Path) -> list[str]:
         if path.suffix == ".jsonl":
             said = [json.loads(line) for line in lines]
             lines = [one["prompt"] if "prompt" in one else one["text"] for one in said]
-        if not lines or not all(isinstance(line, str) and line for line in lines):
+        if not lines or not all(line and _is_text(line) for line in lines):
             raise ValueError("no prompt in it")
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise CorruptFile(f"{path} holds no prompts, one a line: {error}") from error

@@ -1,7 +1,7 @@
 """Where the rows come from that probes look at: held-out rows of a run, rows that it was trained on, or a file.
 
 heldout     the run's held-out tokens, from the first on
-run         rows that its steps read, a seeded sample over all of them
+run         rows that its steps read, a seeded sample over all of them; what the trainer hid from the loss is not scored
 FILE        of texts or token ids (forensics/row_files.py)
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_index.batch import rows_as_trained
 from data_index.batch_queries import instances_at, reader_of
 from data_index.document_queries import documents_of_file, spans_of_instances, tags_of_documents
 from data_index.errors import InvalidRange, MissingFile
@@ -85,7 +86,7 @@ def _of_run(workspace: Workspace, run: Run, options: ProbeOptions) -> ProbeRows:
         bytes_of_instances(workspace, run, instances), options.max_fetch, f"{len(instances)} rows of {run.name}"
     )
     reader = reader_of(workspace, run)
-    ids, counts = reader.rows(instances)[:, :own], reader.counts_as_target(instances)[:, :own]
+    ids, counts = (array[:, :own] for array in rows_as_trained(instances, reader))
     places = {int(instance): row for row, instance in enumerate(instances)}
     spans = [
         (document, places[instance], start, min(stop, own))

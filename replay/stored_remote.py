@@ -18,7 +18,7 @@ from data_index.dcp import read_dcp_metadata
 from data_index.errors import CorruptFile, UnsafeFile
 from data_index.remote.path import RemotePath
 from data_index.remote.progress import Progress
-from data_index.remote.ranges import fetch_ranges
+from data_index.remote.ranges import Stretch, fetch_ranges
 from replay.stored_tensors import SAFETENSORS_DTYPES, StoredTensor, stored_safetensors, whole_tensor
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -115,7 +115,16 @@ def fetch_dcp(folder: RemotePath, prefix: str, progress: Progress | None = None)
     Raises:
         MissingFile, AccessDenied, Unreachable, Offline, ChangedFile, CorruptFile, UnsafeFile, DiskFull
     """
-    fetch_ranges([(p.path, p.offset, p.offset + p.length) for p in _pieces(folder, prefix)], progress)
+    fetch_ranges(dcp_stretches(folder, prefix), progress)
+
+
+def dcp_stretches(folder: RemotePath, prefix: str) -> list[Stretch]:
+    """The bytes on servers of a distributed checkpoint's tensors whose names begin with `prefix`.
+
+    Raises:
+        MissingFile, AccessDenied, Unreachable, Offline, CorruptFile, UnsafeFile
+    """
+    return [(piece.path, piece.offset, piece.offset + piece.length) for piece in _pieces(folder, prefix)]
 
 
 def dcp_files(folder: RemotePath, prefix: str) -> list[RemotePath]:

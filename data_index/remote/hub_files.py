@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from data_index.errors import CorruptFile, MissingFile
 from data_index.files import read_json_object, sha256_of_file, write_bytes, write_json
@@ -132,10 +132,15 @@ def checked_copy(url: str, cache: Path) -> Path | None:
 
 
 def forget(url: str) -> None:
-    """Take a file out of the shared cache, where it is there."""
-    path = _snapshot_file(url)
-    if path is not None:
-        _discard(path)
+    """Take a file out of the shared cache, where it is there; another revision that has the same keeps its content."""
+    path, address = _snapshot_file(url), address_of(url)
+    if path is None or address is None:
+        return
+    content = path.resolve()
+    path.unlink()
+    revisions = path.parents[len(PurePosixPath(address.path).parts)]
+    if not any(other.is_symlink() and other.resolve() == content for other in revisions.rglob("*")):
+        content.unlink(missing_ok=True)
 
 
 def _snapshot_file(url: str) -> Path | None:

@@ -33,6 +33,14 @@ WHOLE_FILE_BYTES = 64 * 2**20
 DAY_SECONDS = 86_400
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What of a file on a server is on disk: all of it, or stretches (first byte, last byte + 1)."""
+
+    whole: bool
+    extents: tuple[tuple[int, int], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class RemotePath:
     """A file or folder on a server.
@@ -172,14 +180,15 @@ class RemotePath:
     def kept(self) -> RangeCache:
         return _range_cache(self.cache, self.url)
 
-    def is_kept(self) -> bool:
-        """Is anything of it on disk? Nothing is asked."""
-        return self.copy() is not None or self.kept().bytes_path.is_file()
+    def held(self) -> Held:
+        """What of it is on disk now; nothing is asked."""
+        return Held(whole=self.copy() is not None, extents=self.kept().extents())
 
-    def forget(self) -> None:
-        """Delete what is kept of it, whoever fetched it."""
-        hub_files.forget(self.url)
-        self.kept().forget()
+    def forget_since(self, before: Held) -> None:
+        """Delete what of it came to disk since, whoever fetched it."""
+        if not before.whole:
+            hub_files.forget(self.url)
+        self.kept().keep_only(before.extents)
 
     def _state(self) -> RemoteState:
         """What the file is, as first seen; a manifest's word about its size is enough to begin with."""

@@ -18,7 +18,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -178,6 +178,22 @@ class RangeCache:
             with disk_errors(self.bytes_path):
                 os.truncate(self.bytes_path, 0)
             (self.folder / "checked").unlink(missing_ok=True)
+
+    def extents(self) -> tuple[tuple[int, int], ...]:
+        """The stretches that were fetched, rising."""
+        with self._lock:
+            self._refresh()
+            return tuple((start, stop) for start, stop, _ in self._extents)
+
+    def keep_only(self, extents: Sequence[tuple[int, int]]) -> None:
+        """Forget what was fetched besides these stretches."""
+        if set(self.extents()) <= set(extents):
+            return
+        # What is good of them is written anew: only a file that was cut short gives its disk back.
+        kept = [(start, self.read(start, stop)) for start, stop in extents if not self.missing(start, stop)]
+        self.forget()
+        for start, content in kept:
+            self.write(start, content)
 
     def _clear(self) -> None:
         for known in (self._starts, self._extents, self._trusted):
