@@ -19,6 +19,7 @@ import torch
 from data_index.batch_queries import reader_of
 from data_index.errors import Busy, FailedFunction, InvalidRange, MissingCheckpoint
 from data_index.files import exclusive_lock
+from data_index.metric_queries import logged_metrics
 from data_index.registration import add
 from data_index.workspace import Workspace
 from forensics import sql
@@ -33,6 +34,7 @@ from replay.models import build_model
 from replay.recipe import recipe_of_run
 from replay.stored_tensors import StoredTensor
 from replay.weights import read_weights
+from tests.conftest import FIXTURES
 from tests.forensics.test_cli import answer, forensics
 
 STEPS = [0, 5, 10, 15, 20]
@@ -94,6 +96,22 @@ def test_every_checkpoint_has_the_loss_that_the_trainers_own_model_has(probed: t
     for step, loss in by_hand.items():
         assert measured[step] == pytest.approx(loss, abs=2e-6), step  # other attention kernels round otherwise
     assert measured[20] < measured[0] - 0.3
+
+
+@pytest.mark.parametrize(("name", "folder", "counted"), [("core", "olmo-core/main", 1), ("olmo", "olmo", 127 / 128)])
+def test_the_loss_of_the_next_batch_is_what_real_trainers_logged(
+    name: str, folder: str, counted: float, workspace: Workspace
+) -> None:
+    """The loss of step s + 1 is of the weights of checkpoint s. OLMo's predecessor divides by all tokens of a row, the
+    first among them, which nothing predicts."""
+    add(FIXTURES / folder, name=name, workspace=workspace)
+    found = probe(name, "next-batch", options=ONE_THREAD, workspace=workspace)
+    logged = logged_metrics(workspace, workspace.run(name), 0, 40, ["loss"])
+    measured = values(found, "next-batch", "loss, read next")
+
+    assert list(measured) == [0, 10, 20]
+    for step, loss in measured.items():
+        assert loss * counted == pytest.approx(logged[step + 1]["loss"], rel=2e-6), step
 
 
 def test_norms_are_those_of_the_stored_tensors(probed: tuple[Workspace, Probed]) -> None:
