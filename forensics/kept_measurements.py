@@ -88,13 +88,17 @@ class KeptMeasurements:
 
     def _in_force(self) -> dict[str, tuple[Path, str]]:
         """The file in force of each probe, and the key of its settings."""
+        import pyarrow
         import pyarrow.parquet
 
         found = {}
-        for name in read_current(self._home).get(KIND, []):
-            about = pyarrow.parquet.read_schema(self._home / name).metadata or {}
+        for path in (self._home / name for name in read_current(self._home).get(KIND, [])):
+            try:
+                about = pyarrow.parquet.read_schema(path).metadata or {}
+            except (OSError, pyarrow.ArrowException):  # gone, or no longer whole: it is written anew from the answers
+                continue
             if _PROBE in about:
-                found[about[_PROBE].decode()] = self._home / name, about.get(_KEY, b"").decode()
+                found[about[_PROBE].decode()] = path, about.get(_KEY, b"").decode()
         return found
 
 

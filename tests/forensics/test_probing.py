@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,41 @@ def test_one_forward_pass_serves_all_probes_of_the_same_rows(tiny: Workspace, mo
         workspace=tiny,
     )
     assert len(passes) == 2  # held-out rows, and rows of the run
+
+
+def test_the_next_checkpoint_is_read_ahead_where_memory_allows(
+    tiny: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for it, two have been read when the first is measured; without, one; the numbers are the same."""
+    from forensics import local_measuring
+
+    order: list[str] = []
+    measure, read = local_measuring.measured, local_measuring.read_needed
+
+    def noted_measure(task: Task, *rest: Any) -> Measured:
+        if task.checkpoint.step == 0 and available > 0:
+            began.wait(10)
+        order.append(f"measured {task.checkpoint.step}")
+        return measure(task, *rest)
+
+    def noted_read(task: Task) -> Any:
+        order.append(f"read {task.checkpoint.step}")
+        if task.checkpoint.step == 5:
+            began.set()
+        return read(task)
+
+    monkeypatch.setattr(local_measuring, "measured", noted_measure)
+    monkeypatch.setattr(local_measuring, "read_needed", noted_read)
+    found = []
+    for available in (1e12, 0):
+        began = threading.Event()
+        order.clear()
+        monkeypatch.setattr(local_measuring, "available_memory", lambda available=available: available)
+        shutil.rmtree(tiny.home("tiny") / "probes", ignore_errors=True)
+        found.append(probe("tiny", "norms", checkpoints="0:5", options=ONE_THREAD, workspace=tiny).rows)
+        first = order[:3]
+        assert first == (["read 0", "read 5", "measured 0"] if available else ["read 0", "measured 0", "read 5"])
+    assert found[0] == found[1]
 
 
 # --- what is kept ----------------------------------------------------------------------------------------------------
