@@ -30,6 +30,7 @@ class KeptMeasurements:
     def __init__(self, home: Path) -> None:
         self._home, self._folder = home, home / KIND
         self._answers: dict[str, dict[str, Any]] = {}  # by identity, as far as they were looked at
+        self._identities: dict[str, str] = {}  # by place: of hundreds of files, asked for many times
 
     def answer(self, checkpoint: Checkpoint, probe: BoundProbe) -> Answer | None:
         """None: it was not asked, or its checkpoint is another one now. What is not whole was not kept."""
@@ -78,8 +79,10 @@ class KeptMeasurements:
         return self._answers[path.name]
 
     def _path(self, checkpoint: Checkpoint) -> Path:
-        identity = identity_of_place(checkpoint.location, commit=checkpoint.commit)
-        return self._folder / "answers" / f"{identity}.json"
+        place = str(checkpoint.location)
+        if place not in self._identities:
+            self._identities[place] = identity_of_place(checkpoint.location, commit=checkpoint.commit)
+        return self._folder / "answers" / f"{self._identities[place]}.json"
 
     def of_other_settings(self, probes: Iterable[BoundProbe]) -> list[str]:
         """The probes among these whose numbers in the view are of other settings, and will leave it for new ones."""
