@@ -68,15 +68,14 @@ def bytes_of_tensors(checkpoint: Checkpoint, parts: Mapping[str, StoredPart]) ->
     if isinstance(checkpoint.location, Path):
         return 0
     from data_index.remote.ranges import bytes_to_fetch
-    from replay.weights import weights_on_servers
+    from replay.weights import bytes_of_parts, stretches_of_parts, weights_on_servers
 
     if all(file.copy() is not None for file in weights_on_servers(checkpoint)):
         return 0
-    tensors = {id(part.tensor): part.tensor for part in parts.values()}.values()
-    placed = [(*tensor.place, tensor.num_bytes) for tensor in tensors if tensor.place is not None]
-    # Of safetensors, only what is read from a copy on disk has no place on a server.
-    others = [] if checkpoint.layout == "hf" and placed else [one for one in tensors if one.place is None]
-    return bytes_to_fetch((path, at, at + size) for path, at, size in placed) + sum(one.num_bytes for one in others)
+    stretches = stretches_of_parts(parts)
+    if stretches or not parts:  # of safetensors, only what is read from a copy on disk has no place on a server
+        return bytes_to_fetch(stretches)
+    return bytes_of_parts(parts)
 
 
 def require_allowed(num_bytes: int, limit: int | None, what: str) -> None:

@@ -64,7 +64,7 @@ class Needed:
     """The stored tensors that some probes need of a checkpoint; nothing is read yet.
 
     Attributes:
-        whole: all of them are needed, since some probe needs the model.
+        whole: all of them are needed.
     """
 
     parts: Mapping[str, StoredPart]
@@ -106,7 +106,7 @@ def needed(checkpoint: Checkpoint, probes: Iterable[Probe]) -> Needed:
         return Needed(parts=stored, whole=True)
     shapes = {name: part.shape for name, part in stored.items()}
     names = {name for probe in probes if isinstance(probe, TensorProbe) for name in probe.tensors(shapes)}
-    return Needed(parts={name: part for name, part in stored.items() if name in names}, whole=False)
+    return Needed(parts={name: stored[name] for name in stored if name in names}, whole=len(names) == len(stored))
 
 
 def needs_model(probe: Probe) -> bool:
@@ -122,7 +122,7 @@ def read_needed(task: Task) -> tuple[dict[str, torch.Tensor], int]:
         MissingState, MissingFile, CorruptFile, UnsafeFile, UnsupportedRecipe, DiskFull
         AccessDenied, Unreachable, Offline
     """
-    from replay.weights import fetch_weights, read_parts, weights_on_servers
+    from replay.weights import fetch_parts, fetch_weights, read_parts, weights_on_servers
 
     held = {file: file.held() for file in weights_on_servers(task.checkpoint)} if task.forget_fetched else {}
     try:
@@ -130,6 +130,7 @@ def read_needed(task: Task) -> tuple[dict[str, torch.Tensor], int]:
         if wanted.whole and not isinstance(task.checkpoint.location, Path):
             fetch_weights(task.checkpoint)
             wanted = needed(task.checkpoint, task.probes.values())
+        fetch_parts(wanted.parts)
         # Files on disk are mapped by the library that reads them: copying brings their bytes here, and now.
         tensors = {name: tensor.clone() for name, tensor in read_parts(wanted.parts).items()}
         return tensors, wanted.num_bytes

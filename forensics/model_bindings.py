@@ -165,9 +165,9 @@ def function(data: ProbeData, name: str, source: str | None) -> BoundProbe:
 
     try:
         token_ids = data.rows(source)[0].token_ids
-    except UnknownOrder:
+    except (UnknownOrder, MissingFile):
         if source is not None:
             raise
-        token_ids = None  # a function of the model alone does without
+        token_ids = None  # a function of the model alone needs none
     probe = ProbingFunction(name=name, token_ids=token_ids).prepared()
-    return always(probe, {"probe": "function"} | probe.settings(), None if token_ids is None else token_ids.size)
+    return always(probe, {"probe": "function"} | probe.settings(), 0 if token_ids is None else token_ids.size)

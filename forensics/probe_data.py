@@ -23,7 +23,7 @@ from data_index.workspace import Workspace
 from forensics.fetching import bytes_of_instances, require_allowed
 from forensics.probe_options import ProbeOptions
 from forensics.probe_rows import ProbeRows
-from forensics.row_sources import probe_rows, sampled_instances, sampled_readings
+from forensics.row_sources import applied_stretches, probe_rows, sampled_instances, sampled_readings
 
 if TYPE_CHECKING:
     from probes.ngram_agreement import BigramCounts
@@ -55,7 +55,7 @@ class OwnCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Cohorts:
-    """Rows that the run read, with the step that read each first.
+    """Rows that the run was trained on, with the step that read each first.
 
     Attributes:
         token_ids: int64 of shape [rows, length]. first_steps: int64 of shape [rows], rising.
@@ -128,7 +128,7 @@ class ProbeData:
         """Readings of the run, each as often as it happened; which of their tokens are no padding; are they all."""
         length = self.run.tokens_per_instance
         steps, positions = sampled_readings(self.run, COUNTED_TOKENS // length, self.options.seed)
-        complete = len(steps) == sum(one.num_steps * one.instances_per_batch for one in self.run.kept_stretches())
+        complete = len(steps) == sum(one.num_steps * one.instances_per_batch for one in applied_stretches(self.run))
         instances = instances_at(self.workspace, self.run, steps, positions)
         self._require(instances, "counting tokens of")
         reader = reader_of(self.workspace, self.run)
@@ -144,17 +144,34 @@ class ProbeData:
         """
         instances = sampled_instances(self.workspace, self.run, COHORT_ROWS, self.options.seed)
         self._require(instances, "rows whose reading is known, of")
-        readings = readings_of_instances(self.workspace, self.run, instances.tolist()).to_pydict()
-        kept = self.run.kept_steps()
-        starts = [start for start, _, _ in kept]
-        first: dict[int, int] = {}
-        for instance, step, attempt in zip(*(readings[name] for name in ("instance", "step", "attempt")), strict=True):
-            # An attempt that was given up left no trace in the weights.
-            if step is not None and kept[bisect_right(starts, step) - 1][2] == attempt:
-                first[instance] = min(step, first.get(instance, step))
+        first = self._first_steps(self.run, instances)
         steps = np.array([first[int(instance)] for instance in instances], dtype=np.int64)
         order = np.argsort(steps, kind="stable")
         return Cohorts(first_steps=steps[order], **self._read(instances[order], COHORT_LENGTH))
+
+    def _first_steps(self, run: Run, instances: np.ndarray) -> dict[int, int]:
+        """By instance, the first step that trained on it; of a fork, its parent's steps before are among them."""
+        stretches = applied_stretches(run)
+        starts = [stretch.first_step for stretch in stretches]
+        found: dict[int, int] = {}
+        rows = readings_of_instances(self.workspace, run, instances.tolist()).to_pydict()
+        for instance, step, attempt in zip(*(rows[name] for name in ("instance", "step", "attempt")), strict=True):
+            # An attempt that was given up, and a batch that was consumed for nothing, left no trace in the weights.
+            stretch = stretches[max(bisect_right(starts, step) - 1, 0)]
+            if stretch.first_step <= step <= stretch.last_step and stretch.attempt == attempt:
+                found[instance] = min(step, found.get(instance, step))
+        return found | self._before_the_fork(run, instances)
+
+    def _before_the_fork(self, run: Run, instances: np.ndarray) -> dict[int, int]:
+        """Nothing where the run is no fork, or has other data than its parent."""
+        if run.parent is None or run.parent[0] not in {*self.workspace.run_names(), *self.workspace.fork_ids()}:
+            return {}
+        parent, last = self.workspace.run(run.parent[0]), run.parent[1]
+        shared = [(file.path, file.first_instance) for file in run.files[: len(parent.files)]]
+        if shared != [(file.path, file.first_instance) for file in parent.files] or not parent.segments:
+            return {}
+        first = self._first_steps(parent, instances[instances < parent.num_instances])
+        return {instance: step for instance, step in first.items() if step <= last}
 
     def around(self, step: int) -> tuple[TokenRows, np.ndarray] | None:
         """Rows of the batch that a checkpoint read last and of the one that comes next; which are read already, bool of
@@ -165,7 +182,8 @@ class ProbeData:
         found, is_read = [], []
         for first, read in ((step - 1, True), (step, False)):
             plan = plan_of(self.workspace, self.run, first, first + 1).by_step.get(first + 1)
-            if plan is None:  # before the first step, after the last, or where data are not there
+            # Before the first step, after the last, where data are not there, or where nothing was learned of them.
+            if plan is None or plan.outcome != "applied":
                 continue
             instances = plan.instances
             chosen = np.random.default_rng([self.options.seed, first]).permutation(len(instances))[:BATCH_ROWS]

@@ -1,7 +1,7 @@
 """Where the rows come from that probes look at: held-out rows of a run, rows that it was trained on, or a file.
 
 heldout     the run's held-out tokens, from the first on
-run         rows that its steps read, a seeded sample over all of them; what the trainer hid from the loss is not scored
+run         rows that it was trained on, a seeded sample over all steps; what the trainer hid is not scored
 FILE        of texts or token ids (forensics/row_files.py)
 """
 
@@ -16,7 +16,7 @@ from data_index.batch import rows_as_trained
 from data_index.batch_queries import instances_at, reader_of
 from data_index.document_queries import documents_of_file, spans_of_instances, tags_of_documents
 from data_index.errors import InvalidRange, MissingFile
-from data_index.run import Run
+from data_index.run import Run, Segment
 from data_index.workspace import Workspace
 from forensics.fetching import bytes_of_instances, require_allowed
 from forensics.probe_options import ProbeOptions
@@ -99,7 +99,7 @@ def _of_run(workspace: Workspace, run: Run, options: ProbeOptions) -> ProbeRows:
 
 
 def sampled_instances(workspace: Workspace, run: Run, count: int, seed: int) -> np.ndarray:
-    """Different instances that the run's steps read, each reading equally likely to be chosen; rising, int64.
+    """Different instances that the run was trained on, each reading equally likely to be chosen; rising, int64.
 
     Raises:
         UnknownOrder: what the steps read is not known.
@@ -108,15 +108,30 @@ def sampled_instances(workspace: Workspace, run: Run, count: int, seed: int) -> 
     return np.unique(instances_at(workspace, run, steps, positions))
 
 
+def applied_stretches(run: Run) -> list[Segment]:
+    """The steps that made the run's weights what they are: kept attempts, without what was consumed for nothing.
+
+    Raises:
+        UnknownOrder: what the steps read is not known.
+        InvalidRange: no step changed the weights.
+    """
+    kept = run.kept_stretches()
+    if not kept:
+        run.segment_of_step(run.last_step)  # says why
+    applied = [stretch for stretch in kept if stretch.outcome == "applied"]
+    if not applied:
+        raise InvalidRange(f"no step of {run.name} changed its weights")
+    return applied
+
+
 def sampled_readings(run: Run, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Steps and positions of readings, all where there are no more than `count`, else a seeded sample; by step.
 
     Raises:
         UnknownOrder
+        InvalidRange: no step changed the weights.
     """
-    stretches = run.kept_stretches()
-    if not stretches:
-        run.segment_of_step(run.last_step)  # says why
+    stretches = applied_stretches(run)
     sizes = np.array([one.num_steps * one.instances_per_batch for one in stretches], dtype=np.int64)
     total = int(sizes.sum())
     if total <= count:

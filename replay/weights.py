@@ -34,6 +34,7 @@ from replay.weights_olmo_sharded import sharded_model, sharded_optimizer
 if TYPE_CHECKING:
     from data_index.remote.path import Place, RemotePath
     from data_index.remote.progress import Progress
+    from data_index.remote.ranges import Stretch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +131,25 @@ def bytes_of_parts(parts: Mapping[str, StoredPart]) -> int:
     """What reading them takes; a stored tensor that several are parts of counts once."""
     tensors = {id(part.tensor): part.tensor for part in parts.values()}
     return sum(tensor.num_bytes for tensor in tensors.values())
+
+
+def stretches_of_parts(parts: Mapping[str, StoredPart]) -> list[Stretch]:
+    """Where parts lie on servers, of those that lie there in one stretch; a stored tensor counts once."""
+    tensors = {id(part.tensor): part.tensor for part in parts.values()}.values()
+    placed = ((*tensor.place, tensor.num_bytes) for tensor in tensors if tensor.place is not None)
+    return [(path, start, start + num_bytes) for path, start, num_bytes in placed]
+
+
+def fetch_parts(parts: Mapping[str, StoredPart]) -> None:
+    """Fetch some of a checkpoint's weights side by side, neighbours together; the others come as they are read.
+
+    Raises:
+        MissingFile, AccessDenied, Unreachable, Offline, ChangedFile, CorruptFile, DiskFull
+    """
+    if stretches := stretches_of_parts(parts):
+        from data_index.remote.ranges import fetch_ranges
+
+        fetch_ranges(stretches)
 
 
 def read_optimizer(checkpoint: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:
