@@ -91,7 +91,7 @@ class UnknownOrigin(ForensicsError, LookupError):
 
 
 class MissingMetric(ForensicsError, LookupError):
-    """The run logged nothing of that name."""
+    """Nothing of that name was logged, measured or published of the run."""
 
 
 class MissingFile(ForensicsError, FileNotFoundError):

@@ -5,6 +5,7 @@
 
 The step of a result file is in its name, or in the revision that its config names; where both are there, they must
 agree. Since 0.4 lm-eval writes a metric's filter behind it (`acc,none`); a filter that is one stays part of the name.
+It then states the examples in the prompt by task (`n-shot`), and how many instances there were (`sample_len`).
 
 Source: EleutherAI/pythia evals/ @ a19eecb; bigscience evaluation/results/ @ 9e64ede
 """
@@ -145,9 +146,9 @@ def read_result_file(path: Path) -> list[Evaluation]:
     results = content.get("results")
     if not isinstance(results, Mapping) or not all(isinstance(metrics, Mapping) for metrics in results.values()):
         raise CorruptFile(f"{path} holds no results by task and metric")
-    config = content.get("config")
-    fewshot = config.get("num_fewshot") if isinstance(config, Mapping) else None
-    num_fewshot = fewshot if isinstance(fewshot, int) and not isinstance(fewshot, bool) else 0
+    config, shots = content.get("config"), content.get("n-shot")
+    of_all = _count(config.get("num_fewshot")) if isinstance(config, Mapping) else 0
+    of_tasks = {task: _count(count) for task, count in shots.items()} if isinstance(shots, Mapping) else {}
     if isinstance(content.get("checkpoints"), list):
         steps = content["checkpoints"]
         if not all(isinstance(step, int) and not isinstance(step, bool) for step in steps):
@@ -157,7 +158,13 @@ def read_result_file(path: Path) -> list[Evaluation]:
         found = ((_step_of(path, config), *one) for one in _numbers(results))
     return [
         Evaluation(
-            step=step, task=task, metric=metric, value=value, stderr=stderr, num_fewshot=num_fewshot, source=path.name
+            step=step,
+            task=task,
+            metric=metric,
+            value=value,
+            stderr=stderr,
+            num_fewshot=of_tasks.get(task, of_all),
+            source=path.name,
         )
         for step, task, metric, value, stderr in found
     ]
@@ -199,7 +206,7 @@ def _numbers(results: Mapping[str, Any]) -> Iterator[tuple[str, str, float, floa
         plain = {name: float(value) for name, value in metrics.items() if _is_number(value)}
         for name, value in plain.items():
             metric, comma, filter = name.partition(",")
-            if not metric.endswith(_STDERR):
+            if not metric.endswith(_STDERR) and metric != "sample_len":
                 stderr = plain.get(f"{metric}{_STDERR}{comma}{filter}", math.nan)
                 called = metric if filter in ("", "none") else name
                 yield task, called, value, stderr if math.isfinite(stderr) else None
@@ -219,6 +226,10 @@ def _trajectories(
 
 def _same(one: Evaluation, other: Evaluation) -> bool:
     return one.value == other.value or math.isnan(one.value) and math.isnan(other.value)
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def _is_number(value: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from data_index.files import canonical_json
 
 if TYPE_CHECKING:
+    from forensics.probe_data import ProbeData
     from probes.probe import Measurement, Probe
 
 # Raised when a probe comes to measure something else under the same settings.
@@ -22,16 +23,16 @@ Series = Mapping[int, Sequence["Measurement"]]  # step -> what was measured ther
 class BoundProbe:
     """
     Attributes:
-        name: as it is typed, and as it stands in the view `probes`.
-        settings: all that its numbers depend on besides the weights, as JSON has it.
         at: the probe at a checkpoint (its data may depend on what was read by then); None: nothing to measure there.
+        settings: all that its numbers depend on besides the weights, as JSON has it.
+        name: as it is typed, and as it stands in the view `probes`.
         joined: for numbers that need several checkpoints: from what was measured at each of them.
         tokens: about how many go through the model at a checkpoint; None: not known.
     """
 
-    name: str
-    settings: Mapping[str, Any]
     at: Callable[[int], Probe | None]
+    settings: Mapping[str, Any]
+    name: str = ""
     joined: Callable[[Series], Series] | None = None
     tokens: int | None = None
 
@@ -40,6 +41,15 @@ class BoundProbe:
         """A hash of the settings: under it, measurements are kept."""
         content = canonical_json({"version": VERSION, "settings": self.settings})
         return hashlib.sha256(content).hexdigest()[:16]
+
+
+def always(probe: Probe, settings: Mapping[str, Any], tokens: int | None = None) -> BoundProbe:
+    """The same probe at every checkpoint."""
+    return BoundProbe(at=lambda step: probe, settings=dict(settings), tokens=tokens)
+
+
+# (data of a run, what stands after @ in the name) -> the probe, without its name
+Builder = Callable[["ProbeData", "str | None"], BoundProbe]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

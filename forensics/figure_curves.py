@@ -151,6 +151,7 @@ def add_curves(canvas: Any, panel: Curves, row: int) -> None:
     from plotly.graph_objects import Scatter
 
     legend = "legend" if row == 1 else f"legend{row}"
+    told_apart = len(panel.curves) + len(panel.gaps) > 1
     for number, curve in enumerate(panel.curves):
         group = f"{row} {number}"
         for x, y in _outlines(panel, curve):
@@ -160,7 +161,7 @@ def add_curves(canvas: Any, panel: Curves, row: int) -> None:
         line = Scatter(x=list(curve.x), y=list(curve.y), mode="lines+markers", name=html.escape(curve.name))
         line.update(line={"color": curve.colour, "width": 1.6, "dash": "dash" if curve.open else "solid"})
         line.update(marker={"symbol": "circle-open" if curve.open else "circle", "size": 1.4 * marker_size(panel)})
-        line.update(legend=legend, legendgroup=group, customdata=_intervals(curve))
+        line.update(legend=legend, legendgroup=group, showlegend=told_apart, customdata=_intervals(curve))
         line.update(hovertemplate="%{x}: %{y:.6g}%{customdata}<extra>%{fullData.name}</extra>")
         canvas.add_trace(line, row=row, col=1)
     for number, gaps in enumerate(panel.gaps):

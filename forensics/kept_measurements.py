@@ -21,7 +21,7 @@ from forensics.measured_checkpoint import Measured
 from forensics.place_identity import identity_of_place
 
 KIND = "probes"
-_PROBE = b"probe"  # in a file's metadata: whose numbers it holds
+_PROBE, _KEY = b"probe", b"key"  # in a file's metadata: whose numbers it holds, and of which settings
 
 
 class KeptMeasurements:
@@ -30,6 +30,7 @@ class KeptMeasurements:
     def __init__(self, home: Path) -> None:
         self._home, self._folder = home, home / KIND
         self._answers: dict[str, dict[str, Any]] = {}  # by identity, as far as they were looked at
+        self._identities: dict[str, str] = {}  # by place: of hundreds of files, asked for many times
 
     def answer(self, checkpoint: Checkpoint, probe: BoundProbe) -> Answer | None:
         """None: it was not asked, or its checkpoint is another one now. What is not whole was not kept."""
@@ -56,7 +57,7 @@ class KeptMeasurements:
         Returns:
             By probe and step, what the view shows.
         """
-        files = self._in_force()
+        files = {name: path for name, (path, _) in self._in_force().items()}
         shown = {}
         tokens = {checkpoint.step: checkpoint.tokens for checkpoint in checkpoints}
         for probe in probes:
@@ -78,16 +79,30 @@ class KeptMeasurements:
         return self._answers[path.name]
 
     def _path(self, checkpoint: Checkpoint) -> Path:
-        identity = identity_of_place(checkpoint.location, commit=checkpoint.commit)
-        return self._folder / "answers" / f"{identity}.json"
+        place = str(checkpoint.location)
+        if place not in self._identities:
+            self._identities[place] = identity_of_place(checkpoint.location, commit=checkpoint.commit)
+        return self._folder / "answers" / f"{self._identities[place]}.json"
 
-    def _in_force(self) -> dict[str, Path]:
-        """The file in force of each probe."""
+    def of_other_settings(self, probes: Iterable[BoundProbe]) -> list[str]:
+        """The probes among these whose numbers in the view are of other settings, and will leave it for new ones."""
+        there = self._in_force()
+        return [probe.name for probe in probes if probe.name in there and there[probe.name][1] != probe.key]
+
+    def _in_force(self) -> dict[str, tuple[Path, str]]:
+        """The file in force of each probe, and the key of its settings."""
+        import pyarrow
         import pyarrow.parquet
 
-        paths = [self._home / name for name in read_current(self._home).get(KIND, [])]
-        named = {(pyarrow.parquet.read_schema(path).metadata or {}).get(_PROBE): path for path in paths}
-        return {name.decode(): path for name, path in named.items() if name is not None}
+        found = {}
+        for path in (self._home / name for name in read_current(self._home).get(KIND, [])):
+            try:
+                about = pyarrow.parquet.read_schema(path).metadata or {}
+            except (OSError, pyarrow.ArrowException):  # gone, or no longer whole: it is written anew from the answers
+                continue
+            if _PROBE in about:
+                found[about[_PROBE].decode()] = path, about.get(_KEY, b"").decode()
+        return found
 
 
 def rows_of(probe: str, series: Series, tokens: Mapping[int, int | None]) -> list[dict[str, Any]]:
@@ -115,4 +130,4 @@ def _table(probe: BoundProbe, series: Series, tokens: Mapping[int, int | None]) 
     settings = json.dumps(probe.settings, sort_keys=True)
     rows = [row | {"settings": settings} for row in rows_of(probe.name, series, tokens)]
     table = pyarrow.Table.from_pylist(rows, schema=arrow_schema(KIND))
-    return table.replace_schema_metadata({_PROBE: probe.name})
+    return table.replace_schema_metadata({_PROBE: probe.name, _KEY: probe.key})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_index.errors import ForensicsError
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
 Tensors = tuple[dict[str, "torch.Tensor"], int]
 
 
-def measured_here(tasks: Sequence[Task], computing: Computing, *, prefetch: bool = True) -> Iterator[Measured]:
+def measured_here(tasks: Sequence[Task], computing: Computing) -> Iterator[Measured]:
     """In the order of the tasks; a checkpoint that cannot be read says why.
 
-    Args:
-        prefetch: read the next one meanwhile, so that two are in memory.
+    The next one is read ahead where memory holds its tensors beside a model of this one's.
+
     Raises:
         OutOfMemory
     """
@@ -30,7 +31,8 @@ def measured_here(tasks: Sequence[Task], computing: Computing, *, prefetch: bool
             tensors, num_bytes, problem = _result(reading)
             # Its result would otherwise hold the tensors of the one before for as long as this one is measured.
             del reading
-            ahead = reader.submit(read_needed, tasks[number + 1]) if prefetch and number + 1 < len(tasks) else None
+            more = number + 1 < len(tasks) and 2 * num_bytes < available_memory()
+            ahead = reader.submit(read_needed, tasks[number + 1]) if more else None
             yield measured(task, tensors, num_bytes, computing) if problem is None else unmeasured(task, problem)
 
 
@@ -40,3 +42,12 @@ def _result(reading: Future[Tensors]) -> tuple[dict[str, torch.Tensor], int, str
         return *reading.result(), None
     except ForensicsError as error:
         return {}, 0, str(error)
+
+
+def available_memory() -> float:
+    """Bytes that processes can still have, as Linux estimates it; infinite where it cannot be told."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return float("inf")

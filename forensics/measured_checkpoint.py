@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_index.errors import ForensicsError, OutOfMemory
+from data_index.errors import ChangedModel, ForensicsError, OutOfMemory
 from data_index.run import Checkpoint
 from forensics.bound_probe import Answer
 from forensics.probe_options import PRECISIONS
@@ -196,26 +196,36 @@ def _of_tensors(task: Task, tensors: Mapping[str, torch.Tensor], computing: Comp
 def _of_model(
     task: Task, tensors: Mapping[str, torch.Tensor], probes: Mapping[str, Any], computing: Computing
 ) -> dict[str, Answer]:
+    from probes.probe import PredictionProbe
+
+    predicting = {name: probe for name, probe in probes.items() if isinstance(probe, PredictionProbe)}
+    answers: dict[str, Answer] = {}
+    try:
+        model = _model(task, tensors, computing)
+        answers |= _of_predictions(model, predicting)
+        for name in [name for name in probes if name not in predicting]:
+            try:
+                answers[name] = _asked(probes[name].measure_model, model)
+            except ChangedModel as error:  # a function of the user's did what none may
+                answers[name] = Answer(problem=str(error))
+                model = _model(task, read_needed(task)[0], computing)
+    except ForensicsError as error:
+        return {name: Answer(problem=str(error)) for name in probes} | answers
+    return answers
+
+
+def _model(task: Task, tensors: Mapping[str, torch.Tensor], computing: Computing) -> Any:
     import torch
 
-    from probes.probe import PredictionProbe
     from replay.causal_model import model_of_weights
 
-    try:
-        model = model_of_weights(
-            tensors,
-            task.config,
-            str(task.checkpoint.location),
-            device=torch.device(computing.device),
-            dtype=getattr(torch, PRECISIONS[computing.precision]),
-        )
-    except ForensicsError as error:
-        return {name: Answer(problem=str(error)) for name in probes}
-    predicting = {name: probe for name, probe in probes.items() if isinstance(probe, PredictionProbe)}
-    answers = _of_predictions(model, predicting)
-    return answers | {
-        name: _asked(probe.measure_model, model) for name, probe in probes.items() if name not in predicting
-    }
+    return model_of_weights(
+        tensors,
+        task.config,
+        str(task.checkpoint.location),
+        device=torch.device(computing.device),
+        dtype=getattr(torch, PRECISIONS[computing.precision]),
+    )
 
 
 def _of_predictions(model: Any, probes: Mapping[str, Any]) -> dict[str, Answer]:
@@ -242,8 +252,14 @@ def _of_predictions(model: Any, probes: Mapping[str, Any]) -> dict[str, Answer]:
 
 
 def _asked(measure: Any, subject: Any) -> Answer:
+    """
+    Raises:
+        ChangedModel
+    """
     try:
         found: Sequence[Measurement] = measure(subject)
+    except ChangedModel:
+        raise
     except OF_A_PROBE as error:
         return Answer(problem=_told(error))
     return Answer(measurements=tuple(found))

@@ -8,35 +8,36 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from data_index.errors import InvalidRange
-from forensics.bound_probe import BoundProbe
-from forensics.probe_bindings import (
-    Builder,
+from data_index.errors import ForensicsError, InvalidRange
+from forensics.bound_probe import BoundProbe, Builder
+from forensics.model_bindings import (
     attention,
-    bigram_kl,
-    bits_per_byte,
-    calibration,
     embedding_norms,
-    extractability,
     function,
     generations,
     gradient_noise,
     induction,
     induction_heads,
     learning_coefficient,
+    norms,
+    spectra,
+    task,
+)
+from forensics.prediction_bindings import (
+    bigram_kl,
+    bits_per_byte,
+    calibration,
+    extractability,
     loss,
     loss_by_frequency,
     loss_by_position,
     loss_by_tag,
     memorization,
     next_batch,
-    norms,
     predicting,
-    spectra,
-    task,
     unigram_kl,
 )
 from forensics.probe_data import ProbeData
@@ -77,7 +78,7 @@ def bound_probes(
             for one in (one for one, described in PROBES.items() if described.in_all):
                 try:
                     found.setdefault(one, bound_probe(one, data))
-                except (OSError, LookupError, ValueError, NotImplementedError) as error:  # ours resemble these
+                except ForensicsError as error:
                     tell(f"{one} is left out: {error}")
         elif name not in found:
             found[name] = bound_probe(name, data)
@@ -92,10 +93,10 @@ def bound_probe(name: str, data: ProbeData) -> BoundProbe:
         InvalidRange: no such name.
     """
     if name.startswith(TASK):
-        return BoundProbe(name=name, **task(data, name.removeprefix(TASK)))
+        return replace(task(data, name.removeprefix(TASK)), name=name)
     base, _, rows = name.partition("@")
     if ":" in base:
-        return BoundProbe(name=name, **function(data, base, rows or None))
+        return replace(function(data, base, rows or None), name=name)
     described = PROBES.get(base)
     if described is None:
         near = difflib.get_close_matches(base, PROBES, n=3)
@@ -106,7 +107,7 @@ def bound_probe(name: str, data: ProbeData) -> BoundProbe:
     if rows and not described.takes_rows:
         raise InvalidRange(f"{base} looks at no rows of your choice: write {base} without @{rows}")
     bound = described.build(data, rows or None)
-    return BoundProbe(name=name, **bound | {"settings": {"probe": base} | bound["settings"]})
+    return replace(bound, name=name, settings={"probe": base} | dict(bound.settings))
 
 
 PROBES: Mapping[str, Described] = {

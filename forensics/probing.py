@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_index.errors import ForensicsError
-from data_index.files import exclusive_lock, read_json_object
+from data_index.files import exclusive_lock, read_json_object, require_free_space
 from data_index.run import Checkpoint, Run
 from data_index.workspace import Workspace
 from forensics.bound_probe import BoundProbe
@@ -120,8 +120,12 @@ def probe(
         kept = KeptMeasurements(home)
         left, done.problems = sweep.left(kept)
         num_kept = len(sweep.checkpoints) - len({c.step for c, _ in left} | {one.step for one in done.problems})
-        wanted = sum(bytes_to_fetch(checkpoint, list(asked.values())) for checkpoint, asked in left)
-        require_allowed(wanted, options.max_fetch, f"probing {len(left)} checkpoints of {run}")
+        sweep.messages.extend(
+            f"the view probes shows {name} of these settings from now on; those measured under others are kept, and "
+            "shown again when they are asked for"
+            for name in kept.of_other_settings(sweep.probes)
+        )
+        _require_room(workspace, left, options, run)
         try:
             for number, (checkpoint, measured) in enumerate(_measured(sweep, left, measuring, done), 1):
                 kept.add(checkpoint, [one for one in sweep.probes if one.name in measured.answers], measured)
@@ -140,6 +144,24 @@ def probe(
         seconds=done.seconds,
         messages=tuple(sweep.messages),
     )
+
+
+def _require_room(
+    workspace: Workspace, left: Sequence[tuple[Checkpoint, Mapping[str, Any]]], options: ProbeOptions, run: str
+) -> None:
+    """
+    Raises:
+        TooMuchToFetch
+        DiskFull: there is no room for what will lie on disk at once.
+    """
+    from data_index.remote.hub import cache_folder
+
+    wanted = [bytes_to_fetch(checkpoint, list(asked.values())) for checkpoint, asked in left]
+    require_allowed(sum(wanted), options.max_fetch, f"probing {len(left)} checkpoints of {run}")
+    if sum(wanted):
+        of_hub = any(checkpoint.layout == "hf" for checkpoint, _ in left)
+        at_once = sum(sorted(wanted)[-2:]) if options.forget_fetched else sum(wanted)
+        require_free_space(cache_folder() if of_hub else workspace.cache, at_once, "what is fetched of the weights")
 
 
 class _Done:

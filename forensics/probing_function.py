@@ -141,8 +141,11 @@ def _state_of(model: Any) -> dict[str, Any]:
 
 
 def _sum_of_bits(tensor: torch.Tensor) -> int:
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    return int(tensor.reshape(-1).view(integers).sum(dtype=torch.int64))
+    """Modulo 2^64; eight bytes at a time where the tensor's place allows, which is several times as fast."""
+    flat, size = tensor.reshape(-1), tensor.element_size()
+    whole = flat.numel() * size % 8 == 0 and flat.storage_offset() * size % 8 == 0
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[8 if whole else size]
+    return int(flat.view(integers).sum(dtype=torch.int64))
 
 
 def _measurements(said: Any, name: str) -> list[Measurement]:

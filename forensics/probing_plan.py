@@ -48,7 +48,8 @@ def plan_probe(
     largest = max((row["bytes_to_read"] or 0 for row in rows), default=0)
     messages = [
         f"{len(sweep.checkpoints) - len(left)} of {len(sweep.checkpoints)} checkpoints are measured already",
-        f"in memory at once: the tensors of two checkpoints, {2 * largest:,} bytes, and a model",
+        f"in memory at once: a model and the tensors of two checkpoints, {2 * largest:,} bytes, or of one where "
+        "they do not fit",
         _speed(sweep.computing),
         *([f"tokens of {', '.join(unknown)} are not counted"] if unknown else []),
         *sweep.messages,

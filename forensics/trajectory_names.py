@@ -93,10 +93,10 @@ def shown_metrics(
         metrics: probe -> its metrics, in order.
         most: of one probe; None: they were asked for by name.
     """
-    shown: list[tuple[str, str]] = []
+    shown: list[tuple[int, str, str]] = []
     for probe, names in metrics.items():
         chosen = sorted(names, key=lambda name: bool(_OF_ONE_PART.search(name)))[:most]
-        shown += [(probe, metric) for metric in chosen]
+        shown += [(rank, probe, metric) for rank, metric in enumerate(chosen)]
         if len(chosen) < len(names):
             messages.append(
                 f"{probe}: {len(chosen)} of {len(names):,} metrics are shown and drawn, {len(names) - len(chosen):,} "
@@ -104,6 +104,7 @@ def shown_metrics(
             )
     if len(shown) > MOST_IN_ALL:
         messages.append(
-            f"the first {MOST_IN_ALL} of {len(shown):,} metrics are shown and drawn; --format json or csv prints all"
+            f"{MOST_IN_ALL} of {len(shown):,} metrics are shown and drawn, the first ones of each probe; --format json "
+            "or csv prints all"
         )
-    return frozenset(shown[:MOST_IN_ALL])
+    return frozenset((probe, metric) for _, probe, metric in sorted(shown, key=lambda one: one[0])[:MOST_IN_ALL])

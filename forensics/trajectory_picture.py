@@ -192,6 +192,8 @@ def _note(found: Trajectories, places: _Places) -> str:
         parts.append("Bands: 95 % intervals.")
     if any(curve.gaps for curve in curves):
         parts.append("×: a checkpoint without a value.")
+    if len(found.runs) > len(ORDER):
+        parts.append(f"Colours repeat after {len(ORDER)} runs.")
     if places.x == "log-steps" and places.all[0] < places.smallest:
         parts.append("Step 0 is drawn at half the first step after it.")
     lost = [row for curve in curves for row in curve.rows if places.of(row["step"], row["tokens"]) is None]

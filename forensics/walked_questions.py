@@ -21,6 +21,8 @@ from forensics.figure import write_figure
 from forensics.forking import fork
 from forensics.lookup import batch, where
 from forensics.mixture import mixture_figure
+from forensics.probe_options import ProbeOptions
+from forensics.probing import probe
 from forensics.repetition import repeats
 from forensics.reproduction import prepare, replay, replay_folder
 from forensics.sample_run import SampleSpec
@@ -28,6 +30,7 @@ from forensics.spike_detection import spikes
 from forensics.token_answer import for_people
 from forensics.token_counts import exposures
 from forensics.token_paths import token_paths
+from forensics.trajectories import trajectory
 
 Say = Callable[[str], None]
 
@@ -143,6 +146,29 @@ def ask_tokens(walk: Walk) -> None:
     walk.show(f"  picture: {picture}")
 
 
+def ask_probes(walk: Walk) -> None:
+    from forensics.trajectory_picture import figure_of
+
+    names = ("loss", "loss-by-frequency", "next-batch", "norms")
+    walk.ask(
+        "How do its metrics develop through all checkpoints?", f"forensics probe {walk.run.name} {' '.join(names)}"
+    )
+    found = probe(walk.run.name, *names, options=ProbeOptions(device="cpu"), workspace=walk.workspace)
+    steps = sorted({row["step"] for row in found.rows})
+    chosen = [steps[0], steps[len(steps) // 2], steps[-1]]
+    shown = ["probe", "metric", *(f"step {step}" for step in chosen)]
+    metrics: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in found.rows:
+        if row["step"] in chosen and "layer" not in row["metric"] and "root mean square" not in row["metric"]:
+            of_metric = metrics.setdefault((row["probe"], row["metric"]), {**dict.fromkeys(shown), **row})
+            of_metric[f"step {row['step']}"] = round(row["value"], 3)
+    walk.rows(list(metrics.values()), shown, most=18)
+    walk.ask("And drawn?", f"forensics trajectory {walk.run.name} {' '.join(names[:3])}")
+    picture = walk.workspace.folder / "findings" / f"trajectory-{walk.run.name}.png"
+    write_figure(figure_of(trajectory(walk.run.name, names[:3], workspace=walk.workspace), "steps"), picture)
+    walk.show(f"  picture: {picture}")
+
+
 def ask_mixture(walk: Walk) -> None:
     every = max(walk.spec.num_steps // 20, 1)
     path = walk.workspace.folder / "findings" / f"mixture-{walk.run.name}.png"
@@ -243,6 +269,7 @@ QUESTIONS: tuple[Callable[[Walk], None], ...] = (
     ask_repeats,
     ask_exposures,
     ask_tokens,
+    ask_probes,
     ask_replay,
     ask_spikes,
     ask_fork,

@@ -23,6 +23,8 @@ from forensics.cli.options import (
 from forensics.cli.output import CheckpointProgress, Format, emit_arrow, emit_rows, print_table, printable, say
 
 if TYPE_CHECKING:
+    from data_index.workspace import Workspace
+    from forensics.probe_options import ProbeOptions
     from forensics.probing import Probed
 
 MOST_METRICS = 8
@@ -38,6 +40,13 @@ def probe(
     checkpoints: Annotated[
         str, typer.Option("--checkpoints", help="all, log:40, A:B, A:B:k, or steps such as 0,20,40.")
     ] = "all",
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="RUN[@STEP]|MODEL", help="Beside one checkpoint, another one, or any model, on its rows."),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw what --against finds: FILE.png or FILE.html.")
+    ] = None,
     num_tokens: Annotated[int, typer.Option(help="Tokens of the rows that are looked at.")] = 65_536,
     length: Annotated[int | None, typer.Option(help="Of rows, at most [default: as the run's].")] = None,
     seed: Annotated[int, typer.Option(help="Of samples of rows, and of sampling.")] = 0,
@@ -95,6 +104,11 @@ def probe(
         num_fewshot=num_fewshot,
         limit=limit,
     )
+    if against is not None:
+        if output is not None:
+            raise typer.BadParameter("--against prints its rows (--format csv > FILE); -o goes with a sweep")
+        _side_by_side(run, names, checkpoints, against, options, open_workspace(workspace), picture, format)
+        return
     asked: dict[str, Any] = {"checkpoints": checkpoints, "options": options, "workspace": open_workspace(workspace)}
     if plan:
         rows, messages = plan_probe(run, *names, **asked)
@@ -137,6 +151,42 @@ def probes(
 
     there = open_workspace(workspace)
     emit_arrow(probe_summaries(there, there.run(run)), format)
+
+
+def _side_by_side(
+    run: str,
+    names: Sequence[str],
+    checkpoints: str,
+    against: str,
+    options: ProbeOptions,
+    workspace: Workspace,
+    picture: Path | None,
+    format: Format,
+) -> None:
+    """Numbers as rows; texts below them, one under the other."""
+    from forensics.figure import write_figure
+    from forensics.side_by_side import COLUMNS, side_by_side
+    from forensics.side_by_side_picture import figure_of_sides
+
+    if checkpoints != "all" and not checkpoints.isdigit():
+        raise typer.BadParameter("--against takes one checkpoint: --checkpoints STEP [default: the last]")
+    step = int(checkpoints) if checkpoints.isdigit() else None
+    found = side_by_side(run, *names, against=against, checkpoint=step, options=options, workspace=workspace)
+    texts = [row for row in found.rows if row["text"] is not None or row["other_text"] is not None]
+    if format is not Format.table:
+        emit_rows(found.rows, format, (*COLUMNS, "text", "other_text") if texts else COLUMNS)
+    else:
+        emit_rows([row for row in found.rows if row not in texts], format, COLUMNS)
+        for row in texts:
+            print(printable(f"{row['probe']}, {row['metric']}"))
+            for label, text in ((found.one, row["text"]), (found.other, row["other_text"])):
+                print(f"  {label}: {printable(str(text))}")
+    for message in found.messages:
+        say(printable(message))
+    say(f"value: {found.one}; other: {found.other}")
+    if picture is not None:
+        write_figure(figure_of_sides(found), picture)
+        say(f"picture: {picture}")
 
 
 def _write(rows: Sequence[Mapping[str, Any]], output: Path) -> None:

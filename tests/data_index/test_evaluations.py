@@ -62,6 +62,15 @@ def test_the_step_is_in_the_name_or_in_the_revision(name: str, revision: str | N
     assert {row.step for row in read_result_file(path)} == {step}
 
 
+def test_results_of_todays_harness_state_their_shots_by_task(tmp_path: Path) -> None:
+    """What lm-eval 0.4.13 writes: `n-shot` beside the results, and how many instances there were among the numbers."""
+    path = tmp_path / "step7.json"
+    numbers = {"alias": "sciq", "sample_len": 40, "acc,none": 0.5, "acc_stderr,none": 0.1}
+    path.write_text(json.dumps({"results": {"sciq": numbers, "piqa": numbers}, "n-shot": {"sciq": 5, "piqa": 0}}))
+    found = [(row.task, row.metric, row.num_fewshot, row.stderr) for row in read_result_file(path)]
+    assert found == [("sciq", "acc", 5, 0.1), ("piqa", "acc", 0, 0.1)]
+
+
 def test_files_that_contradict_themselves_are_left_out_and_said(tmp_path: Path) -> None:
     result(tmp_path, "step1.json", "step1", sciq={"acc": 0.5})
     result(tmp_path, "step2.json", "step4", sciq={"acc": 0.5})

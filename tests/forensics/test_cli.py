@@ -293,6 +293,8 @@ def test_the_truth_file_is_never_needed(
         ["forks", "tiny"],
         ["exposures", "tiny"],
         ["spikes", "tiny"],
+        ["probe", "tiny", "loss", "norms"],
+        ["probes", "tiny"],
         ["tokens", "tiny"],
         ["blame", "tiny", "9", "--top", "2", "--nulls", "2"],
         ["replay", "tiny", "0:20"],

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from data_index.batch_queries import reader_of
 from data_index.errors import Busy, FailedFunction, InvalidRange, MissingCheckpoint
 from data_index.files import exclusive_lock
+from data_index.metric_queries import logged_metrics
 from data_index.registration import add
 from data_index.workspace import Workspace
 from forensics import sql
@@ -33,6 +35,7 @@ from replay.models import build_model
 from replay.recipe import recipe_of_run
 from replay.stored_tensors import StoredTensor
 from replay.weights import read_weights
+from tests.conftest import FIXTURES
 from tests.forensics.test_cli import answer, forensics
 
 STEPS = [0, 5, 10, 15, 20]
@@ -94,6 +97,22 @@ def test_every_checkpoint_has_the_loss_that_the_trainers_own_model_has(probed: t
     for step, loss in by_hand.items():
         assert measured[step] == pytest.approx(loss, abs=2e-6), step  # other attention kernels round otherwise
     assert measured[20] < measured[0] - 0.3
+
+
+@pytest.mark.parametrize(("name", "folder", "counted"), [("core", "olmo-core/main", 1), ("olmo", "olmo", 127 / 128)])
+def test_the_loss_of_the_next_batch_is_what_real_trainers_logged(
+    name: str, folder: str, counted: float, workspace: Workspace
+) -> None:
+    """The loss of step s + 1 is of the weights of checkpoint s. OLMo's predecessor divides by all tokens of a row, the
+    first among them, which nothing predicts."""
+    add(FIXTURES / folder, name=name, workspace=workspace)
+    found = probe(name, "next-batch", options=ONE_THREAD, workspace=workspace)
+    logged = logged_metrics(workspace, workspace.run(name), 0, 40, ["loss"])
+    measured = values(found, "next-batch", "loss, read next")
+
+    assert list(measured) == [0, 10, 20]
+    for step, loss in measured.items():
+        assert loss * counted == pytest.approx(logged[step + 1]["loss"], rel=2e-6), step
 
 
 def test_norms_are_those_of_the_stored_tensors(probed: tuple[Workspace, Probed]) -> None:
@@ -179,6 +198,41 @@ def test_one_forward_pass_serves_all_probes_of_the_same_rows(tiny: Workspace, mo
     assert len(passes) == 2  # held-out rows, and rows of the run
 
 
+def test_the_next_checkpoint_is_read_ahead_where_memory_allows(
+    tiny: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for it, two have been read when the first is measured; without, one; the numbers are the same."""
+    from forensics import local_measuring
+
+    order: list[str] = []
+    measure, read = local_measuring.measured, local_measuring.read_needed
+
+    def noted_measure(task: Task, *rest: Any) -> Measured:
+        if task.checkpoint.step == 0 and available > 0:
+            began.wait(10)
+        order.append(f"measured {task.checkpoint.step}")
+        return measure(task, *rest)
+
+    def noted_read(task: Task) -> Any:
+        order.append(f"read {task.checkpoint.step}")
+        if task.checkpoint.step == 5:
+            began.set()
+        return read(task)
+
+    monkeypatch.setattr(local_measuring, "measured", noted_measure)
+    monkeypatch.setattr(local_measuring, "read_needed", noted_read)
+    found = []
+    for available in (1e12, 0):
+        began = threading.Event()
+        order.clear()
+        monkeypatch.setattr(local_measuring, "available_memory", lambda available=available: available)
+        shutil.rmtree(tiny.home("tiny") / "probes", ignore_errors=True)
+        found.append(probe("tiny", "norms", checkpoints="0:5", options=ONE_THREAD, workspace=tiny).rows)
+        first = order[:3]
+        assert first == (["read 0", "read 5", "measured 0"] if available else ["read 0", "measured 0", "read 5"])
+    assert found[0] == found[1]
+
+
 # --- what is kept ----------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +246,12 @@ def test_nothing_is_measured_twice(tiny: Workspace, reads: list[StoredTensor]) -
     assert (further.num_measured, further.num_kept) == (2, 3)
     other = probe("tiny", "loss", checkpoints="0", options=ProbeOptions(threads=1, num_tokens=128), workspace=tiny)
     assert other.num_measured == 1 and other.rows[0]["value"] != first.rows[0]["value"]
+    assert len(other.messages) == 1 and "shows loss of these settings from now on" in other.messages[0]
+    shown = "SELECT count(DISTINCT step) AS steps FROM probes WHERE probe = 'loss'"
+    assert sql(shown, workspace=tiny).to_pylist() == [{"steps": 1}]
+    reads.clear()
+    back = probe("tiny", "loss", checkpoints="0", options=ONE_THREAD, workspace=tiny)
+    assert back.rows == first.rows[:1] and not reads and sql(shown, workspace=tiny).to_pylist() == [{"steps": 5}]
 
 
 def test_changed_weights_are_measured_anew(tiny: Workspace) -> None:
@@ -309,6 +369,24 @@ def test_a_probe_that_fails_does_not_keep_others_from_measuring(
     assert total == pytest.approx(float(sum(tensor.double().sum() for tensor in stored)), rel=1e-9)
     again = probe("tiny", "loss", options=ONE_THREAD, workspace=tiny)
     assert again.num_measured == 0 and np.isnan(values(again, "loss", "loss")[10])
+
+
+def test_a_function_that_changes_the_model_spoils_no_other_probe(
+    tiny: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spoiling_probe.py").write_text(
+        "def zeroed(model):\n    next(model.parameters()).data.zero_()\n    return 1.0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = probe(
+        "tiny", "spoiling_probe:zeroed", "induction", "loss", checkpoints="20", options=ONE_THREAD, workspace=tiny
+    )
+    assert [problem.probe for problem in found.problems] == ["spoiling_probe:zeroed"]
+    alone = probe("tiny", "induction", checkpoints="20", options=ProbeOptions(threads=1, seed=0), workspace=tiny)
+    (tiny.home("tiny") / "probes" / "answers").rename(tmp_path / "answers")
+    anew = probe("tiny", "induction", "loss", checkpoints="20", options=ONE_THREAD, workspace=tiny)
+    assert alone.num_measured == 0 and anew.num_measured == 1
+    assert anew.rows == tuple(row for row in found.rows if row["probe"] != "spoiling_probe:zeroed")
 
 
 @pytest.mark.parametrize(

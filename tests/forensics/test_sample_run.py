@@ -188,7 +188,7 @@ def test_the_walkthrough_finds_what_exists(demo_workspace: Workspace) -> None:
     before = (demo_workspace.folder / "shown.txt").read_text().splitlines()
     lines = "\n".join(lines).splitlines()
 
-    assert len([line for line in lines if line.startswith("$")]) == 13
+    assert len([line for line in lines if line.startswith("$")]) == 15
     assert [line for line in lines if line.startswith("$")] == [line for line in before if line.startswith("$")]
     assert any("grade R0" in line for line in lines) and any("grade R0" in line for line in before)
 

@@ -103,25 +103,27 @@ def test_checkpoints_without_a_value_are_gaps(shared: Workspace) -> None:
 
 
 def test_published_values_stand_beside_measured_ones_and_make_no_gap(shared: Workspace) -> None:
-    """A step that only a publisher evaluated is no checkpoint here, and what it states of one is a value of it."""
+    """A step that only a publisher evaluated is no checkpoint here, and what it states of one is a value of it, if it
+    is a number.
+    """
     write(
         shared,
-        measured("task:sciq", "acc", {0: 0.25, 5: 0.5, 10: 0.5, 20: 0.75}, "share"),
-        published("sciq", "acc", {7: 0.5, 15: 0.5}) + published("piqa", "acc", {7: 0.5}),
+        measured("task:sciq", "acc", {0: 0.25, 10: 0.5, 20: 0.75}, "share"),
+        published("sciq", "acc", {5: float("nan"), 7: 0.5, 15: 0.5}) + published("piqa", "acc", {7: 0.5}),
     )
     found = trajectory("tiny", "task:*", workspace=shared)
 
     assert [(curve.probe, curve.published, len(curve.rows), curve.gaps) for curve in found.curves] == [
         ("task:piqa", True, 1, ()),
-        ("task:sciq", False, 4, ()),
-        ("task:sciq", True, 2, ()),
+        ("task:sciq", False, 3, ((5, 5 * 512),)),
+        ("task:sciq", True, 3, ()),
     ]
     at_15 = found.rows[-1]
     assert (at_15["step"], at_15["tokens"], at_15["source"]) == (15, 15 * 512, "a.json")
     assert (at_15["low"], at_15["high"]) == (0.5 - 1.96 * 0.25, 0.5 + 1.96 * 0.25)
     assert found.rows[0]["tokens"] == 7 * 512  # no checkpoint, but the trainer logged it
     alone = trajectory("tiny", "task:sciq", published=False, workspace=shared)
-    assert [curve.published for curve in alone.curves] == [False] and [row["step"] for row in alone.gaps] == [15]
+    assert [curve.published for curve in alone.curves] == [False] and [row["step"] for row in alone.gaps] == [5, 15]
     theirs = trajectory("tiny", "task:sciq", measured=False, workspace=shared)
     assert [curve.published for curve in theirs.curves] == [True] and theirs.gaps == []
 
@@ -163,18 +165,20 @@ def test_contradicting_evaluations_are_said(shared: Workspace) -> None:
 
 def test_what_is_shown_of_many_metrics_is_of_the_whole_model(shared: Workspace) -> None:
     heads = [f"score, layer {layer} head {head}" for layer in range(12) for head in range(4)]
-    rows = [row for name in [*heads, "largest score", "mean score"] for row in measured("heads", name, {5: 1.0})]
+    rows = [row for name in [*heads, "total score", "uniform share"] for row in measured("heads", name, {5: 1.0})]
     write(shared, rows)
     found = trajectory("tiny", "heads", workspace=shared)
     shown = [curve.metric for curve in found.shown_curves]
 
-    assert len(found.rows) == 50 and set(shown) == {"largest score", "mean score", *heads[: MOST_METRICS - 2]}
+    assert len(found.rows) == 50 and set(shown) == {"total score", "uniform share", *heads[: MOST_METRICS - 2]}
     assert "heads: 8 of 50 metrics are shown and drawn, 42 are not" in found.messages[0]
-    named = trajectory("tiny", "heads", metrics=["*layer 3 *", "largest score"], workspace=shared)
-    assert [curve.metric for curve in named.shown_curves] == ["largest score", *heads[12:16]] and len(named.rows) == 5
+    named = trajectory("tiny", "heads", metrics=["*layer 3 *", "total score"], workspace=shared)
+    assert [curve.metric for curve in named.shown_curves] == [*heads[12:16], "total score"] and len(named.rows) == 5
     many = trajectory("tiny", "heads", metrics=["*"], workspace=shared)
     assert len(many.shown) == MOST_IN_ALL and len(many.rows) == 50
-    assert f"the first {MOST_IN_ALL} of 50 metrics are shown" in many.messages[0]
+    assert f"{MOST_IN_ALL} of 50 metrics are shown and drawn, the first ones of each probe" in many.messages[0]
+    write(shared, rows + measured("loss", "loss", {5: 1.0}))
+    assert ("loss", "loss") in trajectory("tiny", ["heads", "loss"], metrics=["*"], workspace=shared).shown
 
 
 def test_names_that_are_not_there_are_answered_with_those_that_are(shared: Workspace, tmp_path: Path) -> None:

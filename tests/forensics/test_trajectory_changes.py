@@ -31,7 +31,7 @@ def found(*curves: Curve) -> Trajectories:
 
 def bent(log_of: Any = lambda value: value) -> dict[int, float]:
     """9 up to step 700, then falling by 1.25 at each doubling of the step, with a little noise."""
-    noise = 0.01 * np.random.default_rng(0).standard_normal(len(STEPS))
+    noise = 0.01 * np.random.default_rng(2).standard_normal(len(STEPS))
     values = [9.0 - max(np.log2(max(step, 0.5) / 700), 0) * 1.25 for step in STEPS]
     return {step: float(log_of(value + more)) for step, value, more in zip(STEPS, values, noise, strict=True)}
 

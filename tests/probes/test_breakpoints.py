@@ -74,6 +74,15 @@ def test_noise_is_told_apart_from_a_trend() -> None:
 
     assert adjacent_noise(PYTHIA, 100 * PYTHIA + 0.5 * noise) == pytest.approx(0.5, rel=0.15)
     assert adjacent_noise(PYTHIA, 3 * PYTHIA) == pytest.approx(0.0, abs=1e-12)
+    bent = 20 * np.maximum(PYTHIA - 3, 0) * (PYTHIA < 5)
+    assert adjacent_noise(PYTHIA, bent + 0.1 * noise) == pytest.approx(0.1, rel=0.2)
+
+
+def test_a_score_that_stays_0_at_first_has_noise_after_that() -> None:
+    """Most distances between its points are 0, which is not how exact the others are."""
+    y = np.concatenate([np.zeros(20), 0.1 * np.random.default_rng(0).standard_normal(10)])
+
+    assert adjacent_noise(np.arange(30.0), y) > 0.01
 
 
 def test_exact_lines_break_exactly() -> None:
@@ -81,6 +90,12 @@ def test_exact_lines_break_exactly() -> None:
     breaks, _ = breakpoints(x, np.where(x < 5, 2 * x, 10 - 3 * (x - 5)))
 
     assert [(one.last, round(one.slope_before, 9), round(one.slope_after, 9)) for one in breaks] == [(4, 2.0, -3.0)]
+
+
+def test_rounding_is_no_noise() -> None:
+    """Values on a line, as far as their digits go."""
+    for y in (PYTHIA / 3 + 1000, 3 * PYTHIA):
+        assert breakpoints(PYTHIA, y)[0] == []
 
 
 @pytest.mark.parametrize("y", [[], [1.0], [1.0, 5.0, 1.0, 5.0, 1.0], [2.0] * 20], ids=["none", "one", "few", "flat"])

@@ -60,6 +60,8 @@ def test_a_sure_lead_of_the_other_sign_counts_for_its_side_only() -> None:
     found = crossing(values(X, [-5.0, -5.0, 0.01, 0.01, 0.01], 0.1), FLAT)
 
     assert found is not None and (found.was_sure, found.is_sure) == (True, False)
+    regained = crossing(values(X, [5.0, 5.0, -0.01, 0.01, 0.01], 0.1), FLAT)
+    assert regained is not None and (regained.was_sure, regained.is_sure) == (False, False)
 
 
 def test_curves_of_other_checkpoints_are_compared_between_them() -> None:
