@@ -70,7 +70,8 @@ def bytes_of_tensors(checkpoint: Checkpoint, parts: Mapping[str, StoredPart]) ->
     from data_index.remote.ranges import bytes_to_fetch
     from replay.weights import bytes_of_parts, stretches_of_parts, weights_on_servers
 
-    if all(file.copy() is not None for file in weights_on_servers(checkpoint)):
+    files = weights_on_servers(checkpoint)
+    if files and all(file.copy() is not None for file in files):
         return 0
     stretches = stretches_of_parts(parts)
     if stretches or not parts:  # of safetensors, only what is read from a copy on disk has no place on a server

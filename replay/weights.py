@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from data_index.dcp import DcpEntry
 from data_index.errors import CorruptFile, MissingState, UnknownLayout
 from data_index.files import atomic_file
-from data_index.olmo_checkpoint import layout_of, model_numbers
+from data_index.olmo_checkpoint import layout_of, model_numbers, unsharded_file
 from data_index.run import Checkpoint
 from replay.names_olmo import numbers_from_shapes, parts_of
 from replay.parameter_names import from_olmo_core, trainer_tensors
@@ -94,9 +94,15 @@ def weights_on_servers(checkpoint: Checkpoint) -> list[RemotePath]:
     """
     if isinstance(checkpoint.location, Path):
         return []
-    if checkpoint.layout == "hf":
-        return weight_files(checkpoint.location)
-    return dcp_files(checkpoint.location / "model_and_optim", "model.")
+    match checkpoint.layout:
+        case "hf":
+            return weight_files(checkpoint.location)
+        case "olmo_core":
+            return dcp_files(checkpoint.location / "model_and_optim", "model.")
+        case "olmo":
+            file = unsharded_file(checkpoint.location, "weights")
+            return [] if isinstance(file, Path) else [file]
+    return []  # of a layout that is read from disk only
 
 
 def read_tensor(checkpoint: Checkpoint, name: str, moment: str | None = None) -> torch.Tensor:
