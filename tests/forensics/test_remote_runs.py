@@ -27,9 +27,14 @@ from data_index.registration import add
 from data_index.registry import Fact, ReleasedRun
 from data_index.remote import connection, http
 from data_index.remote.path import RemotePath
+from data_index.remote.range_cache import RangeCache
 from data_index.workspace import Workspace
 from forensics import batch, repeats, replay
+from forensics.probe_options import ProbeOptions
+from forensics.probing import probe
+from forensics.probing_plan import plan_probe
 from forensics.repetition import plan_repeats
+from replay import device_speed
 from replay.weights import read_optimizer, read_tensor, read_weights
 from tests.conftest import FIXTURES
 from tests.forensics.test_cli import answer, forensics
@@ -41,7 +46,9 @@ OLMO, CORE = FIXTURES / "olmo", FIXTURES / "olmo-core" / "main" / "ckpt"
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch, hub_environment: Path) -> None:
+    """And no time is spent on how fast this machine is, which plans say."""
     monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(device_speed, "matmul_flops", lambda *given, **named: 1e9)
 
 
 @pytest.fixture
@@ -196,6 +203,40 @@ def test_one_tensor_of_a_far_distributed_checkpoint_is_its_items_alone(
     assert server.body_bytes - before == metadata + items
     assert items <= 1.05 * tensor.numel() * tensor.itemsize
     assert torch.equal(tensor, read_weights(checkpoint)["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("names", [["embedding-norms"], ["embedding-norms", "spectra", "norms"]], ids=" ".join)
+def test_far_checkpoints_of_both_trainers_are_probed_and_forgotten(
+    server: RangeServer, tmp_path: Path, workspace: Workspace, names: list[str]
+) -> None:
+    """A pickle and a distributed checkpoint; what a plan looked at stays, and nothing that came after it."""
+    manifest = write_manifest(tmp_path / "m", server)
+    manifest.write_text(
+        manifest.read_text()
+        + f'[[checkpoints]]\nstep = 11\nurl = "{server.url("/ckpt/step10")}"\nlayout = "olmo_core"\n'
+        'states = ["weights", "optimizer", "trainer"]\n'
+    )
+    run = add(manifest, workspace=workspace)
+    options = ProbeOptions(threads=1, device="cpu", forget_fetched=True)
+    plan, _ = plan_probe("far", *names, options=options, workspace=workspace)
+    before = kept_bytes(workspace)
+    found = probe("far", *names, options=options, workspace=workspace)
+
+    assert not found.problems and plan[-1]["bytes_to_read"] == found.num_bytes
+    assert all(0 < row["bytes_to_fetch"] <= 1.05 * row["bytes_to_read"] + 100_000 for row in plan[:-1])
+    assert kept_bytes(workspace) == before
+    for step in (10, 11):
+        matrix = read_weights(workspace.checkpoint(run, step))["model.embed_tokens.weight"]
+        means = [row["value"] for row in found.rows if row["step"] == step and "mean" in row["metric"]]
+        assert any(mean == pytest.approx(matrix.double().norm(dim=1).mean().item(), rel=1e-6) for mean in means)
+    assert kept_bytes(workspace) != before
+
+
+def kept_bytes(workspace: Workspace) -> dict[Path, tuple[tuple[int, int], ...]]:
+    """Which stretches of weight files are kept."""
+    weights = [path for path in workspace.cache.rglob("bytes") if re.search(r"model\.pt|distcp", str(path.parent))]
+    found = {path: RangeCache(path.parent, "").extents() for path in weights}
+    return {path: extents for path, extents in found.items() if extents}
 
 
 def test_a_far_run_is_replayed_like_a_near_one(
