@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from probes.probe import Measurement, Probe
 
 # Raised when a probe comes to measure something else under the same settings.
-VERSION = 1
+VERSION = 2
 Series = Mapping[int, Sequence["Measurement"]]  # step -> what was measured there
 
 
