@@ -121,6 +121,8 @@ def memorization(data: ProbeData, source: str | None) -> BoundProbe:
     num_tokens = scored[:, 1:].sum(axis=1)
 
     def joined(series: Series) -> Series:
+        if not series:  # no checkpoint could be read, or the sweep ended before the first
+            return {}
         steps = sorted(series)
         losses = np.array([[one.value for one in series[step]] for step in steps])
         first = np.searchsorted(np.array(steps), cohorts.first_steps)

@@ -35,7 +35,7 @@ from tests.data_index.conftest import RawRun
 from tests.data_index.test_every_order import Maker, amber_without_a_chunk
 from tests.data_index.test_exposures import HIDDEN, LENGTH, PAD, SEGMENTS, Case
 from tests.forensics.test_cli import forensics
-from tests.forensics.test_probing import ONE_THREAD, values
+from tests.forensics.test_probing import ONE_THREAD, stopped_after, values
 
 ALL_ROWS = ProbeOptions(num_tokens=10**9)
 LAST_STEP = 15
@@ -704,6 +704,17 @@ def test_memorization_is_a_difference_in_differences(probed_once: tuple[Workspac
     placebo = fell[(steps > 10) & (steps <= 15)].mean() - fell[steps > 15].mean() if (steps > 15).any() else None
     measured = values(found, "memorization", "before being read")
     assert measured.get(10) == (None if placebo is None else pytest.approx(placebo, **CLOSE))
+
+
+def test_memorization_of_no_checkpoint_is_nothing(tiny: Workspace) -> None:
+    """Where none can be read, and where a sweep ends before the first is done."""
+    for checkpoint in tiny.checkpoints(tiny.run("tiny")):
+        (checkpoint.folder / "model.safetensors").write_bytes(b"")
+    found = probe("tiny", "memorization", options=ONE_THREAD, workspace=tiny)
+    assert not found.rows and [problem.step for problem in found.problems] == [0, 5, 10, 15, 20]
+    with pytest.raises(KeyboardInterrupt):
+        stopped = stopped_after(0, KeyboardInterrupt)
+        probe("tiny", "memorization", options=ONE_THREAD, measuring=stopped, workspace=tiny)
 
 
 # --- all -------------------------------------------------------------------------------------------------------------
