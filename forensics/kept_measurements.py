@@ -1,18 +1,19 @@
 """What was measured of checkpoints, kept beside the run, so that no probe is asked twice about the same weights.
 
-probes/answers/<identity>.json    of one checkpoint: the answers of each probe, by the key of its settings
+probes/answers/<identity>.json    of one checkpoint: the answers of each probe, by the key of its settings; a hash of all
 probes/<hash>.parquet             what the view `probes` shows, one file a probe: its numbers under its last settings
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_index.errors import ForensicsError
-from data_index.files import read_json_object, write_hashed_parquet, write_json
+from data_index.files import canonical_json, read_json_object, write_hashed_parquet, write_json
 from data_index.kinds import arrow_schema
 from data_index.run import Checkpoint
 from data_index.workspace import put_in_force, read_current
@@ -36,7 +37,7 @@ class KeptMeasurements:
         kept = self._of(checkpoint).get(probe.key)
         try:
             return None if kept is None else Answer.from_json(kept["measurements"])
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
             return None
 
     def add(self, checkpoint: Checkpoint, probes: Iterable[BoundProbe], measured: Measured) -> None:
@@ -46,7 +47,8 @@ class KeptMeasurements:
             answer = measured.answers[probe.name]
             if answer.problem is None:
                 answers[probe.key] = {"probe": probe.name, "measurements": answer.as_json()}
-        write_json(self._path(checkpoint), {"step": checkpoint.step, "answers": answers})
+        about = {"step": checkpoint.step, "answers": answers, "sha256": _hash_of(answers)}
+        write_json(self._path(checkpoint), about)
 
     def put_in_force(self, probes: Sequence[BoundProbe], checkpoints: Sequence[Checkpoint]) -> dict[str, Series]:
         """Let what was ever measured under these settings be what the view `probes` shows of these probes.
@@ -70,11 +72,7 @@ class KeptMeasurements:
     def _of(self, checkpoint: Checkpoint) -> dict[str, Any]:
         path = self._path(checkpoint)
         if path.name not in self._answers:
-            try:
-                answers = read_json_object(path).get("answers")
-            except ForensicsError:
-                answers = None
-            self._answers[path.name] = answers if isinstance(answers, dict) else {}
+            self._answers[path.name] = _whole(path)
         return self._answers[path.name]
 
     def _path(self, checkpoint: Checkpoint) -> Path:
@@ -87,15 +85,33 @@ class KeptMeasurements:
         return [probe.name for probe in probes if probe.name in there and there[probe.name][1] != probe.key]
 
     def _in_force(self) -> dict[str, tuple[Path, str]]:
-        """The file in force of each probe, and the key of its settings."""
+        """The file in force of each probe, and the key of its settings; not a file that is damaged or was deleted, which
+        the next question about its probe writes anew."""
         import pyarrow.parquet
 
         found = {}
         for name in read_current(self._home).get(KIND, []):
-            about = pyarrow.parquet.read_schema(self._home / name).metadata or {}
+            try:
+                about = pyarrow.parquet.read_schema(self._home / name).metadata or {}
+            except (OSError, pyarrow.ArrowInvalid):
+                continue
             if _PROBE in about:
                 found[about[_PROBE].decode()] = self._home / name, about.get(_KEY, b"").decode()
         return found
+
+
+def _whole(path: Path) -> dict[str, Any]:
+    """The answers in a file; none where a part of them was changed or lost, which would leave some series ragged."""
+    try:
+        about = read_json_object(path)
+    except ForensicsError:
+        return {}
+    answers = about.get("answers")
+    return answers if isinstance(answers, dict) and about.get("sha256") == _hash_of(answers) else {}
+
+
+def _hash_of(answers: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(answers)).hexdigest()
 
 
 def rows_of(probe: str, series: Series, tokens: Mapping[int, int | None]) -> list[dict[str, Any]]:

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
 
 from data_index.batch_queries import reader_of
 from data_index.errors import Busy, FailedFunction, InvalidRange, MissingCheckpoint
-from data_index.files import exclusive_lock
+from data_index.files import canonical_json, exclusive_lock
 from data_index.metric_queries import logged_metrics
 from data_index.registration import add
 from data_index.workspace import Workspace
 from forensics import sql
+from forensics.bound_probe import Answer, always
 from forensics.chosen_checkpoints import chosen_checkpoints, log_spaced
+from forensics.cli.program import app
 from forensics.forking import fork
+from forensics.kept_measurements import KeptMeasurements
 from forensics.local_measuring import measured_here
 from forensics.measured_checkpoint import Computing, Measured, Task
 from forensics.probe_options import ProbeOptions
 from forensics.probing import COLUMNS, Probed, probe
 from probes.loss import mean_loss
+from probes.probe import Measurement
 from replay.models import build_model
 from replay.recipe import recipe_of_run
 from replay.stored_tensors import StoredTensor
@@ -281,6 +289,60 @@ def test_answers_that_are_not_whole_were_not_kept(tiny: Workspace) -> None:
     assert again.num_measured == 5 and again.rows == first.rows
 
 
+DAMAGE: dict[str, dict[str, Any]] = {
+    "no number": {"value": None},
+    "a number that no float holds": {"value": 10**400},
+    "half an interval": {"low": 1.0, "high": None},
+    "a metric that is none": {"metric": 5},
+    "a text that no file holds": {"text": "\ud800"},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_kept_answers_of_other_types_are_not_believed(
+    tiny_shared: Workspace, tmp_path: Path, damage: dict[str, Any]
+) -> None:
+    """Whoever changed them may have hashed them anew; a sweep would end with a traceback, each time."""
+    checkpoint, bound = tiny_shared.checkpoint(tiny_shared.run("tiny"), 5), always(None, {"probe": "x"})
+    bound = replace(bound, name="x")
+    answer = Answer(measurements=(Measurement(metric="m", value=math.nan, unit="u", low=-math.inf, high=1.0),))
+    KeptMeasurements(tmp_path).add(checkpoint, [bound], Measured(step=5, answers={"x": answer}))
+    kept = KeptMeasurements(tmp_path).answer(checkpoint, bound)
+    assert kept is not None and kept.as_json() == answer.as_json() and math.isnan(kept.measurements[0].value)
+
+    (path,) = (tmp_path / "probes" / "answers").glob("*.json")
+    about = json.loads(path.read_text())
+    about["answers"][bound.key]["measurements"][0] |= damage
+    about["sha256"] = hashlib.sha256(canonical_json(about["answers"])).hexdigest()
+    path.write_text(json.dumps(about))
+    assert KeptMeasurements(tmp_path).answer(checkpoint, bound) is None
+
+
+def test_an_answer_that_lost_a_row_was_not_kept(tiny: Workspace) -> None:
+    """Numbers over several checkpoints are made of rows that each of them has."""
+    first = probe("tiny", "memorization", options=ONE_THREAD, workspace=tiny)
+    path = sorted((tiny.home("tiny") / "probes" / "answers").glob("*.json"))[2]
+    about = json.loads(path.read_text())
+    for kept in about["answers"].values():
+        kept["measurements"].pop()
+    path.write_text(json.dumps(about))
+    again = probe("tiny", "memorization", options=ONE_THREAD, workspace=tiny)
+
+    assert again.num_measured == 1 and again.rows == first.rows
+
+
+def test_a_view_whose_files_were_deleted_or_damaged_is_written_anew(tiny: Workspace) -> None:
+    first = probe("tiny", "loss", "norms", "induction", options=ONE_THREAD, workspace=tiny)
+    deleted, damaged, _ = sorted((tiny.home("tiny") / "probes").glob("*.parquet"))
+    deleted.unlink()
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    again = probe("tiny", "loss", "norms", "induction", options=ONE_THREAD, workspace=tiny)
+
+    assert again.rows == first.rows and again.num_measured == 0
+    shown = sql("SELECT count(*) AS rows FROM probes", workspace=tiny).to_pylist()
+    assert shown == [{"rows": len(first.rows)}]
+
+
 def test_two_sweeps_of_a_run_do_not_meet(tiny: Workspace) -> None:
     with exclusive_lock(tiny.home("tiny") / "probes.lock", "probing tiny"), pytest.raises(Busy):
         probe("tiny", "loss", options=ONE_THREAD, workspace=tiny)
@@ -436,6 +498,23 @@ def test_probing_has_the_documented_keys(tiny: Workspace, tmp_path: Path) -> Non
     assert out.read_text().splitlines()[0].replace('"', "") == ",".join((*COLUMNS, "text"))
     names = [row["name"] for row in answer(tiny, "probes")]
     assert "loss[@ROWS]" in names and "norms" in names
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--picture", "x.png"), "--picture draws what --against finds"),
+        (("--against", "tiny@5", "--picture", "x.xyz"), "neither in .png nor in .html"),
+        (("--against", "tiny@5", "--plan"), "--plan goes with a sweep"),
+        (("--against", "tiny@5", "--workers", "2"), "--workers goes with a sweep"),
+        (("--against", "tiny@5", "--checkpoints", "\u00b2"), "--against takes one checkpoint"),
+    ],
+)
+def test_options_that_would_be_passed_over_are_refused(
+    tiny_shared: Workspace, options: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(typer.BadParameter, match=said):
+        app(["probe", "tiny", "loss", *options, "--workspace", str(tiny_shared.folder)], standalone_mode=False)
 
 
 def test_rows_of_the_run_read_only_what_its_files_hold(tiny: Workspace) -> None:
