@@ -1,6 +1,6 @@
 """What was measured of checkpoints, kept beside the run, so that no probe is asked twice about the same weights.
 
-probes/answers/<identity>.json    of one checkpoint: the answers of each probe, by the key of its settings; a hash of all
+probes/answers/<identity>.json    of one checkpoint: the answers of each probe, by the key of its settings; their hash
 probes/<hash>.parquet             what the view `probes` shows, one file a probe: its numbers under its last settings
 """
 
@@ -85,8 +85,10 @@ class KeptMeasurements:
         return [probe.name for probe in probes if probe.name in there and there[probe.name][1] != probe.key]
 
     def _in_force(self) -> dict[str, tuple[Path, str]]:
-        """The file in force of each probe, and the key of its settings; not a file that is damaged or was deleted, which
-        the next question about its probe writes anew."""
+        """The file in force of each probe, and the key of its settings.
+
+        A file that is damaged or was deleted is left out: the next question about its probe writes it anew.
+        """
         import pyarrow.parquet
 
         found = {}
