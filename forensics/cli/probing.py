@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -126,7 +128,8 @@ def probe(
         from forensics.ray_measuring import measured_on_ray
 
         asked["measuring"] = partial(measured_on_ray, workers=workers, address=ray_address)
-    found = measure(run, *names, progress=CheckpointProgress(), **asked)
+    with redirect_stdout(sys.stderr):  # what functions of the user's and tasks print is no row
+        found = measure(run, *names, progress=CheckpointProgress(), **asked)
     columns = (*COLUMNS, "text") if any(row["text"] is not None for row in found.rows) else COLUMNS
     if output is not None:
         _write(found.rows, output)
@@ -196,7 +199,8 @@ def _side_by_side(
     if checkpoints != "all" and not checkpoints.isdecimal():
         raise typer.BadParameter("--against takes one checkpoint: --checkpoints STEP [default: the last]")
     step = int(checkpoints) if checkpoints.isdecimal() else None
-    found = side_by_side(run, *names, against=against, checkpoint=step, options=options, workspace=workspace)
+    with redirect_stdout(sys.stderr):
+        found = side_by_side(run, *names, against=against, checkpoint=step, options=options, workspace=workspace)
     texts = [row for row in found.rows if row["text"] is not None or row["other_text"] is not None]
     if format is not Format.table:
         emit_rows(found.rows, format, (*COLUMNS, "text", "other_text") if texts else COLUMNS)

@@ -517,6 +517,18 @@ def test_options_that_would_be_passed_over_are_refused(
         app(["probe", "tiny", "loss", *options, "--workspace", str(tiny_shared.folder)], standalone_mode=False)
 
 
+def test_what_a_function_prints_is_no_row(
+    tiny_shared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "chatty_probe.py").write_text("def one(model):\n    print('no row')\n    return 1.0\n")
+    monkeypatch.chdir(tmp_path)
+    asked = ["probe", "tiny", "chatty_probe:one", "--checkpoints", "5", "--workspace", str(tiny_shared.folder)]
+    for more in ([], ["--against", "tiny@10"]):
+        app([*asked, *more, "--threads", "1", "--format", "csv"], standalone_mode=False)
+        said = capfd.readouterr()
+        assert "no row" in said.err and said.out.count("\n") == 2 and "no row" not in said.out
+
+
 def test_rows_of_the_run_read_only_what_its_files_hold(tiny: Workspace) -> None:
     """`loss@run` is of tokens that the run's own files have at the places which the index names."""
     run = tiny.run("tiny")
