@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_index.errors import ForensicsError
+from data_index.errors import ChangedFile, ForensicsError, MissingFile
 from data_index.files import canonical_json, read_json_object, write_hashed_parquet, write_json
 from data_index.kinds import arrow_schema
 from data_index.run import Checkpoint
@@ -31,24 +31,32 @@ class KeptMeasurements:
     def __init__(self, home: Path) -> None:
         self._home, self._folder = home, home / KIND
         self._answers: dict[str, dict[str, Any]] = {}  # by identity, as far as they were looked at
+        self._identities: dict[int, str] = {}  # by step, of the weights as they were when first looked at
 
     def answer(self, checkpoint: Checkpoint, probe: BoundProbe) -> Answer | None:
         """None: it was not asked, or its checkpoint is another one now. What is not whole was not kept."""
-        kept = self._of(checkpoint).get(probe.key)
         try:
+            kept = self._of(self._identity(checkpoint)).get(probe.key)
             return None if kept is None else Answer.from_json(kept["measurements"])
-        except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+        except (MissingFile, LookupError, TypeError, ValueError, AttributeError, OverflowError):
             return None
 
     def add(self, checkpoint: Checkpoint, probes: Iterable[BoundProbe], measured: Measured) -> None:
-        """Keep what was measured; not what failed, so that it is tried again."""
-        answers = self._of(checkpoint)
+        """Keep what was measured; not what failed, so that it is tried again.
+
+        Raises:
+            ChangedFile, MissingFile: its weights are no longer those that were there before it was read.
+        """
+        identity = identity_of_place(checkpoint.location, commit=checkpoint.commit)
+        if identity != self._identities.get(checkpoint.step):
+            raise ChangedFile(f"{checkpoint.location} was changed while it was measured: ask again")
+        answers = self._of(identity)
         for probe in probes:
             answer = measured.answers[probe.name]
             if answer.problem is None:
                 answers[probe.key] = {"probe": probe.name, "measurements": answer.as_json()}
         about = {"step": checkpoint.step, "answers": answers, "sha256": _hash_of(answers)}
-        write_json(self._path(checkpoint), about)
+        write_json(self._path(identity), about)
 
     def put_in_force(self, probes: Sequence[BoundProbe], checkpoints: Sequence[Checkpoint]) -> dict[str, Series]:
         """Let what was ever measured under these settings be what the view `probes` shows of these probes.
@@ -69,14 +77,22 @@ class KeptMeasurements:
         put_in_force(self._home, {KIND: list(files.values())})
         return shown
 
-    def _of(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        path = self._path(checkpoint)
-        if path.name not in self._answers:
-            self._answers[path.name] = _whole(path)
-        return self._answers[path.name]
+    def _identity(self, checkpoint: Checkpoint) -> str:
+        """
+        Raises:
+            MissingFile
+        """
+        if checkpoint.step not in self._identities:
+            found = identity_of_place(checkpoint.location, commit=checkpoint.commit)
+            self._identities[checkpoint.step] = found
+        return self._identities[checkpoint.step]
 
-    def _path(self, checkpoint: Checkpoint) -> Path:
-        identity = identity_of_place(checkpoint.location, commit=checkpoint.commit)
+    def _of(self, identity: str) -> dict[str, Any]:
+        if identity not in self._answers:
+            self._answers[identity] = _whole(self._path(identity))
+        return self._answers[identity]
+
+    def _path(self, identity: str) -> Path:
         return self._folder / "answers" / f"{identity}.json"
 
     def of_other_settings(self, probes: Iterable[BoundProbe]) -> list[str]:

@@ -31,7 +31,11 @@ def measured_here(tasks: Sequence[Task], computing: Computing, *, prefetch: bool
             # Its result would otherwise hold the tensors of the one before for as long as this one is measured.
             del reading
             ahead = reader.submit(read_needed, tasks[number + 1]) if prefetch and number + 1 < len(tasks) else None
-            yield measured(task, tensors, num_bytes, computing) if problem is None else unmeasured(task, problem)
+            yield (
+                measured(task, tensors, num_bytes, computing)
+                if problem is None
+                else unmeasured(task.checkpoint.step, task.probes, problem)
+            )
 
 
 def _result(reading: Future[Tensors]) -> tuple[dict[str, torch.Tensor], int, str | None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_index.errors import ForensicsError
+from data_index.errors import ChangedFile, ForensicsError, MissingFile
 from data_index.files import exclusive_lock, read_json_object, require_free_space
 from data_index.run import Checkpoint, Run
 from data_index.workspace import Workspace
@@ -17,7 +17,7 @@ from forensics.chosen_checkpoints import checkpoints_with_weights, chosen_checkp
 from forensics.fetching import bytes_of_tensors, bytes_of_weights, require_allowed
 from forensics.kept_measurements import KeptMeasurements, rows_of
 from forensics.local_measuring import measured_here
-from forensics.measured_checkpoint import Computing, Measured, Task, needed, needs_model
+from forensics.measured_checkpoint import Computing, Measured, Task, needed, needs_model, unmeasured
 from forensics.probe_catalogue import bound_probes
 from forensics.probe_data import ProbeData
 from forensics.probe_options import ProbeOptions
@@ -128,7 +128,11 @@ def probe(
         _require_room(workspace, left, options, run)
         try:
             for number, (checkpoint, measured) in enumerate(_measured(sweep, left, measuring, done), 1):
-                kept.add(checkpoint, [one for one in sweep.probes if one.name in measured.answers], measured)
+                try:
+                    kept.add(checkpoint, [one for one in sweep.probes if one.name in measured.answers], measured)
+                except (ChangedFile, MissingFile) as error:
+                    measured = unmeasured(checkpoint.step, measured.answers, str(error))
+                done.add(measured)
                 progress(number, len(left), checkpoint.step)
         finally:
             shown = kept.put_in_force(sweep.probes, checkpoints_with_weights(workspace, sweep.run))
@@ -196,7 +200,6 @@ def _measured(
             forget = sweep.options.forget_fetched
             tasks.append(Task(checkpoint=checkpoint, config=config, probes=asked, forget_fetched=forget))
     for measured in measuring(tasks, sweep.computing):
-        done.add(measured)
         yield by_step[measured.step], measured
 
 

@@ -79,7 +79,7 @@ def _measured_there(task: Task, computing: Computing) -> Measured:
     try:
         tensors, num_bytes = read_needed(task)
     except ForensicsError as error:
-        return unmeasured(task, str(error))
+        return unmeasured(task.checkpoint.step, task.probes, str(error))
     return measured(task, tensors, num_bytes, computing)
 
 
@@ -88,7 +88,7 @@ def _result(ray: Any, finished: Any, task: Task) -> Measured:
         found: Measured = ray.get(finished)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
         first = str(error).strip().split("\n")[0]
-        return unmeasured(task, f"its worker died {MAX_RETRIES + 1} times: {first[:200]}")
+        return unmeasured(task.checkpoint.step, task.probes, f"its worker died {MAX_RETRIES + 1} times: {first[:200]}")
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         raise cause if isinstance(cause, ForensicsError) else error from None

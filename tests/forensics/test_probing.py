@@ -21,7 +21,7 @@ import torch
 import typer
 
 from data_index.batch_queries import reader_of
-from data_index.errors import Busy, FailedFunction, InvalidRange, MissingCheckpoint
+from data_index.errors import Busy, FailedFunction, InvalidRange, MissingCheckpoint, MissingFile
 from data_index.files import canonical_json, exclusive_lock
 from data_index.metric_queries import logged_metrics
 from data_index.registration import add
@@ -34,8 +34,10 @@ from forensics.forking import fork
 from forensics.kept_measurements import KeptMeasurements
 from forensics.local_measuring import measured_here
 from forensics.measured_checkpoint import Computing, Measured, Task
+from forensics.probe_data import ProbeData
 from forensics.probe_options import ProbeOptions
 from forensics.probing import COLUMNS, Probed, probe
+from forensics.probing_plan import plan_probe
 from probes.loss import mean_loss
 from probes.probe import Measurement
 from replay.models import build_model
@@ -208,6 +210,26 @@ def test_one_forward_pass_serves_all_probes_of_the_same_rows(tiny: Workspace, mo
 # --- what is kept ----------------------------------------------------------------------------------------------------
 
 
+def test_numbers_of_weights_that_were_replaced_meanwhile_are_not_kept(tiny: Workspace) -> None:
+    """A trainer that is running may write a checkpoint again, or delete it, while it is measured."""
+    folders = {step: tiny.checkpoint(tiny.run("tiny"), step).folder for step in STEPS}
+
+    def measuring(tasks: Sequence[Task], computing: Computing) -> Iterator[Measured]:
+        for measured in measured_here(tasks, computing, prefetch=False):
+            if measured.step == 10:
+                shutil.copy(folders[20] / "model.safetensors", folders[10] / "model.safetensors")
+            if measured.step == 15:
+                shutil.rmtree(folders[15])
+            yield measured
+
+    found = probe("tiny", "loss", "norms", options=ONE_THREAD, measuring=measuring, workspace=tiny)
+    assert [(one.step, one.probe) for one in found.problems] == [(s, p) for s in (10, 15) for p in ("loss", "norms")]
+    assert "was changed while it was measured" in found.problems[0].message
+    assert list(values(found, "loss", "loss")) == [0, 5, 20]
+    again = values(probe("tiny", "loss", options=ONE_THREAD, workspace=tiny), "loss", "loss")
+    assert again[10] == again[20] and list(again) == [0, 5, 10, 20]
+
+
 def test_nothing_is_measured_twice(tiny: Workspace, reads: list[StoredTensor]) -> None:
     first = probe("tiny", "loss", "induction", checkpoints="0:10", options=ONE_THREAD, workspace=tiny)
     reads.clear()
@@ -306,7 +328,9 @@ def test_kept_answers_of_other_types_are_not_believed(
     checkpoint, bound = tiny_shared.checkpoint(tiny_shared.run("tiny"), 5), always(None, {"probe": "x"})
     bound = replace(bound, name="x")
     answer = Answer(measurements=(Measurement(metric="m", value=math.nan, unit="u", low=-math.inf, high=1.0),))
-    KeptMeasurements(tmp_path).add(checkpoint, [bound], Measured(step=5, answers={"x": answer}))
+    keeping = KeptMeasurements(tmp_path)
+    assert keeping.answer(checkpoint, bound) is None
+    keeping.add(checkpoint, [bound], Measured(step=5, answers={"x": answer}))
     kept = KeptMeasurements(tmp_path).answer(checkpoint, bound)
     assert kept is not None and kept.as_json() == answer.as_json() and math.isnan(kept.measurements[0].value)
 
@@ -364,6 +388,31 @@ def test_bad_checkpoints_are_told_and_skipped(tiny: Workspace) -> None:
     whole.write_bytes(content)
     mended = probe("tiny", "loss", options=ONE_THREAD, workspace=tiny)
     assert mended.num_measured == 2 and [problem.step for problem in mended.problems] == [15]
+
+
+def test_a_probe_without_data_at_a_checkpoint_is_told_and_the_rest_is_measured(
+    tiny: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of the checkpoints, whichever was found first."""
+    plain = ProbeData.around
+
+    def around(data: ProbeData, step: int) -> Any:
+        if step == 10:
+            raise MissingFile("tokens are not here")
+        return plain(data, step)
+
+    monkeypatch.setattr(ProbeData, "around", around)
+    (tiny.checkpoint(tiny.run("tiny"), 5).folder / "model.safetensors").write_bytes(b"")
+    _, messages = plan_probe("tiny", "next-batch", "norms", options=ONE_THREAD, workspace=tiny)
+    assert "next-batch will be left out at checkpoint 10: tokens are not here" in messages
+    found = probe("tiny", "next-batch", "norms", options=ONE_THREAD, workspace=tiny)
+
+    assert [(one.step, one.probe) for one in found.problems] == [(5, "next-batch"), (5, "norms"), (10, "next-batch")]
+    assert found.problems[-1].message == "tokens are not here"
+    assert {row["step"] for row in found.rows if row["probe"] == "norms"} == {0, 10, 15, 20}
+    assert (found.num_measured, found.num_kept) == (5, 0)
+    again = probe("tiny", "next-batch", "norms", options=ONE_THREAD, workspace=tiny)
+    assert (again.num_measured, again.num_kept) == (1, 3) and again.rows == found.rows
 
 
 def test_a_probe_that_fails_does_not_keep_others_from_measuring(
