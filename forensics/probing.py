@@ -192,11 +192,14 @@ def _measured(
     by_step = {checkpoint.step: checkpoint for checkpoint, _ in left}
     tasks = []
     for checkpoint, asked in left:
+        config: Mapping[str, Any] = {}
+        of_model = [name for name, probe in asked.items() if needs_model(probe)]
         try:
-            config = config_of(sweep.run, checkpoint) if any(map(needs_model, asked.values())) else {}
+            config = config_of(sweep.run, checkpoint) if of_model else {}
         except ForensicsError as error:
-            done.problems += [Problem(step=checkpoint.step, probe=name, message=str(error)) for name in asked]
-        else:
+            done.problems += [Problem(step=checkpoint.step, probe=name, message=str(error)) for name in of_model]
+            asked = {name: probe for name, probe in asked.items() if name not in of_model}
+        if asked:
             forget = sweep.options.forget_fetched
             tasks.append(Task(checkpoint=checkpoint, config=config, probes=asked, forget_fetched=forget))
     for measured in measuring(tasks, sweep.computing):

@@ -21,12 +21,13 @@ import torch
 import typer
 
 from data_index.batch_queries import reader_of
-from data_index.errors import Busy, FailedFunction, InvalidRange, MissingCheckpoint, MissingFile
+from data_index.errors import Busy, FailedFunction, InvalidRange, MissingCheckpoint, MissingFile, UnsupportedRecipe
 from data_index.files import canonical_json, exclusive_lock
 from data_index.metric_queries import logged_metrics
 from data_index.registration import add
+from data_index.run import Checkpoint, Run
 from data_index.workspace import Workspace
-from forensics import sql
+from forensics import probing, sql
 from forensics.bound_probe import Answer, always
 from forensics.chosen_checkpoints import chosen_checkpoints, log_spaced
 from forensics.cli.program import app
@@ -413,6 +414,19 @@ def test_a_probe_without_data_at_a_checkpoint_is_told_and_the_rest_is_measured(
     assert (found.num_measured, found.num_kept) == (5, 0)
     again = probe("tiny", "next-batch", "norms", options=ONE_THREAD, workspace=tiny)
     assert (again.num_measured, again.num_kept) == (1, 3) and again.rows == found.rows
+
+
+def test_tensors_are_measured_where_no_model_can_be_made(tiny: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(run: Run, checkpoint: Checkpoint) -> Any:
+        raise UnsupportedRecipe("no such model")
+
+    monkeypatch.setattr(probing, "config_of", unknown)
+    before = torch.get_num_threads()
+    found = probe(
+        "tiny", "loss", "norms", checkpoints="5", options=ProbeOptions(threads=before + 1, device="cpu"), workspace=tiny
+    )
+    assert [(one.probe, one.message) for one in found.problems] == [("loss", "no such model")]
+    assert {row["probe"] for row in found.rows} == {"norms"} and torch.get_num_threads() == before
 
 
 def test_a_probe_that_fails_does_not_keep_others_from_measuring(
