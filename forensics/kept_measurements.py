@@ -72,7 +72,7 @@ class KeptMeasurements:
         for probe in probes:
             found = {c.step: answer for c in checkpoints if (answer := self.answer(c, probe)) is not None}
             series: Series = {step: answer.measurements for step, answer in sorted(found.items())}
-            shown[probe.name] = probe.joined(series) if probe.joined is not None else series
+            shown[probe.name] = probe.joined(series) if probe.joined is not None and series else series
             files[probe.name] = write_hashed_parquet(self._folder, _table(probe, shown[probe.name], tokens))
         put_in_force(self._home, {KIND: list(files.values())})
         return shown

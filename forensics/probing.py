@@ -138,6 +138,8 @@ def probe(
             shown = kept.put_in_force(sweep.probes, checkpoints_with_weights(workspace, sweep.run))
     tokens = {checkpoint.step: checkpoint.tokens for checkpoint in sweep.checkpoints}
     chosen = [(name, {step: of for step, of in series.items() if step in tokens}) for name, series in shown.items()]
+    without = {name for name, series in chosen if not any(series.values())} - {one.probe for one in done.problems}
+    sweep.messages.extend(_about_nothing(one) for one in sweep.probes if one.name in without)
     return Probed(
         run=run,
         rows=tuple(row for name, series in chosen for row in rows_of(name, series, tokens)),
@@ -148,6 +150,11 @@ def probe(
         seconds=done.seconds,
         messages=tuple(sweep.messages),
     )
+
+
+def _about_nothing(probe: BoundProbe) -> str:
+    of_several = ": it compares several, before and after rows were read" if probe.joined is not None else ""
+    return f"{probe.name} has no number at these checkpoints{of_several}"
 
 
 def _require_room(

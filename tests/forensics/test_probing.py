@@ -40,7 +40,9 @@ from forensics.probe_options import ProbeOptions
 from forensics.probing import COLUMNS, Probed, probe
 from forensics.probing_plan import plan_probe
 from probes.loss import mean_loss
+from probes.prediction_probes import CalibrationError
 from probes.probe import Measurement
+from probes.weight_probes import WeightNorms
 from replay.models import build_model
 from replay.recipe import recipe_of_run
 from replay.stored_tensors import StoredTensor
@@ -272,6 +274,8 @@ def stopped_after(count: int, error: type[BaseException]) -> Any:
 def test_interrupted_and_resumed_equals_uninterrupted(tiny: Workspace, probed: tuple[Workspace, Probed]) -> None:
     """To the last bit, and what was done by then is in the view."""
     with pytest.raises(KeyboardInterrupt):
+        probe("tiny", *SEVERAL, options=ONE_THREAD, measuring=stopped_after(0, KeyboardInterrupt), workspace=tiny)
+    with pytest.raises(KeyboardInterrupt):
         probe("tiny", *SEVERAL, options=ONE_THREAD, measuring=stopped_after(2, KeyboardInterrupt), workspace=tiny)
     shown = sql("SELECT DISTINCT step FROM probes WHERE probe = 'loss' ORDER BY ALL", workspace=tiny)
     assert shown.column("step").to_pylist() == STEPS[:2]
@@ -326,7 +330,7 @@ def test_kept_answers_of_other_types_are_not_believed(
     tiny_shared: Workspace, tmp_path: Path, damage: dict[str, Any]
 ) -> None:
     """Whoever changed them may have hashed them anew; a sweep would end with a traceback, each time."""
-    checkpoint, bound = tiny_shared.checkpoint(tiny_shared.run("tiny"), 5), always(None, {"probe": "x"})
+    checkpoint, bound = tiny_shared.checkpoint(tiny_shared.run("tiny"), 5), always(WeightNorms(), {"probe": "x"})
     bound = replace(bound, name="x")
     answer = Answer(measurements=(Measurement(metric="m", value=math.nan, unit="u", low=-math.inf, high=1.0),))
     keeping = KeptMeasurements(tmp_path)
@@ -412,8 +416,25 @@ def test_a_probe_without_data_at_a_checkpoint_is_told_and_the_rest_is_measured(
     assert found.problems[-1].message == "tokens are not here"
     assert {row["step"] for row in found.rows if row["probe"] == "norms"} == {0, 10, 15, 20}
     assert (found.num_measured, found.num_kept) == (5, 0)
+    alone = probe("tiny", "memorization", "norms", checkpoints="5", options=ONE_THREAD, workspace=tiny)
+    assert not alone.messages and {one.probe for one in alone.problems} == {"memorization", "norms"}
+    alone = probe("tiny", "memorization", "norms", checkpoints="0", options=ONE_THREAD, workspace=tiny)
+    assert "memorization has no number at these checkpoints: it compares several" in alone.messages[0]
+    assert len(alone.messages) == 1
     again = probe("tiny", "next-batch", "norms", options=ONE_THREAD, workspace=tiny)
     assert (again.num_measured, again.num_kept) == (1, 3) and again.rows == found.rows
+
+
+def test_one_of_the_probes_that_share_a_pass_may_fail(tiny: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(probe: Any) -> Any:
+        raise ValueError
+
+    whole = probe("tiny", "loss", "unigram-kl", checkpoints="5", options=ONE_THREAD, workspace=tiny)
+    shutil.rmtree(tiny.home("tiny") / "probes" / "answers")
+    monkeypatch.setattr(CalibrationError, "statistic", failing)
+    found = probe("tiny", "loss", "calibration", "unigram-kl", checkpoints="5", options=ONE_THREAD, workspace=tiny)
+    assert [(one.probe, one.message) for one in found.problems] == [("calibration", "ValueError")]
+    assert found.rows == whole.rows and whole.num_measured == found.num_measured == 1
 
 
 def test_tensors_are_measured_where_no_model_can_be_made(tiny: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -583,13 +604,16 @@ def test_options_that_would_be_passed_over_are_refused(
 def test_what_a_function_prints_is_no_row(
     tiny_shared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "chatty_probe.py").write_text("def one(model):\n    print('no row')\n    return 1.0\n")
+    (tmp_path / "chatty_probe.py").write_text(
+        "import torch\ndef one(model):\n    print('no row')\n    return torch.get_num_threads()\n"
+    )
     monkeypatch.chdir(tmp_path)
     asked = ["probe", "tiny", "chatty_probe:one", "--checkpoints", "5", "--workspace", str(tiny_shared.folder)]
     for more in ([], ["--against", "tiny@10"]):
-        app([*asked, *more, "--threads", "1", "--format", "csv"], standalone_mode=False)
+        app([*asked, *more, "--threads", "3", "--format", "csv"], standalone_mode=False)
         said = capfd.readouterr()
         assert "no row" in said.err and said.out.count("\n") == 2 and "no row" not in said.out
+        assert ",3.0," in said.out  # the threads that were asked for
 
 
 def test_rows_of_the_run_read_only_what_its_files_hold(tiny: Workspace) -> None:
