@@ -123,7 +123,7 @@ class CorruptFile(ForensicsError, ValueError):
 
 
 class ChangedFile(CorruptFile):
-    """A file on a server is no longer the one whose bytes were fetched before."""
+    """A file is no longer the one that was fetched, or looked at, before."""
 
 
 class UnsafeFile(CorruptFile):

@@ -67,19 +67,11 @@ class Answer:
     def from_json(cls, rows: Any) -> Answer:
         """
         Raises:
-            TypeError, ValueError: they are no measurements.
+            TypeError, ValueError, AttributeError, OverflowError: they are no measurements.
         """
         from probes.probe import Measurement
 
-        numbers = ("value", "low", "high")
-        return cls(
-            measurements=tuple(
-                Measurement(
-                    **(row | {name: None if row.get(name) is None else float(row[name]) for name in numbers}),
-                )
-                for row in rows
-            )
-        )
+        return cls(measurements=tuple(Measurement(**row) for row in rows))
 
 
 def _plain(value: Any) -> Any:

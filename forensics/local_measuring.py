@@ -33,7 +33,11 @@ def measured_here(tasks: Sequence[Task], computing: Computing) -> Iterator[Measu
             del reading
             more = number + 1 < len(tasks) and 2 * num_bytes < available_memory()
             ahead = reader.submit(read_needed, tasks[number + 1]) if more else None
-            yield measured(task, tensors, num_bytes, computing) if problem is None else unmeasured(task, problem)
+            yield (
+                measured(task, tensors, num_bytes, computing)
+                if problem is None
+                else unmeasured(task.checkpoint.step, task.probes, problem)
+            )
 
 
 def _result(reading: Future[Tensors]) -> tuple[dict[str, torch.Tensor], int, str | None]:

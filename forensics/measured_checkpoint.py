@@ -157,9 +157,9 @@ def measured(task: Task, tensors: Mapping[str, torch.Tensor], num_bytes: int, co
     )
 
 
-def unmeasured(task: Task, problem: str) -> Measured:
-    """Of a checkpoint that cannot be read."""
-    return Measured(step=task.checkpoint.step, answers={name: Answer(problem=problem) for name in task.probes})
+def unmeasured(step: int, probes: Iterable[str], problem: str) -> Measured:
+    """Of a checkpoint that cannot be read, or was another one meanwhile."""
+    return Measured(step=step, answers={name: Answer(problem=problem) for name in probes})
 
 
 @contextmanager

@@ -163,7 +163,7 @@ PROBES: Mapping[str, Described] = {
         what="loss on the batch that comes next, against the batch read last", needs="predictions", build=next_batch
     ),
     "memorization": Described(
-        what="how much reading a row lowered its loss: difference in differences over checkpoints",
+        what="how much reading a row lowered its loss: difference in differences over the checkpoints measured so far",
         needs="predictions",
         build=memorization,
     ),

@@ -44,6 +44,5 @@ class ProbeOptions:
         if self.precision not in PRECISIONS:
             raise InvalidRange(f"--precision takes {' or '.join(PRECISIONS)}, not {self.precision!r}")
         if self.num_tokens < 2 or (self.length is not None and self.length < 2):
-            raise InvalidRange(
-                f"rows of two tokens or more are looked at, not {self.num_tokens} in all or {self.length}"
-            )
+            asked = f"--num-tokens {self.num_tokens}" if self.num_tokens < 2 else f"--length {self.length}"
+            raise InvalidRange(f"rows of two tokens or more are looked at, not {asked}")

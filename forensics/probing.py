@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_index.errors import ForensicsError
+from data_index.errors import ChangedFile, ForensicsError, MissingFile
 from data_index.files import exclusive_lock, read_json_object, require_free_space
 from data_index.run import Checkpoint, Run
 from data_index.workspace import Workspace
@@ -17,7 +17,7 @@ from forensics.chosen_checkpoints import checkpoints_with_weights, chosen_checkp
 from forensics.fetching import bytes_of_tensors, bytes_of_weights, require_allowed
 from forensics.kept_measurements import KeptMeasurements, rows_of
 from forensics.local_measuring import measured_here
-from forensics.measured_checkpoint import Computing, Measured, Task, needed, needs_model
+from forensics.measured_checkpoint import Computing, Measured, Task, needed, needs_model, unmeasured
 from forensics.probe_catalogue import bound_probes
 from forensics.probe_data import ProbeData
 from forensics.probe_options import ProbeOptions
@@ -128,12 +128,18 @@ def probe(
         _require_room(workspace, left, options, run)
         try:
             for number, (checkpoint, measured) in enumerate(_measured(sweep, left, measuring, done), 1):
-                kept.add(checkpoint, [one for one in sweep.probes if one.name in measured.answers], measured)
+                try:
+                    kept.add(checkpoint, [one for one in sweep.probes if one.name in measured.answers], measured)
+                except (ChangedFile, MissingFile) as error:
+                    measured = unmeasured(checkpoint.step, measured.answers, str(error))
+                done.add(measured)
                 progress(number, len(left), checkpoint.step)
         finally:
             shown = kept.put_in_force(sweep.probes, checkpoints_with_weights(workspace, sweep.run))
     tokens = {checkpoint.step: checkpoint.tokens for checkpoint in sweep.checkpoints}
     chosen = [(name, {step: of for step, of in series.items() if step in tokens}) for name, series in shown.items()]
+    without = {name for name, series in chosen if not any(series.values())} - {one.probe for one in done.problems}
+    sweep.messages.extend(_about_nothing(one) for one in sweep.probes if one.name in without)
     return Probed(
         run=run,
         rows=tuple(row for name, series in chosen for row in rows_of(name, series, tokens)),
@@ -144,6 +150,11 @@ def probe(
         seconds=done.seconds,
         messages=tuple(sweep.messages),
     )
+
+
+def _about_nothing(probe: BoundProbe) -> str:
+    of_several = ": it compares several, before and after rows were read" if probe.joined is not None else ""
+    return f"{probe.name} has no number at these checkpoints{of_several}"
 
 
 def _require_room(
@@ -188,15 +199,17 @@ def _measured(
     by_step = {checkpoint.step: checkpoint for checkpoint, _ in left}
     tasks = []
     for checkpoint, asked in left:
+        config: Mapping[str, Any] = {}
+        of_model = [name for name, probe in asked.items() if needs_model(probe)]
         try:
-            config = config_of(sweep.run, checkpoint) if any(map(needs_model, asked.values())) else {}
+            config = config_of(sweep.run, checkpoint) if of_model else {}
         except ForensicsError as error:
-            done.problems += [Problem(step=checkpoint.step, probe=name, message=str(error)) for name in asked]
-        else:
+            done.problems += [Problem(step=checkpoint.step, probe=name, message=str(error)) for name in of_model]
+            asked = {name: probe for name, probe in asked.items() if name not in of_model}
+        if asked:
             forget = sweep.options.forget_fetched
             tasks.append(Task(checkpoint=checkpoint, config=config, probes=asked, forget_fetched=forget))
     for measured in measuring(tasks, sweep.computing):
-        done.add(measured)
         yield by_step[measured.step], measured
 
 

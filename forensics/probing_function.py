@@ -176,7 +176,10 @@ def _number(value: Any, name: str) -> float:
     if isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 0:
         value = value.item()
     if isinstance(value, Real) and not isinstance(value, bool | np.bool_):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise FailedFunction(f"{name} gave a number beyond those of double precision") from error
     raise FailedFunction(
         f"{name} gave {value!r:.100}, of type {type(value).__name__}; a probe gives a number, a dict of numbers by "
         "name, a Measurement, or a list of Measurements"

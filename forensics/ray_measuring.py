@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from data_index.errors import ForensicsError, MissingPackage, Unreachable
+from data_index.errors import ForensicsError, InvalidRange, MissingPackage, Unreachable
 from forensics.measured_checkpoint import Computing, Measured, Task, measured, read_needed, unmeasured
 
 MAX_RETRIES = 3
@@ -36,6 +36,7 @@ def measured_on_ray(
     Raises:
         MissingPackage: Ray is not installed.
         Unreachable: there is no cluster at the address.
+        InvalidRange: no machine of the cluster has as many threads, or a GPU.
         OutOfMemory: the device of a worker does not hold the model.
     """
     if not tasks:
@@ -47,9 +48,8 @@ def measured_on_ray(
             num_gpus=1 if computing.device.startswith("cuda") else 0,
             max_retries=MAX_RETRIES,
         )(_measured_there)
-        at_once = TASKS_PER_WORKER * (
-            workers or max(int(ray.cluster_resources().get("CPU", 1)) // computing.threads, 1)
-        )
+        _require_machine(ray, computing)
+        at_once = TASKS_PER_WORKER * (workers or int(ray.cluster_resources()["CPU"]) // computing.threads)
         waiting = list(reversed(tasks))
         running: dict[Any, Task] = {}
         while waiting or running:
@@ -60,12 +60,26 @@ def measured_on_ray(
                 yield _result(ray, finished, running.pop(finished))
 
 
+def _require_machine(ray: Any, computing: Computing) -> None:
+    """A checkpoint that no machine can take would wait for one for ever.
+
+    Raises:
+        InvalidRange
+    """
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(one.get("CPU", 0) >= computing.threads for one in there):
+        most = max((int(one.get("CPU", 0)) for one in there), default=0)
+        raise InvalidRange(f"no machine of the cluster has {computing.threads} threads: take --threads {most} or fewer")
+    if computing.device.startswith("cuda") and not any(one.get("GPU", 0) >= 1 for one in there):
+        raise InvalidRange("no machine of the cluster has a GPU: take --device cpu")
+
+
 def _measured_there(task: Task, computing: Computing) -> Measured:
     """In a worker."""
     try:
         tensors, num_bytes = read_needed(task)
     except ForensicsError as error:
-        return unmeasured(task, str(error))
+        return unmeasured(task.checkpoint.step, task.probes, str(error))
     return measured(task, tensors, num_bytes, computing)
 
 
@@ -74,7 +88,7 @@ def _result(ray: Any, finished: Any, task: Task) -> Measured:
         found: Measured = ray.get(finished)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
         first = str(error).strip().split("\n")[0]
-        return unmeasured(task, f"its worker died {MAX_RETRIES + 1} times: {first[:200]}")
+        return unmeasured(task.checkpoint.step, task.probes, f"its worker died {MAX_RETRIES + 1} times: {first[:200]}")
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         raise cause if isinstance(cause, ForensicsError) else error from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from data_index.errors import MissingMetric
 from forensics.figure import BLUE, COLOURS, Bar, Figure
 from forensics.figure_bars import Bars
 from forensics.side_by_side import SideBySide, differences
@@ -17,13 +18,13 @@ def figure_of_sides(found: SideBySide) -> Figure:
     """A panel for each probe and unit.
 
     Raises:
-        ValueError: no number is there on both sides.
+        MissingMetric: no number is there on both sides.
     """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in differences(found):
         groups.setdefault((row["probe"], row["unit"]), []).append(row)
     if not groups:
-        raise ValueError("no number of both sides to draw")
+        raise MissingMetric(f"no number is there of both {found.one} and {found.other}: there is nothing to draw")
     return Figure(
         title=f"{found.one} and {found.other}",
         x_label="",

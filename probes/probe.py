@@ -28,6 +28,8 @@ class Measurement:
         value: NaN where the model gives none.
         low, high: the 95 % interval, in the unit of the value; None where there is none.
         text: what a model wrote, where the number is about that.
+    Raises:
+        TypeError, ValueError, AttributeError, OverflowError: what is given is no number, interval or text.
     """
 
     metric: str
@@ -36,6 +38,15 @@ class Measurement:
     low: float | None = None
     high: float | None = None
     text: str | None = None
+
+    def __post_init__(self) -> None:
+        """They come from users' functions and from files too, and are written to a table at the end of a sweep."""
+        if (self.low is None) != (self.high is None):
+            raise ValueError(f"{self.metric} has one end of an interval")
+        for name in ("value",) if self.low is None else ("value", "low", "high"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        for text in (self.metric, self.unit, *([] if self.text is None else [self.text])):
+            text.encode()
 
     @classmethod
     def of(cls, metric: str, found: Estimate, unit: str) -> Measurement:

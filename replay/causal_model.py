@@ -158,14 +158,17 @@ def _filled(
                 state_dict=dict(weights),
                 dtype=dtype,
                 attn_implementation="sdpa",
+                ignore_mismatched_sizes=True,  # they are told below, each by name
                 output_loading_info=True,
             )
     except Exception as error:  # as above
         _raise_if_of_memory(error)
         raise CorruptFile(f"{where}: its weights do not fit its config ({str(error)[:200]})") from error
-    wrong = [*told["missing_keys"], *(str(one) for one in told["mismatched_keys"])]
+    wrong = [f"{name} is missing" for name in told["missing_keys"]]
+    wrong += [f"{name} is {tuple(of)}, not {tuple(due)}" for name, of, due in told["mismatched_keys"]]
     if wrong:
-        raise CorruptFile(f"{where}: its weights do not fit its config: {sorted(map(str, wrong))[:3]}")
+        more = f" and {len(wrong) - 3:,} more" if len(wrong) > 3 else ""
+        raise CorruptFile(f"{where}: its weights do not fit its config: {', '.join(sorted(wrong)[:3])}{more}")
     return model.to(device).eval()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -83,12 +85,20 @@ def probe(
 
     Example: forensics probe demo loss norms --checkpoints log:5
     """
+    from data_index.exports import require_known_suffix
     from forensics.probe_options import ProbeOptions
     from forensics.probing import COLUMNS
     from forensics.probing import probe as measure
     from forensics.probing_plan import COLUMNS as PLAN_COLUMNS
     from forensics.probing_plan import plan_probe
 
+    _require_sense(
+        sweeping={"-o": output, "--plan": plan or None, "--workers": workers, "--ray-address": ray_address},
+        against=against,
+        picture=picture,
+    )
+    if output is not None:
+        require_known_suffix(output)
     options = ProbeOptions(
         num_tokens=num_tokens,
         length=length,
@@ -105,8 +115,6 @@ def probe(
         limit=limit,
     )
     if against is not None:
-        if output is not None:
-            raise typer.BadParameter("--against prints its rows (--format csv > FILE); -o goes with a sweep")
         _side_by_side(run, names, checkpoints, against, options, open_workspace(workspace), picture, format)
         return
     asked: dict[str, Any] = {"checkpoints": checkpoints, "options": options, "workspace": open_workspace(workspace)}
@@ -120,7 +128,8 @@ def probe(
         from forensics.ray_measuring import measured_on_ray
 
         asked["measuring"] = partial(measured_on_ray, workers=workers, address=ray_address)
-    found = measure(run, *names, progress=CheckpointProgress(), **asked)
+    with redirect_stdout(sys.stderr):  # what functions of the user's and tasks print is no row
+        found = measure(run, *names, progress=CheckpointProgress(), **asked)
     columns = (*COLUMNS, "text") if any(row["text"] is not None for row in found.rows) else COLUMNS
     if output is not None:
         _write(found.rows, output)
@@ -153,6 +162,25 @@ def probes(
     emit_arrow(probe_summaries(there, there.run(run)), format)
 
 
+def _require_sense(sweeping: Mapping[str, Any], against: str | None, picture: Path | None) -> None:
+    """
+    Args:
+        sweeping: options of a sweep over checkpoints, None where they were not given.
+    Raises:
+        BadParameter: an option would be passed over.
+    """
+    given = [name for name, value in sweeping.items() if value is not None]
+    if against is not None and given:
+        raise typer.BadParameter(
+            f"--against measures two models here, and prints its rows (--format csv > FILE); {given[0]} goes with a "
+            "sweep"
+        )
+    if against is None and picture is not None:
+        raise typer.BadParameter("--picture draws what --against finds; forensics trajectory draws a sweep")
+    if picture is not None and picture.suffix not in (".png", ".html"):
+        raise typer.BadParameter(f"--picture {picture}: its name ends neither in .png nor in .html")
+
+
 def _side_by_side(
     run: str,
     names: Sequence[str],
@@ -168,10 +196,11 @@ def _side_by_side(
     from forensics.side_by_side import COLUMNS, side_by_side
     from forensics.side_by_side_picture import figure_of_sides
 
-    if checkpoints != "all" and not checkpoints.isdigit():
+    if checkpoints != "all" and not checkpoints.isdecimal():
         raise typer.BadParameter("--against takes one checkpoint: --checkpoints STEP [default: the last]")
-    step = int(checkpoints) if checkpoints.isdigit() else None
-    found = side_by_side(run, *names, against=against, checkpoint=step, options=options, workspace=workspace)
+    step = int(checkpoints) if checkpoints.isdecimal() else None
+    with redirect_stdout(sys.stderr):
+        found = side_by_side(run, *names, against=against, checkpoint=step, options=options, workspace=workspace)
     texts = [row for row in found.rows if row["text"] is not None or row["other_text"] is not None]
     if format is not Format.table:
         emit_rows(found.rows, format, (*COLUMNS, "text", "other_text") if texts else COLUMNS)
@@ -223,7 +252,7 @@ def _tell(found: Probed) -> None:
         which = ", ".join(sorted({problem.probe for problem in problems}))
         say(printable(f"skipped at {where}: {which}: {message}"))
     if len(told) > MOST_PROBLEMS:
-        say(f"{len(told) - MOST_PROBLEMS} more reasons are not shown (--format json has no rows of what was skipped)")
+        say(f"{len(told) - MOST_PROBLEMS} more reasons are not shown (forensics.probe(...).problems has all)")
     say(
         printable(
             f"{found.run}: {found.num_measured} checkpoints measured in {found.seconds:.1f} s, {found.num_kept} as "

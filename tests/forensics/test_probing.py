@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -10,27 +12,38 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
 
 from data_index.batch_queries import reader_of
-from data_index.errors import Busy, FailedFunction, InvalidRange, MissingCheckpoint
-from data_index.files import exclusive_lock
+from data_index.errors import Busy, FailedFunction, InvalidRange, MissingCheckpoint, MissingFile, UnsupportedRecipe
+from data_index.files import canonical_json, exclusive_lock
 from data_index.metric_queries import logged_metrics
 from data_index.registration import add
+from data_index.run import Checkpoint, Run
 from data_index.workspace import Workspace
-from forensics import sql
+from forensics import probing, sql
+from forensics.bound_probe import Answer, always
 from forensics.chosen_checkpoints import chosen_checkpoints, log_spaced
+from forensics.cli.program import app
 from forensics.forking import fork
+from forensics.kept_measurements import KeptMeasurements
 from forensics.local_measuring import measured_here
 from forensics.measured_checkpoint import Computing, Measured, Task
+from forensics.probe_data import ProbeData
 from forensics.probe_options import ProbeOptions
 from forensics.probing import COLUMNS, Probed, probe
+from forensics.probing_plan import plan_probe
 from probes.loss import mean_loss
+from probes.prediction_probes import CalibrationError
+from probes.probe import Measurement
+from probes.weight_probes import WeightNorms
 from replay.models import build_model
 from replay.recipe import recipe_of_run
 from replay.stored_tensors import StoredTensor
@@ -236,6 +249,26 @@ def test_the_next_checkpoint_is_read_ahead_where_memory_allows(
 # --- what is kept ----------------------------------------------------------------------------------------------------
 
 
+def test_numbers_of_weights_that_were_replaced_meanwhile_are_not_kept(tiny: Workspace) -> None:
+    """A trainer that is running may write a checkpoint again, or delete it, while it is measured."""
+    folders = {step: tiny.checkpoint(tiny.run("tiny"), step).folder for step in STEPS}
+
+    def measuring(tasks: Sequence[Task], computing: Computing) -> Iterator[Measured]:
+        for measured in measured_here(tasks, computing, prefetch=False):
+            if measured.step == 10:
+                shutil.copy(folders[20] / "model.safetensors", folders[10] / "model.safetensors")
+            if measured.step == 15:
+                shutil.rmtree(folders[15])
+            yield measured
+
+    found = probe("tiny", "loss", "norms", options=ONE_THREAD, measuring=measuring, workspace=tiny)
+    assert [(one.step, one.probe) for one in found.problems] == [(s, p) for s in (10, 15) for p in ("loss", "norms")]
+    assert "was changed while it was measured" in found.problems[0].message
+    assert list(values(found, "loss", "loss")) == [0, 5, 20]
+    again = values(probe("tiny", "loss", options=ONE_THREAD, workspace=tiny), "loss", "loss")
+    assert again[10] == again[20] and list(again) == [0, 5, 10, 20]
+
+
 def test_nothing_is_measured_twice(tiny: Workspace, reads: list[StoredTensor]) -> None:
     first = probe("tiny", "loss", "induction", checkpoints="0:10", options=ONE_THREAD, workspace=tiny)
     reads.clear()
@@ -277,6 +310,8 @@ def stopped_after(count: int, error: type[BaseException]) -> Any:
 def test_interrupted_and_resumed_equals_uninterrupted(tiny: Workspace, probed: tuple[Workspace, Probed]) -> None:
     """To the last bit, and what was done by then is in the view."""
     with pytest.raises(KeyboardInterrupt):
+        probe("tiny", *SEVERAL, options=ONE_THREAD, measuring=stopped_after(0, KeyboardInterrupt), workspace=tiny)
+    with pytest.raises(KeyboardInterrupt):
         probe("tiny", *SEVERAL, options=ONE_THREAD, measuring=stopped_after(2, KeyboardInterrupt), workspace=tiny)
     shown = sql("SELECT DISTINCT step FROM probes WHERE probe = 'loss' ORDER BY ALL", workspace=tiny)
     assert shown.column("step").to_pylist() == STEPS[:2]
@@ -317,6 +352,62 @@ def test_answers_that_are_not_whole_were_not_kept(tiny: Workspace) -> None:
     assert again.num_measured == 5 and again.rows == first.rows
 
 
+DAMAGE: dict[str, dict[str, Any]] = {
+    "no number": {"value": None},
+    "a number that no float holds": {"value": 10**400},
+    "half an interval": {"low": 1.0, "high": None},
+    "a metric that is none": {"metric": 5},
+    "a text that no file holds": {"text": "\ud800"},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_kept_answers_of_other_types_are_not_believed(
+    tiny_shared: Workspace, tmp_path: Path, damage: dict[str, Any]
+) -> None:
+    """Whoever changed them may have hashed them anew; a sweep would end with a traceback, each time."""
+    checkpoint, bound = tiny_shared.checkpoint(tiny_shared.run("tiny"), 5), always(WeightNorms(), {"probe": "x"})
+    bound = replace(bound, name="x")
+    answer = Answer(measurements=(Measurement(metric="m", value=math.nan, unit="u", low=-math.inf, high=1.0),))
+    keeping = KeptMeasurements(tmp_path)
+    assert keeping.answer(checkpoint, bound) is None
+    keeping.add(checkpoint, [bound], Measured(step=5, answers={"x": answer}))
+    kept = KeptMeasurements(tmp_path).answer(checkpoint, bound)
+    assert kept is not None and kept.as_json() == answer.as_json() and math.isnan(kept.measurements[0].value)
+
+    (path,) = (tmp_path / "probes" / "answers").glob("*.json")
+    about = json.loads(path.read_text())
+    about["answers"][bound.key]["measurements"][0] |= damage
+    about["sha256"] = hashlib.sha256(canonical_json(about["answers"])).hexdigest()
+    path.write_text(json.dumps(about))
+    assert KeptMeasurements(tmp_path).answer(checkpoint, bound) is None
+
+
+def test_an_answer_that_lost_a_row_was_not_kept(tiny: Workspace) -> None:
+    """Numbers over several checkpoints are made of rows that each of them has."""
+    first = probe("tiny", "memorization", options=ONE_THREAD, workspace=tiny)
+    path = sorted((tiny.home("tiny") / "probes" / "answers").glob("*.json"))[2]
+    about = json.loads(path.read_text())
+    for kept in about["answers"].values():
+        kept["measurements"].pop()
+    path.write_text(json.dumps(about))
+    again = probe("tiny", "memorization", options=ONE_THREAD, workspace=tiny)
+
+    assert again.num_measured == 1 and again.rows == first.rows
+
+
+def test_a_view_whose_files_were_deleted_or_damaged_is_written_anew(tiny: Workspace) -> None:
+    first = probe("tiny", "loss", "norms", "induction", options=ONE_THREAD, workspace=tiny)
+    deleted, damaged, _ = sorted((tiny.home("tiny") / "probes").glob("*.parquet"))
+    deleted.unlink()
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    again = probe("tiny", "loss", "norms", "induction", options=ONE_THREAD, workspace=tiny)
+
+    assert again.rows == first.rows and again.num_measured == 0
+    shown = sql("SELECT count(*) AS rows FROM probes", workspace=tiny).to_pylist()
+    assert shown == [{"rows": len(first.rows)}]
+
+
 def test_two_sweeps_of_a_run_do_not_meet(tiny: Workspace) -> None:
     with exclusive_lock(tiny.home("tiny") / "probes.lock", "probing tiny"), pytest.raises(Busy):
         probe("tiny", "loss", options=ONE_THREAD, workspace=tiny)
@@ -338,6 +429,61 @@ def test_bad_checkpoints_are_told_and_skipped(tiny: Workspace) -> None:
     whole.write_bytes(content)
     mended = probe("tiny", "loss", options=ONE_THREAD, workspace=tiny)
     assert mended.num_measured == 2 and [problem.step for problem in mended.problems] == [15]
+
+
+def test_a_probe_without_data_at_a_checkpoint_is_told_and_the_rest_is_measured(
+    tiny: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of the checkpoints, whichever was found first."""
+    plain = ProbeData.around
+
+    def around(data: ProbeData, step: int) -> Any:
+        if step == 10:
+            raise MissingFile("tokens are not here")
+        return plain(data, step)
+
+    monkeypatch.setattr(ProbeData, "around", around)
+    (tiny.checkpoint(tiny.run("tiny"), 5).folder / "model.safetensors").write_bytes(b"")
+    _, messages = plan_probe("tiny", "next-batch", "norms", options=ONE_THREAD, workspace=tiny)
+    assert "next-batch will be left out at checkpoint 10: tokens are not here" in messages
+    found = probe("tiny", "next-batch", "norms", options=ONE_THREAD, workspace=tiny)
+
+    assert [(one.step, one.probe) for one in found.problems] == [(5, "next-batch"), (5, "norms"), (10, "next-batch")]
+    assert found.problems[-1].message == "tokens are not here"
+    assert {row["step"] for row in found.rows if row["probe"] == "norms"} == {0, 10, 15, 20}
+    assert (found.num_measured, found.num_kept) == (5, 0)
+    alone = probe("tiny", "memorization", "norms", checkpoints="5", options=ONE_THREAD, workspace=tiny)
+    assert not alone.messages and {one.probe for one in alone.problems} == {"memorization", "norms"}
+    alone = probe("tiny", "memorization", "norms", checkpoints="0", options=ONE_THREAD, workspace=tiny)
+    assert "memorization has no number at these checkpoints: it compares several" in alone.messages[0]
+    assert len(alone.messages) == 1
+    again = probe("tiny", "next-batch", "norms", options=ONE_THREAD, workspace=tiny)
+    assert (again.num_measured, again.num_kept) == (1, 3) and again.rows == found.rows
+
+
+def test_one_of_the_probes_that_share_a_pass_may_fail(tiny: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(probe: Any) -> Any:
+        raise ValueError
+
+    whole = probe("tiny", "loss", "unigram-kl", checkpoints="5", options=ONE_THREAD, workspace=tiny)
+    shutil.rmtree(tiny.home("tiny") / "probes" / "answers")
+    monkeypatch.setattr(CalibrationError, "statistic", failing)
+    found = probe("tiny", "loss", "calibration", "unigram-kl", checkpoints="5", options=ONE_THREAD, workspace=tiny)
+    assert [(one.probe, one.message) for one in found.problems] == [("calibration", "ValueError")]
+    assert found.rows == whole.rows and whole.num_measured == found.num_measured == 1
+
+
+def test_tensors_are_measured_where_no_model_can_be_made(tiny: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(run: Run, checkpoint: Checkpoint) -> Any:
+        raise UnsupportedRecipe("no such model")
+
+    monkeypatch.setattr(probing, "config_of", unknown)
+    before = torch.get_num_threads()
+    found = probe(
+        "tiny", "loss", "norms", checkpoints="5", options=ProbeOptions(threads=before + 1, device="cpu"), workspace=tiny
+    )
+    assert [(one.probe, one.message) for one in found.problems] == [("loss", "no such model")]
+    assert {row["probe"] for row in found.rows} == {"norms"} and torch.get_num_threads() == before
 
 
 def test_a_probe_that_fails_does_not_keep_others_from_measuring(
@@ -472,6 +618,38 @@ def test_probing_has_the_documented_keys(tiny: Workspace, tmp_path: Path) -> Non
     assert out.read_text().splitlines()[0].replace('"', "") == ",".join((*COLUMNS, "text"))
     names = [row["name"] for row in answer(tiny, "probes")]
     assert "loss[@ROWS]" in names and "norms" in names
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--picture", "x.png"), "--picture draws what --against finds"),
+        (("--against", "tiny@5", "--picture", "x.xyz"), "neither in .png nor in .html"),
+        (("--against", "tiny@5", "--plan"), "--plan goes with a sweep"),
+        (("--against", "tiny@5", "--workers", "2"), "--workers goes with a sweep"),
+        (("--against", "tiny@5", "--checkpoints", "\u00b2"), "--against takes one checkpoint"),
+    ],
+)
+def test_options_that_would_be_passed_over_are_refused(
+    tiny_shared: Workspace, options: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(typer.BadParameter, match=said):
+        app(["probe", "tiny", "loss", *options, "--workspace", str(tiny_shared.folder)], standalone_mode=False)
+
+
+def test_what_a_function_prints_is_no_row(
+    tiny_shared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "chatty_probe.py").write_text(
+        "import torch\ndef one(model):\n    print('no row')\n    return torch.get_num_threads()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    asked = ["probe", "tiny", "chatty_probe:one", "--checkpoints", "5", "--workspace", str(tiny_shared.folder)]
+    for more in ([], ["--against", "tiny@10"]):
+        app([*asked, *more, "--threads", "3", "--format", "csv"], standalone_mode=False)
+        said = capfd.readouterr()
+        assert "no row" in said.err and said.out.count("\n") == 2 and "no row" not in said.out
+        assert ",3.0," in said.out  # the threads that were asked for
 
 
 def test_rows_of_the_run_read_only_what_its_files_hold(tiny: Workspace) -> None:
