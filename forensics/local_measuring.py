@@ -15,11 +15,9 @@ if TYPE_CHECKING:
 Tensors = tuple[dict[str, "torch.Tensor"], int]
 
 
-def measured_here(tasks: Sequence[Task], computing: Computing, *, prefetch: bool = True) -> Iterator[Measured]:
-    """In the order of the tasks; a checkpoint that cannot be read says why.
+def measured_here(tasks: Sequence[Task], computing: Computing) -> Iterator[Measured]:
+    """In the order of the tasks; a checkpoint that cannot be read says why. Two are in memory.
 
-    Args:
-        prefetch: read the next one meanwhile, so that two are in memory.
     Raises:
         OutOfMemory
     """
@@ -30,7 +28,7 @@ def measured_here(tasks: Sequence[Task], computing: Computing, *, prefetch: bool
             tensors, num_bytes, problem = _result(reading)
             # Its result would otherwise hold the tensors of the one before for as long as this one is measured.
             del reading
-            ahead = reader.submit(read_needed, tasks[number + 1]) if prefetch and number + 1 < len(tasks) else None
+            ahead = reader.submit(read_needed, tasks[number + 1]) if number + 1 < len(tasks) else None
             yield (
                 measured(task, tensors, num_bytes, computing)
                 if problem is None

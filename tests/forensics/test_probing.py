@@ -218,7 +218,7 @@ def test_numbers_of_weights_that_were_replaced_meanwhile_are_not_kept(tiny: Work
     folders = {step: tiny.checkpoint(tiny.run("tiny"), step).folder for step in STEPS}
 
     def measuring(tasks: Sequence[Task], computing: Computing) -> Iterator[Measured]:
-        for measured in measured_here(tasks, computing, prefetch=False):
+        for measured in measured_here(tasks, computing):
             if measured.step == 10:
                 shutil.copy(folders[20] / "model.safetensors", folders[10] / "model.safetensors")
             if measured.step == 15:
@@ -447,6 +447,8 @@ def test_tensors_are_measured_where_no_model_can_be_made(tiny: Workspace, monkey
         "tiny", "loss", "norms", checkpoints="5", options=ProbeOptions(threads=before + 1, device="cpu"), workspace=tiny
     )
     assert [(one.probe, one.message) for one in found.problems] == [("loss", "no such model")]
+    monkeypatch.setattr(probing, "config_of", None)  # no probe of tensors asks for it
+    probe("tiny", "norms", checkpoints="10", options=ONE_THREAD, workspace=tiny)
     assert {row["probe"] for row in found.rows} == {"norms"} and torch.get_num_threads() == before
 
 
