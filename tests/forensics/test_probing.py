@@ -34,7 +34,7 @@ from forensics.cli.program import app
 from forensics.forking import fork
 from forensics.kept_measurements import KeptMeasurements
 from forensics.local_measuring import measured_here
-from forensics.measured_checkpoint import Computing, Measured, Task
+from forensics.measured_checkpoint import Computing, Measured, Task, read_needed
 from forensics.probe_data import ProbeData
 from forensics.probe_options import ProbeOptions
 from forensics.probing import COLUMNS, Probed, probe
@@ -180,6 +180,18 @@ def tiny_bytes(workspace: Workspace, step: int) -> int:
     folder = workspace.checkpoint(workspace.run("tiny"), step).folder
     with safe_open(folder / "model.safetensors", framework="np") as file:
         return sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118
+
+
+def test_what_was_read_does_not_change_with_the_file(tiny: Workspace) -> None:
+    """Nor is it fetched from disk at last while something is measured, as mapped files are."""
+    checkpoint = tiny.checkpoint(tiny.run("tiny"), 5)
+    tensors, _ = read_needed(Task(checkpoint=checkpoint, config={}, probes={"norms": WeightNorms()}))
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    with (checkpoint.folder / "model.safetensors").open("r+b") as file:
+        file.seek(-10_000, os.SEEK_END)
+        file.write(bytes(10_000))
+
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors.items())
 
 
 def test_probes_of_some_tensors_read_those_alone(tiny: Workspace, reads: list[StoredTensor]) -> None:
