@@ -35,6 +35,7 @@ from forensics.forking import fork
 from forensics.kept_measurements import KeptMeasurements
 from forensics.local_measuring import measured_here
 from forensics.measured_checkpoint import Computing, Measured, Task, read_needed
+from forensics.probe_catalogue import bound_probe
 from forensics.probe_data import ProbeData
 from forensics.probe_options import ProbeOptions
 from forensics.probing import COLUMNS, Probed, probe
@@ -60,12 +61,16 @@ def values(found: Probed, probe: str, metric: str) -> dict[int, float]:
     return {row["step"]: row["value"] for row in found.rows if (row["probe"], row["metric"]) == (probe, metric)}
 
 
-def loss_by_hand(workspace: Workspace, step: int, token_ids: np.ndarray) -> float:
-    """Of the model that replay trains, with its own attention."""
+def model_by_hand(workspace: Workspace, step: int) -> Any:
+    """That replay trains, with its own attention."""
     run = workspace.run("tiny")
     model = build_model(recipe_of_run(run).model, device=torch.device("cpu"))
     model.load_state_dict(read_weights(workspace.checkpoint(run, step)))
-    return mean_loss(model, token_ids)
+    return model
+
+
+def loss_by_hand(workspace: Workspace, step: int, token_ids: np.ndarray) -> float:
+    return mean_loss(model_by_hand(workspace, step), token_ids)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +130,23 @@ def test_the_loss_of_the_next_batch_is_what_real_trainers_logged(
     assert list(measured) == [0, 10, 20]
     for step, loss in measured.items():
         assert loss * counted == pytest.approx(logged[step + 1]["loss"], rel=2e-6), step
+
+
+def test_memorization_is_of_the_rows_that_were_read_up_to_a_checkpoint(probed: tuple[Workspace, Probed]) -> None:
+    """A row that step 5 read is one that checkpoint 5 has read, and checkpoint 0 has not."""
+    workspace, found = probed
+    run = workspace.run("tiny")
+    cohorts = ProbeData(workspace, run, ONE_THREAD).cohorts
+    assert cohorts.scored is None and (cohorts.first_steps == 5).any()
+    models = model_by_hand(workspace, 0), model_by_hand(workspace, 5)
+    before, after = (np.array([mean_loss(model, row[None]) for row in cohorts.token_ids]) for model in models)
+    fell = before - after
+    is_read = cohorts.first_steps <= 5
+
+    by_hand = fell[is_read].mean() - fell[~is_read].mean()
+    assert values(found, "memorization", "read right before")[5] == pytest.approx(by_hand, abs=5e-6)
+    extractability: Any = bound_probe("extractability", ProbeData(workspace, run, ONE_THREAD)).at(5)
+    assert np.array_equal(extractability.is_read, is_read)
 
 
 def test_norms_are_those_of_the_stored_tensors(probed: tuple[Workspace, Probed]) -> None:
