@@ -103,10 +103,13 @@ def _started(computing: Computing, workers: int | None, address: str | None) -> 
         raise MissingPackage(
             "many workers need Ray, which is not installed: pip install 'checkpoint-forensics[distributed]'"
         ) from error
+    # A cluster that happens to run here is used by its address alone.
     here = {"num_cpus": workers * computing.threads} if workers is not None and address is None else {}
     try:
         _require_cluster(address)
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False, **here)
+        ray.init(
+            address=address or "local", log_to_driver=False, logging_level="ERROR", configure_logging=False, **here
+        )
     except OSError as error:
         raise Unreachable(f"no Ray cluster at {address}: {str(error)[:200]}") from error
     try:

@@ -471,6 +471,11 @@ def test_one_of_the_probes_that_share_a_pass_may_fail(tiny: Workspace, monkeypat
     assert found.rows == whole.rows and whole.num_measured == found.num_measured == 1
 
 
+def test_a_question_without_probes_is_refused(tiny_shared: Workspace) -> None:
+    with pytest.raises(InvalidRange, match="no probe is left"):
+        probe("tiny", workspace=tiny_shared)
+
+
 def test_tensors_are_measured_where_no_model_can_be_made(tiny: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(run: Run, checkpoint: Checkpoint) -> Any:
         raise UnsupportedRecipe("no such model")
