@@ -103,6 +103,7 @@ def _started(computing: Computing, workers: int | None, address: str | None) -> 
         raise MissingPackage(
             "many workers need Ray, which is not installed: pip install 'checkpoint-forensics[distributed]'"
         ) from error
+    # A cluster that happens to run here is used by its address alone.
     here = {"num_cpus": workers * computing.threads} if workers is not None and address is None else {}
     try:
         _require_cluster(address)

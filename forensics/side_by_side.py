@@ -36,13 +36,14 @@ class SideBySide:
         one, other: labels.
         rows: COLUMNS, `text` and `other_text`; a number that one of them does not have is None. `difference` is other
             less value.
-        messages: probes that failed on one of them.
+        messages: what is to be said of the rows. problems: probes that failed on one of them.
     """
 
     one: str
     other: str
     rows: tuple[Mapping[str, Any], ...]
     messages: tuple[str, ...]
+    problems: tuple[str, ...]
 
 
 def side_by_side(
@@ -84,7 +85,8 @@ def side_by_side(
         one=labels[0],
         other=labels[1],
         rows=tuple(_rows(probes, one, other)),
-        messages=(*sweep.messages, *_problems(labels, [one, other])),
+        messages=tuple(sweep.messages),
+        problems=tuple(_problems(labels, [one, other])),
     )
 
 

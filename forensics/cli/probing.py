@@ -210,12 +210,14 @@ def _side_by_side(
             print(printable(f"{row['probe']}, {row['metric']}"))
             for label, text in ((found.one, row["text"]), (found.other, row["other_text"])):
                 print(f"  {label}: {printable(str(text))}")
-    for message in found.messages:
+    for message in (*found.messages, *found.problems):
         say(printable(message))
-    say(f"value: {found.one}; other: {found.other}")
+    say(printable(f"value: {found.one}; other: {found.other}"))
     if picture is not None:
         write_figure(figure_of_sides(found), picture)
         say(f"picture: {picture}")
+    if found.problems:
+        raise typer.Exit(1)
 
 
 def _write(rows: Sequence[Mapping[str, Any]], output: Path) -> None:

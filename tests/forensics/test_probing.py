@@ -35,7 +35,8 @@ from forensics.cli.program import app
 from forensics.forking import fork
 from forensics.kept_measurements import KeptMeasurements
 from forensics.local_measuring import measured_here
-from forensics.measured_checkpoint import Computing, Measured, Task
+from forensics.measured_checkpoint import Computing, Measured, Task, read_needed
+from forensics.probe_catalogue import bound_probe
 from forensics.probe_data import ProbeData
 from forensics.probe_options import ProbeOptions
 from forensics.probing import COLUMNS, Probed, probe
@@ -61,12 +62,16 @@ def values(found: Probed, probe: str, metric: str) -> dict[int, float]:
     return {row["step"]: row["value"] for row in found.rows if (row["probe"], row["metric"]) == (probe, metric)}
 
 
-def loss_by_hand(workspace: Workspace, step: int, token_ids: np.ndarray) -> float:
-    """Of the model that replay trains, with its own attention."""
+def model_by_hand(workspace: Workspace, step: int) -> Any:
+    """That replay trains, with its own attention."""
     run = workspace.run("tiny")
     model = build_model(recipe_of_run(run).model, device=torch.device("cpu"))
     model.load_state_dict(read_weights(workspace.checkpoint(run, step)))
-    return mean_loss(model, token_ids)
+    return model
+
+
+def loss_by_hand(workspace: Workspace, step: int, token_ids: np.ndarray) -> float:
+    return mean_loss(model_by_hand(workspace, step), token_ids)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +133,23 @@ def test_the_loss_of_the_next_batch_is_what_real_trainers_logged(
         assert loss * counted == pytest.approx(logged[step + 1]["loss"], rel=2e-6), step
 
 
+def test_memorization_is_of_the_rows_that_were_read_up_to_a_checkpoint(probed: tuple[Workspace, Probed]) -> None:
+    """A row that step 5 read is one that checkpoint 5 has read, and checkpoint 0 has not."""
+    workspace, found = probed
+    run = workspace.run("tiny")
+    cohorts = ProbeData(workspace, run, ONE_THREAD).cohorts
+    assert cohorts.scored is None and (cohorts.first_steps == 5).any()
+    models = model_by_hand(workspace, 0), model_by_hand(workspace, 5)
+    before, after = (np.array([mean_loss(model, row[None]) for row in cohorts.token_ids]) for model in models)
+    fell = before - after
+    is_read = cohorts.first_steps <= 5
+
+    by_hand = fell[is_read].mean() - fell[~is_read].mean()
+    assert values(found, "memorization", "read right before")[5] == pytest.approx(by_hand, abs=5e-6)
+    extractability: Any = bound_probe("extractability", ProbeData(workspace, run, ONE_THREAD)).at(5)
+    assert np.array_equal(extractability.is_read, is_read)
+
+
 def test_norms_are_those_of_the_stored_tensors(probed: tuple[Workspace, Probed]) -> None:
     workspace, found = probed
     of_input = [row for row in found.rows if row["probe"] == "embedding-norms" and "mean" in row["metric"]]
@@ -181,6 +203,18 @@ def tiny_bytes(workspace: Workspace, step: int) -> int:
     folder = workspace.checkpoint(workspace.run("tiny"), step).folder
     with safe_open(folder / "model.safetensors", framework="np") as file:
         return sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118
+
+
+def test_what_was_read_does_not_change_with_the_file(tiny: Workspace) -> None:
+    """Nor is it fetched from disk at last while something is measured, as mapped files are."""
+    checkpoint = tiny.checkpoint(tiny.run("tiny"), 5)
+    tensors, _ = read_needed(Task(checkpoint=checkpoint, config={}, probes={"norms": WeightNorms()}))
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    with (checkpoint.folder / "model.safetensors").open("r+b") as file:
+        file.seek(-10_000, os.SEEK_END)
+        file.write(bytes(10_000))
+
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors.items())
 
 
 def test_probes_of_some_tensors_read_those_alone(tiny: Workspace, reads: list[StoredTensor]) -> None:
@@ -254,7 +288,7 @@ def test_numbers_of_weights_that_were_replaced_meanwhile_are_not_kept(tiny: Work
     folders = {step: tiny.checkpoint(tiny.run("tiny"), step).folder for step in STEPS}
 
     def measuring(tasks: Sequence[Task], computing: Computing) -> Iterator[Measured]:
-        for measured in measured_here(tasks, computing, prefetch=False):
+        for measured in measured_here(tasks, computing):
             if measured.step == 10:
                 shutil.copy(folders[20] / "model.safetensors", folders[10] / "model.safetensors")
             if measured.step == 15:
@@ -473,6 +507,11 @@ def test_one_of_the_probes_that_share_a_pass_may_fail(tiny: Workspace, monkeypat
     assert found.rows == whole.rows and whole.num_measured == found.num_measured == 1
 
 
+def test_a_question_without_probes_is_refused(tiny_shared: Workspace) -> None:
+    with pytest.raises(InvalidRange, match="no probe is left"):
+        probe("tiny", workspace=tiny_shared)
+
+
 def test_tensors_are_measured_where_no_model_can_be_made(tiny: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(run: Run, checkpoint: Checkpoint) -> Any:
         raise UnsupportedRecipe("no such model")
@@ -483,6 +522,8 @@ def test_tensors_are_measured_where_no_model_can_be_made(tiny: Workspace, monkey
         "tiny", "loss", "norms", checkpoints="5", options=ProbeOptions(threads=before + 1, device="cpu"), workspace=tiny
     )
     assert [(one.probe, one.message) for one in found.problems] == [("loss", "no such model")]
+    monkeypatch.setattr(probing, "config_of", None)  # no probe of tensors asks for it
+    probe("tiny", "norms", checkpoints="10", options=ONE_THREAD, workspace=tiny)
     assert {row["probe"] for row in found.rows} == {"norms"} and torch.get_num_threads() == before
 
 

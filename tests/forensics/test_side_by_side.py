@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from data_index.errors import InvalidRange
 from data_index.workspace import Workspace
@@ -42,7 +43,7 @@ def test_each_side_is_what_a_sweep_measures(tiny: Workspace) -> None:
     found = side_by_side("tiny", *PROBES, against="tiny@5", options=ONE_THREAD, workspace=tiny)
     swept = probe("tiny", *PROBES, options=ONE_THREAD, workspace=tiny)
 
-    assert (found.one, found.other) == ("tiny@20", "tiny@5") and not found.messages
+    assert (found.one, found.other) == ("tiny@20", "tiny@5") and not found.messages and not found.problems
     metrics = {(row["probe"], row["metric"]) for row in swept.rows}
     for side, step in (("value", 20), ("other", 5)):
         assert column(found, side) == {key: values(swept, *key)[step] for key in metrics}
@@ -84,6 +85,22 @@ def test_rows_that_mean_something_else_to_the_other_are_refused(tiny_shared: Wor
     path.write_text(json.dumps(tokenizer))
     with pytest.raises(InvalidRange, match=f"token {min(often)} is .* to tiny and .*mean something else"):
         side_by_side("tiny", "loss", against=str(model_folder), options=ONE_THREAD, workspace=tiny_shared)
+
+
+def test_a_probe_that_fails_on_one_side_is_told(tiny: Workspace, tmp_path: Path) -> None:
+    path = tiny.checkpoint(tiny.run("tiny"), 5).folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] = torch.ones(3)
+    save_file(tensors, path)
+    picture = tmp_path / "sides.html"
+    asked = ("probe", "tiny", "loss", "norms", "--against", "tiny@5", "--threads", "1", "--format", "json")
+    told = forensics(tiny, *asked, "--picture", str(picture))
+
+    assert told.returncode == 1
+    assert "tiny@5: loss: " in told.stderr and "model.norm.weight is (3,), not (32,)" in told.stderr
+    rows = json.loads(told.stdout)
+    assert {row["probe"] for row in rows} == {"loss", "norms"} and picture.stat().st_size > 1000
+    assert [(row["other"], row["difference"]) for row in rows if row["probe"] == "loss"] == [(None, None)]
 
 
 def test_what_takes_several_checkpoints_is_refused(tiny_shared: Workspace) -> None:
