@@ -127,6 +127,8 @@ def probe(
     if workers is not None or ray_address is not None:
         from forensics.ray_measuring import measured_on_ray
 
+        if threads is None and ray_address is None:
+            say("each worker computes with all cores: --threads 1 gives each its own (equal threads give equal bits)")
         asked["measuring"] = partial(measured_on_ray, workers=workers, address=ray_address)
     with redirect_stdout(sys.stderr):  # what functions of the user's and tasks print is no row
         found = measure(run, *names, progress=CheckpointProgress(), **asked)
