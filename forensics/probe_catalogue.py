@@ -112,7 +112,7 @@ def bound_probe(name: str, data: ProbeData) -> BoundProbe:
 
 PROBES: Mapping[str, Described] = {
     "loss": Described(
-        what="mean cross-entropy, with a bootstrap interval over documents or rows",
+        what="mean cross-entropy",
         needs="predictions",
         build=predicting(loss),
         takes_rows=True,
@@ -124,64 +124,64 @@ PROBES: Mapping[str, Described] = {
         takes_rows=True,
     ),
     "loss-by-tag": Described(
-        what="loss and bits per byte of each tag (domain) of the documents",
+        what="loss and bits per byte of each tag (domain)",
         needs="predictions",
         build=predicting(loss_by_tag),
         takes_rows=True,
     ),
     "loss-by-position": Described(
-        what="loss by position in the row, and the in-context-learning score",
+        what="loss by position in the row; in-context-learning score",
         needs="predictions",
         build=predicting(loss_by_position),
         takes_rows=True,
     ),
     "loss-by-frequency": Described(
-        what="loss of tokens by how often the run's own data hold them",
+        what="loss by how often the run's own data hold the token",
         needs="predictions",
         build=predicting(loss_by_frequency),
         takes_rows=True,
     ),
     "unigram-kl": Described(
-        what="KL from the unigram distribution of the run's data to the model",
+        what="KL(unigrams of the run's data || model)",
         needs="predictions",
         build=predicting(unigram_kl),
         takes_rows=True,
     ),
     "bigram-kl": Described(
-        what="KL from the bigram distribution of the run's data to the model",
+        what="KL(bigrams of the run's data || model)",
         needs="predictions",
         build=predicting(bigram_kl),
         takes_rows=True,
     ),
     "calibration": Described(
-        what="expected calibration error, Brier score and accuracy of the next token",
+        what="calibration error, Brier score, accuracy of the next token",
         needs="predictions",
         build=predicting(calibration),
         takes_rows=True,
     ),
     "next-batch": Described(
-        what="loss on the batch that comes next, against the batch read last", needs="predictions", build=next_batch
+        what="loss on the batch that comes next, and on the one just read", needs="predictions", build=next_batch
     ),
     "memorization": Described(
-        what="how much reading a row lowered its loss: difference in differences over the checkpoints measured so far",
+        what="what reading a row did to its loss (all checkpoints kept)",
         needs="predictions",
         build=memorization,
     ),
     "extractability": Described(
-        what="rows continued word for word, 32 tokens after 32: read, and not read yet",
+        what="32 tokens continued word for word: rows read, and not yet",
         needs="the model",
         build=extractability,
     ),
     "induction": Described(
-        what="loss on the second copy of random tokens minus that on the first", needs="the model", build=induction
+        what="loss on the second copy of random tokens less the first", needs="the model", build=induction
     ),
     "induction-heads": Described(
-        what="attention of each head to what came after the same token before",
+        what="attention to what came after the same token before",
         needs="the model",
         build=induction_heads,
     ),
     "attention": Described(
-        what="entropy, attention to the first token, and distance, by layer and head",
+        what="entropy, attention to the first token, distance, by head",
         needs="the model",
         build=attention,
         takes_rows=True,
@@ -191,20 +191,20 @@ PROBES: Mapping[str, Described] = {
         what="how long the rows of the embeddings are", needs="embeddings", build=embedding_norms
     ),
     "spectra": Described(
-        what="spectral norm, stable and effective rank, power law of the tail, of each matrix",
+        what="spectral norm, stable and effective rank, tail exponent",
         needs="matrices",
         build=spectra,
     ),
     "gradient-noise": Described(what="gradient-noise scale", needs="the model", build=gradient_noise, takes_rows=True),
     "learning-coefficient": Described(
-        what="local learning coefficient by Langevin sampling (look at its drift, and at half the --step-size)",
+        what="local learning coefficient (look at drift, --step-size)",
         needs="the model",
         build=learning_coefficient,
         takes_rows=True,
         in_all=False,
     ),
     "generations": Described(
-        what="what the model writes after prompts: generations@FILE, a prompt a line",
+        what="what is written after prompts: generations@FILE, one a line",
         needs="the model",
         build=generations,
         takes_rows=True,
@@ -223,12 +223,12 @@ def described_probes() -> list[dict[str, Any]]:
         *named,
         {
             "name": "task:NAME|FILE.yaml",
-            "measures": "a benchmark through lm-evaluation-harness (pip install 'checkpoint-forensics[eval]')",
+            "measures": "a benchmark of lm-evaluation-harness (extra eval)",
             "needs": "the model",
         },
         {
             "name": "module:function[@ROWS]",
-            "measures": "your own: function(model, token_ids) -> a number, or numbers by name",
+            "measures": "your function(model, token_ids): numbers by name, or one",
             "needs": "the model",
         },
     ]

@@ -657,6 +657,7 @@ def test_probing_has_the_documented_keys(tiny: Workspace, tmp_path: Path) -> Non
     out = tmp_path / "rows.csv"
     assert forensics(tiny, "probe", "tiny", "loss", "-o", str(out)).returncode == 0
     assert out.read_text().splitlines()[0].replace('"', "") == ",".join((*COLUMNS, "text"))
+    assert "…" not in forensics(tiny, "probes").stdout  # descriptions are whole
     names = [row["name"] for row in answer(tiny, "probes")]
     assert "loss[@ROWS]" in names and "norms" in names
 
