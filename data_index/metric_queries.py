@@ -15,6 +15,7 @@ from data_index.workspace import Workspace
 # What a trainer recorded itself comes last, and so counts where an imported log says something else; of one log, the
 # last attempt does.
 _PRIORITY = "(source IS NULL), attempt, source"
+_COUNTS_FIRST = "(source IS NULL) DESC, attempt DESC, source DESC"  # the same from the other end
 
 
 def metrics_of_step(workspace: Workspace, run: Run, step: int) -> dict[str, float]:
@@ -53,6 +54,41 @@ def points_of_metric(workspace: Workspace, run: Run, name: str) -> dict[str, Any
         "SELECT step, attempt, value FROM metrics WHERE name = $name OR (original_name = $name AND NOT EXISTS "
         f"(SELECT 1 FROM metrics WHERE name = $name)) ORDER BY step, {_PRIORITY}",
         {"name": name},
+    )
+    arrays: dict[str, Any] = found.fetchnumpy()
+    return arrays
+
+
+def stretches_of_metric(
+    workspace: Workspace, run: Run, name: str, first: int, last: int, num_stretches: int
+) -> dict[str, Any]:
+    """What one metric does in equal stretches of steps first+1 .. last; of each step the value that counts.
+
+    Returns:
+        Arrays with one element for each stretch that has a logged step, in step order: `first_step, last_step` of the
+        logged ones; `first_value, last_value, lowest, highest` of its finite values, with their steps
+        (`first_finite_step, last_finite_step, lowest_step, highest_step`), masked where it has none; `num_values`; and
+        `num_not_finite`, with the first such step (`not_finite_step`).
+    """
+    found = opened_for(workspace, run, "metrics").execute(
+        f"""
+        WITH kept AS (
+            SELECT step, value FROM metrics
+            WHERE (name = $name OR (original_name = $name AND NOT EXISTS (SELECT 1 FROM metrics WHERE name = $name)))
+                AND step > $first AND step <= $last
+            QUALIFY row_number() OVER (PARTITION BY step ORDER BY {_COUNTS_FIRST}) = 1),
+        judged AS (
+            SELECT step, value, coalesce(isfinite(value), false) AS there,
+                   (step - $first - 1) * $count // ($last - $first) AS stretch FROM kept)
+        SELECT min(step) AS first_step, max(step) AS last_step,
+               arg_min(value, step) FILTER (there) AS first_value, arg_max(value, step) FILTER (there) AS last_value,
+               min(value) FILTER (there) AS lowest, arg_min(step, value) FILTER (there) AS lowest_step,
+               max(value) FILTER (there) AS highest, arg_max(step, value) FILTER (there) AS highest_step,
+               min(step) FILTER (there) AS first_finite_step, max(step) FILTER (there) AS last_finite_step,
+               count(*) AS num_values, count(*) FILTER (NOT there) AS num_not_finite,
+               min(step) FILTER (NOT there) AS not_finite_step
+        FROM judged GROUP BY stretch ORDER BY stretch""",
+        {"name": name, "first": first, "last": last, "count": num_stretches},
     )
     arrays: dict[str, Any] = found.fetchnumpy()
     return arrays

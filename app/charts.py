@@ -1,0 +1,70 @@
+"""Pictures of forensics as plotly draws them, in the colours of the theme in force."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from forensics.figure import BAND, COLOURS, Figure, interactive
+
+MIME_TYPES = {
+    ".csv": "text/csv",
+    ".parquet": "application/vnd.apache.parquet",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+}
+# On a dark ground black cannot be seen, and the darker ones of Okabe and Ito's colours hardly.
+ON_DARK = {"#000000": "#FFFFFF", "#0072B2": "#56B4E9", "#555555": "#AAB2BA", BAND: "#4A3A2C"}
+CLICKABLE = 4  # size of points that can be clicked; plotly selects no point of a bare line
+MANY_POINTS = 400  # are drawn smaller
+
+
+def is_dark() -> bool:
+    return st.context.theme.type == "dark"
+
+
+def canvas_of(figure: Figure, *, dark: bool, height: int, x_range: tuple[float, float]) -> Any:
+    """A plotly figure whose every point can be clicked; `height` in pixels."""
+    canvas = interactive(figure)
+    colours = ON_DARK if dark else {}
+    for trace in canvas.data:
+        if trace.mode == "lines" and trace.x is not None:
+            size = CLICKABLE if len(trace.x) < MANY_POINTS else 2.5
+            trace.update(mode="lines+markers", marker={"size": size})
+        colour = colours.get(trace.line.color, trace.line.color)
+        trace.update(line={"color": colour, "width": 1.6}, marker={"color": colour})
+        trace.update(hovertemplate="step %{x}<br>%{y}<extra>%{fullData.name}</extra>")
+    _recolour(canvas, colours)
+    canvas.update_layout(
+        template="plotly_dark" if dark else "plotly_white",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 16, "r": 8, "t": 28, "b": 8},
+        font={"family": "'Source Sans', sans-serif", "size": 13, "color": "#E6E9EC" if dark else "#1C2127"},
+        hovermode="closest",
+        dragmode="select",
+        selectdirection="h",
+        clickmode="event+select",
+        hoverlabel={"font": {"family": "monospace"}},
+        uirevision="kept",
+        height=height,
+    )
+    grid = {"gridcolor": "#2B323A" if dark else "#E8ECEF", "zeroline": False, "automargin": True}
+    margin = 0.01 * (x_range[1] - x_range[0])
+    canvas.update_xaxes(**grid, range=[x_range[0] - margin, x_range[1] + margin])
+    canvas.update_yaxes(**grid)
+    canvas.update_yaxes(dtick="D2", selector={"type": "log"})
+    canvas.for_each_xaxis(lambda axis: axis.title.update(font={"size": 12}))
+    canvas.for_each_yaxis(lambda axis: axis.title.update(font={"size": 12}))
+    canvas.update_annotations(font={"size": 12})
+    return canvas
+
+
+def _recolour(canvas: Any, colours: dict[str, str]) -> None:
+    for shape in canvas.layout.shapes:
+        if shape.fillcolor in colours:
+            shape.update(fillcolor=colours[shape.fillcolor])
+
+
+assert set(ON_DARK) - {"#555555", BAND} <= set(COLOURS)

@@ -1,0 +1,93 @@
+"""Run: what was logged over all steps, without losing a peak, and what happened at which step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from app import data, frame
+from app.charts import canvas_of, is_dark
+from forensics.ribbon_picture import ribbon_figure
+
+frame.begin("Run", "What did it log, and what happened at which step? Click a point for its step; drag to look closer.")
+run = frame.choose_run()
+
+
+def number(name: str) -> int | None:
+    """A step of the link; what is none counts as not given."""
+    asked = frame.selected(name)
+    return int(asked) if asked is not None and asked.isascii() and asked.isdigit() and len(asked) < 16 else None
+
+
+first, last = number("first"), number("last")
+with frame.stated():
+    found = data.ribbon(data.version(), run, first, last)
+whole = first is None and last is None
+if not whole:
+    frame.select(first=first, last=last)
+figure = ribbon_figure(found)
+
+with st.container(horizontal=True, vertical_alignment="center"):
+    st.text(f"Steps {found.first + 1:,} to {found.last:,}")
+    if st.button("Whole run", disabled=whole, icon=":material/zoom_out_map:"):
+        frame.select(first=None, last=None)
+        st.rerun()
+
+
+def take(event: Any) -> bool:
+    """Follow a click to its step, a stretch that was marked to its steps."""
+    boxes = event["selection"]["box"] if event else []
+    if boxes:
+        low, high = sorted(boxes[0]["x"][:2])
+        start, stop = max(found.first, int(low)), min(found.last, int(high) + 1)
+        if stop > start and (start, stop) != (found.first, found.last):
+            frame.select(first=start, last=stop)
+            return True
+        return False
+    points = event["selection"]["points"] if event else []
+    step = int(round(points[0]["x"])) if points else 0
+    if step and str(step) != frame.selected("step"):
+        frame.select(step=max(step, found.first + 1))
+        return True
+    return False
+
+
+event = st.plotly_chart(
+    canvas_of(figure, dark=is_dark(), height=130 + 190 * len(found.lines), x_range=(found.first, found.last)),
+    key=f"ribbon {run} {found.first} {found.last}",
+    on_select="rerun",
+    selection_mode=("points", "box"),
+    config={"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "autoScale2d"]},
+    theme=None,
+)
+st.caption(figure.note)
+if take(event):
+    st.rerun()
+
+step = number("step")
+with st.container(horizontal=True, vertical_alignment="center"):
+    if step is not None:
+        frame.link("views/step.py", f"Read step {step:,}", run=run, step=step)
+    for row in found.spikes[:6]:
+        frame.link("views/step.py", f"Spike at step {row['peak']:,}", run=run, step=row["peak"])
+
+if not found.lines:
+    st.subheader("Nothing is logged of these steps", anchor=False)
+    st.text("Logs of W&B, TensorBoard, JSON lines, CSV and others can be put beside the run:")
+    st.code(frame.command("import", run, "LOG"), language=None)
+if found.lines and not found.searched:
+    st.text("Spikes were not looked for yet; this finds them, and they appear here:")
+    st.code(frame.command("spikes", run), language=None)
+
+if found.spikes:
+    st.subheader("Spikes", anchor=False, divider="grey")
+    columns = ("onset", "peak", "recovery", "kind", "lead_steps", "series", "peak_value", "peak_z")
+    frame.show_table([{name: row[name] for name in columns} for row in found.spikes], key="spikes_table")
+
+frame.downloads(
+    f"{run}-{found.first}-{found.last}",
+    table=lambda: data.logged_values(data.version(), run, found.query()),
+    figure=figure,
+)
+frame.reproduce([frame.command("sql", found.query()), frame.command("checkpoints", run)], found.query())
