@@ -24,8 +24,11 @@ def is_dark() -> bool:
     return st.context.theme.type == "dark"
 
 
-def canvas_of(figure: Figure, *, dark: bool, height: int, x_range: tuple[float, float]) -> Any:
-    """A plotly figure whose every point can be clicked; `height` in pixels."""
+def canvas_of(figure: Figure, *, dark: bool, height: int, x_range: tuple[float, float], marking: bool) -> Any:
+    """A plotly figure whose every point can be clicked; `height` in pixels.
+
+    `marking`: dragging marks a stretch of x, and a click chooses nothing; else it moves the picture.
+    """
     canvas = interactive(figure)
     colours = ON_DARK if dark else {}
     for trace in canvas.data:
@@ -43,9 +46,10 @@ def canvas_of(figure: Figure, *, dark: bool, height: int, x_range: tuple[float, 
         margin={"l": 16, "r": 8, "t": 28, "b": 8},
         font={"family": "'Source Sans', sans-serif", "size": 13, "color": "#E6E9EC" if dark else "#1C2127"},
         hovermode="closest",
-        dragmode="select",
+        dragmode="select" if marking else "pan",
         selectdirection="h",
-        clickmode="event+select",
+        clickmode="event" if marking else "event+select",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#8A929A", "activecolor": "#AAB2BA" if dark else "#1C2127"},
         hoverlabel={"font": {"family": "monospace"}},
         uirevision="kept",
         height=height,

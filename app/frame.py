@@ -19,7 +19,8 @@ from forensics.cli.output import printable
 from forensics.figure import Figure, picture
 from forensics.tables import shown_columns, table_file, table_of_dicts
 
-KEPT = "kept_"  # before the names of what is carried from page to page
+CARRIED = ("run", "step", "query")  # from page to page; the rest of a selection is its page's own
+KEPT = "kept_"  # before the names of these in the session
 
 
 def begin(title: str, question: str) -> None:
@@ -40,7 +41,8 @@ def select(**chosen: object) -> None:
             st.query_params.pop(name, None)
             st.session_state.pop(KEPT + name, None)
         else:
-            st.session_state[KEPT + name] = str(value)
+            if name in CARRIED:
+                st.session_state[KEPT + name] = str(value)
             if st.query_params.get(name) != str(value):
                 st.query_params[name] = str(value)
 
@@ -172,9 +174,9 @@ def facts(values: Mapping[str, object]) -> None:
                 st.text(str(value))
 
 
-def link(page: str, label: str, **chosen: object) -> None:
+def link(page: str, label: str, icon: str, **chosen: object) -> None:
     """A link to another page with a selection."""
-    st.page_link(page, label=label, query_params={name: str(value) for name, value in chosen.items()})
+    st.page_link(page, label=label, icon=icon, query_params={name: str(value) for name, value in chosen.items()})
 
 
 def as_text(value: str) -> str:

@@ -76,7 +76,6 @@ def settings(address: Address) -> dict[str, Any]:
         "client_toolbarMode": "viewer",
         "client_showErrorDetails": "none" if address.shared else "full",
         "client_showErrorLinks": False,
-        "client_showSidebarNavigation": True,
         "global_developmentMode": False,
         "logger_hideWelcomeMessage": True,
         "logger_level": "warning",

@@ -40,7 +40,7 @@ with look:
                 st.button("Use it", key=f"use {name}", on_click=use, args=(example,))
 
 with ask:
-    asked = st.query_params.get("query")
+    asked = frame.selected("query")
     st.session_state["query_text"] = asked or EXAMPLE
     with st.form("query", border=False):
         st.text_area("Query", key="query_text", height=150)

@@ -10,7 +10,9 @@ from app import data, frame
 from app.charts import canvas_of, is_dark
 from forensics.ribbon_picture import ribbon_figure
 
-frame.begin("Run", "What did it log, and what happened at which step? Click a point for its step; drag to look closer.")
+CHOOSE, CLOSER = "Click chooses a step", "Drag looks closer"
+
+frame.begin("Run", "What did it log, and what happened at which step?")
 run = frame.choose_run()
 
 
@@ -20,19 +22,33 @@ def number(name: str) -> int | None:
     return int(asked) if asked is not None and asked.isascii() and asked.isdigit() and len(asked) < 16 else None
 
 
+def take_stretch() -> None:
+    frame.select(first=st.session_state["first_choice"], last=st.session_state["last_choice"])
+
+
 first, last = number("first"), number("last")
 with frame.stated():
+    lowest, highest = data.steps_of(run)
     found = data.ribbon(data.version(), run, first, last)
 whole = first is None and last is None
 if not whole:
-    frame.select(first=first, last=last)
+    frame.select(first=found.first, last=found.last)
 figure = ribbon_figure(found)
+
+st.session_state["first_choice"], st.session_state["last_choice"] = found.first, found.last
+with st.sidebar.container(horizontal=True):
+    for label, key in (("From checkpoint", "first_choice"), ("to checkpoint", "last_choice")):
+        st.number_input(label, min_value=lowest - 1, max_value=highest, key=key, on_change=take_stretch)
 
 with st.container(horizontal=True, vertical_alignment="center"):
     st.text(f"Steps {found.first + 1:,} to {found.last:,}")
     if st.button("Whole run", disabled=whole, icon=":material/zoom_out_map:"):
         frame.select(first=None, last=None)
         st.rerun()
+    # Streamlit lets a chart take clicks or marked stretches, not both at once.
+    mouse = st.segmented_control(
+        "Mouse", [CHOOSE, CLOSER], default=CHOOSE, required=True, key="mouse", label_visibility="collapsed"
+    )
 
 
 def take(event: Any) -> bool:
@@ -54,8 +70,14 @@ def take(event: Any) -> bool:
 
 
 event = st.plotly_chart(
-    canvas_of(figure, dark=is_dark(), height=130 + 190 * len(found.lines), x_range=(found.first, found.last)),
-    key=f"ribbon {run} {found.first} {found.last}",
+    canvas_of(
+        figure,
+        dark=is_dark(),
+        marking=mouse == CLOSER,
+        height=130 + 190 * len(found.lines),
+        x_range=(found.first, found.last),
+    ),
+    key=f"ribbon {run} {found.first} {found.last} {mouse}",
     on_select="rerun",
     selection_mode=("points", "box"),
     config={"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "autoScale2d"]},
@@ -68,9 +90,9 @@ if take(event):
 step = number("step")
 with st.container(horizontal=True, vertical_alignment="center"):
     if step is not None:
-        frame.link("views/step.py", f"Read step {step:,}", run=run, step=step)
+        frame.link("views/step.py", f"Read step {step:,}", ":material/article:", run=run, step=step)
     for row in found.spikes[:6]:
-        frame.link("views/step.py", f"Spike at step {row['peak']:,}", run=run, step=row["peak"])
+        frame.link("views/step.py", f"Spike at {row['peak']:,}", ":material/bolt:", run=run, step=row["peak"])
 
 if not found.lines:
     st.subheader("Nothing is logged of these steps", anchor=False)

@@ -67,8 +67,8 @@ else:
         }
     )
     with st.container(horizontal=True):
-        frame.link("views/run.py", "Look at its loss", run=row["run"])
-        frame.link("views/step.py", "Read its first step", run=row["run"], step=row["first_step"])
+        frame.link("views/run.py", "Look at its loss", ":material/show_chart:", run=row["run"])
+        frame.link("views/step.py", "Read its first step", ":material/article:", run=row["run"], step=row["first_step"])
 
 for row in rows:
     if row["problem"]:

@@ -40,7 +40,7 @@ frame.facts(
 )
 st.text(f"Order: {found['order_trust']}")
 with st.container(horizontal=True):
-    frame.link("views/run.py", "See it on the run", run=run, step=step)
+    frame.link("views/run.py", "See it on the run", ":material/show_chart:", run=run, step=step)
 
 text_tab, rows_tab, groups_tab, logged_tab = st.tabs(["Text", "Rows", "By tag and file", "Logged"])
 

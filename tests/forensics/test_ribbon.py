@@ -152,5 +152,6 @@ def test_the_pictures_show_the_same_and_escape_what_comes_from_data() -> None:
 
     assert [trace.name for trace in canvas.data] == ["loss", "checkpoint", "spike", html.escape("fork f<b>")]
     assert max(canvas.data[0].y) == 9.0 and canvas.layout.yaxis2.ticktext == ("forks", "spikes", "checkpoints")
+    assert not any(trace.showlegend for trace in canvas.data)  # the names stand beside the rows
     words = re.findall(r">([^<]+)</text>", svg)
     assert {"r, steps 1..3", "loss", "spike 2", "forks", "spikes", "checkpoints"} <= set(words)
