@@ -17,7 +17,7 @@ MIME_TYPES = {
 # On a dark ground black cannot be seen, and the darker ones of Okabe and Ito's colours hardly.
 ON_DARK = {"#000000": "#FFFFFF", "#0072B2": "#56B4E9", "#555555": "#AAB2BA", BAND: "#4A3A2C"}
 CLICKABLE = 4  # size of points that can be clicked; plotly selects no point of a bare line
-MANY_POINTS = 400  # are drawn smaller
+MANY_POINTS = 400  # are there to be clicked, and not seen
 
 
 def is_dark() -> bool:
@@ -32,11 +32,13 @@ def canvas_of(figure: Figure, *, dark: bool, height: int, x_range: tuple[float, 
     canvas = interactive(figure)
     colours = ON_DARK if dark else {}
     for trace in canvas.data:
-        if trace.mode == "lines" and trace.x is not None:
-            size = CLICKABLE if len(trace.x) < MANY_POINTS else 2.5
-            trace.update(mode="lines+markers", marker={"size": size})
         colour = colours.get(trace.line.color, trace.line.color)
-        trace.update(line={"color": colour, "width": 1.6}, marker={"color": colour})
+        many = trace.x is not None and len(trace.x) > MANY_POINTS
+        trace.update(line={"color": colour, "width": 1 if many else 1.6}, marker={"color": colour})
+        if trace.mode == "lines":
+            shown = 0 if many else 1
+            trace.update(mode="lines+markers", marker={"size": CLICKABLE, "opacity": shown})
+            trace.update(selected={"marker": {"opacity": 1, "size": 9}}, unselected={"marker": {"opacity": shown}})
         trace.update(hovertemplate="step %{x}<br>%{y}<extra>%{fullData.name}</extra>")
     _recolour(canvas, colours)
     canvas.update_layout(
@@ -51,6 +53,7 @@ def canvas_of(figure: Figure, *, dark: bool, height: int, x_range: tuple[float, 
         clickmode="event" if marking else "event+select",
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#8A929A", "activecolor": "#AAB2BA" if dark else "#1C2127"},
         hoverlabel={"font": {"family": "monospace"}},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.01, "yanchor": "bottom"},
         uirevision="kept",
         height=height,
     )

@@ -36,12 +36,11 @@ except ForensicsError as error:
     frame.failed(str(error), "This workspace cannot be opened.")
     st.stop()
 with st.sidebar:
+    st.caption("Workspace" + (", shared read-only" if data.shared() else ""))
+    st.code(str(data.workspace().folder), language=None, wrap_lines=True)
     # Not Streamlit's own list of pages: its links forget what is selected, and the browser's way back is lost.
     for there, names in PAGES.items():
         chosen = {name: value for name in names if (value := frame.selected(name)) is not None}
         st.page_link(there, query_params=chosen)
     st.divider()
 page.run()
-with st.sidebar:
-    st.caption("Workspace" + (", shared read-only" if data.shared() else ""))
-    st.code(str(data.workspace().folder), language=None, wrap_lines=True)

@@ -35,7 +35,7 @@ LIGHT = {
     "borderColor": "#d9dee3",
 }
 DARK = {
-    "primaryColor": "#56B4E9",
+    "primaryColor": "#2A86C4",
     "backgroundColor": "#14181d",
     "secondaryBackgroundColor": "#1f252c",
     "textColor": "#e6e9ec",

@@ -15,12 +15,16 @@ MOST_LABELLED = 6  # spikes that are named in the picture: the highest
 MOST_BANDS = 40  # gaps that are shaded: the longest
 
 
-def ribbon_figure(found: Ribbon) -> Figure:
+def ribbon_figure(found: Ribbon) -> Figure | None:
+    """None: there is nothing to draw."""
     panels = [_panel(found, line) for line in found.lines]
+    events = _events(found)
+    if not panels and events is None:
+        return None
     return Figure(
         title=f"{found.run}, steps {found.first + 1}..{found.last}",
         x_label="step",
-        panels=[*panels, _events(found)],
+        panels=panels if events is None else [*panels, events],
         note=_note(found),
     )
 
@@ -52,7 +56,7 @@ def _marks(found: Ribbon, line: RibbonLine) -> list[tuple[float, str]]:
     return [(row["peak"], f"spike {row['peak']}") for row in sorted(highest, key=lambda row: int(row["peak"]))]
 
 
-def _events(found: Ribbon) -> Panel:
+def _events(found: Ribbon) -> Panel | None:
     """One row for each kind of thing that lies at steps; only kinds that there are."""
     rows: list[tuple[str, list[Series]]] = []
     if found.checkpoints:
@@ -71,6 +75,8 @@ def _events(found: Ribbon) -> Panel:
     if segments:
         colours = (GREEN, BLACK)
         rows.append(("segments", [_stretch(found, s, colours[n % 2]) for n, s in enumerate(segments)]))
+    if not rows:
+        return None
     names = [name for name, _ in reversed(rows)]
     series = [
         Series(name=s.name, x=s.x, y=[names.index(name)] * len(s.x), style=s.style, colour=s.colour)
@@ -97,6 +103,6 @@ def _stretch(found: Ribbon, span: tuple[str, int, int], colour: int) -> Series:
 
 def _note(found: Ribbon) -> str:
     counts = [f"{line.num_values:,} values of {TITLES[line.name]}" for line in found.lines]
-    lost = [f"{line.num_not_finite:,} of {TITLES[line.name]} are no number" for line in found.lines if line.not_finite]
+    lost = [f"no number: {line.num_not_finite:,} of {TITLES[line.name]}" for line in found.lines if line.not_finite]
     drawn = "each pixel goes through the lowest and the highest of its values" if counts else "nothing is logged here"
     return "; ".join([*counts, *lost, drawn]) + "."

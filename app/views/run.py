@@ -69,23 +69,19 @@ def take(event: Any) -> bool:
     return False
 
 
-event = st.plotly_chart(
-    canvas_of(
-        figure,
-        dark=is_dark(),
-        marking=mouse == CLOSER,
-        height=130 + 190 * len(found.lines),
-        x_range=(found.first, found.last),
-    ),
-    key=f"ribbon {run} {found.first} {found.last} {mouse}",
-    on_select="rerun",
-    selection_mode=("points", "box"),
-    config={"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "autoScale2d"]},
-    theme=None,
-)
-st.caption(figure.note)
-if take(event):
-    st.rerun()
+if figure is not None:
+    size = {"height": 60 + 190 * len(found.lines) + 70 * (len(figure.panels) - len(found.lines))}
+    event = st.plotly_chart(
+        canvas_of(figure, dark=is_dark(), marking=mouse == CLOSER, x_range=(found.first, found.last), **size),
+        key=f"ribbon {run} {found.first} {found.last} {mouse}",
+        on_select="rerun",
+        selection_mode=("points", "box"),
+        config={"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "autoScale2d"]},
+        theme=None,
+    )
+    st.caption(figure.note)
+    if take(event):
+        st.rerun()
 
 step = number("step")
 with st.container(horizontal=True, vertical_alignment="center"):

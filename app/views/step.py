@@ -15,6 +15,7 @@ frame.begin("Step", "What did the model read at this step, and what is known of 
 run = frame.choose_run()
 with frame.stated():
     step = frame.choose_step(run)
+    frame.link("views/run.py", "See it on the run", ":material/show_chart:", run=run, step=step)
     version = data.version()
     found = data.everything_at(version, run, step)
     batch = data.batch(version, run, step)
@@ -39,8 +40,6 @@ frame.facts(
     }
 )
 st.text(f"Order: {found['order_trust']}")
-with st.container(horizontal=True):
-    frame.link("views/run.py", "See it on the run", ":material/show_chart:", run=run, step=step)
 
 text_tab, rows_tab, groups_tab, logged_tab = st.tabs(["Text", "Rows", "By tag and file", "Logged"])
 

@@ -180,6 +180,23 @@ def test_a_run_without_a_log_says_how_to_import_one(opened: Open, tiny: Workspac
     assert not page.exception and "forensics import tiny LOG" in texts(page)
 
 
+def test_a_run_of_logs_alone_is_drawn_and_its_steps_say_what_is_missing(
+    opened: Open, workspace: Workspace, tmp_path: Path
+) -> None:
+    """Nobody published what its steps read."""
+    from forensics.imported_metrics import import_metrics
+
+    (tmp_path / "log.csv").write_text("step,loss\n1,5.5\n2,5.0\n3,nan\n")
+    import_metrics("logged", tmp_path / "log.csv", new=True, workspace=workspace)
+    run = opened(workspace, "run", run="logged")
+    (chart,) = run.get("plotly_chart")
+    step = opened(workspace, "step", run="logged", step="2")
+
+    assert not run.exception
+    assert [trace["name"] for trace in json.loads(chart.proto.spec)["data"]] == ["loss", "not a number"]
+    assert not step.exception and "what the steps of logged read is not known" in texts(step)
+
+
 def test_a_run_whose_spikes_nobody_sought_says_how_to(opened: Open, tiny_shared: Workspace) -> None:
     assert "forensics spikes tiny" in texts(opened(tiny_shared, "run", run="tiny"))
 

@@ -97,7 +97,8 @@ def test_a_metric_without_any_number_is_still_told(tiny: Workspace) -> None:
     found = ribbon("tiny", workspace=tiny)
 
     assert drawn(found.lines[0]) == {} and found.lines[0].num_not_finite == 20
-    assert picture(ribbon_figure(found), "png")[:4] == b"\x89PNG"
+    figure = ribbon_figure(found)
+    assert figure is not None and picture(figure, "png")[:4] == b"\x89PNG"
 
 
 def test_what_was_not_logged_is_a_gap(tiny: Workspace) -> None:
@@ -142,12 +143,17 @@ def test_its_sql_gives_the_values_that_are_drawn(noisy: tuple[Workspace, dict[in
     }
 
 
+def test_where_nothing_is_known_nothing_is_drawn() -> None:
+    assert ribbon_figure(Ribbon(run="r", first=0, last=3, lines=())) is None
+
+
 def test_the_pictures_show_the_same_and_escape_what_comes_from_data() -> None:
     lines = (RibbonLine(name="loss", steps=(1, 2, 3), values=(5.0, 9.0, 5.0), num_values=3),)
     spike = {"onset": 2, "peak": 2, "last": 2, "series": ["loss"], "peak_z": 9.0}
     forks = (("f<b>", 0, 2),)
     found = Ribbon(run="r", first=0, last=3, lines=lines, checkpoints=(0, 3), spikes=(spike,), forks=forks)
     figure = ribbon_figure(found)
+    assert figure is not None
     canvas, svg = interactive(figure), picture(figure, "svg").decode()
 
     assert [trace.name for trace in canvas.data] == ["loss", "checkpoint", "spike", html.escape("fork f<b>")]
