@@ -133,3 +133,19 @@ def answer(at: Version, query: str, seconds: float) -> Any:
     from data_index.store import run_query
 
     return run_query(workspace(), query, seconds)
+
+
+@st.cache_data(max_entries=1, show_spinner=False)
+def released() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Released runs, and how many known issues of each kind each has; they change with the toolkit alone."""
+    from data_index.registry import released_runs
+    from forensics.released import issue_matrix, released_row
+
+    return [released_row(run) for run in released_runs()], issue_matrix()
+
+
+def issues_of_released(name: str) -> list[dict[str, Any]]:
+    from data_index.registry import issues_of
+    from forensics.released import issue_rows
+
+    return issue_rows(issues_of(name))

@@ -24,10 +24,11 @@ st.html(STYLE)
 
 RUNS = st.Page("views/runs.py", title="Runs", icon=":material/folder_open:", url_path="runs", default=True)
 RUN = st.Page("views/run.py", title="Run", icon=":material/show_chart:", url_path="run")
+RELEASED = st.Page("views/released.py", title="Released runs", icon=":material/public:", url_path="released")
 STEP = st.Page("views/step.py", title="Step", icon=":material/article:", url_path="step")
 SQL = st.Page("views/query.py", title="SQL", icon=":material/database:", url_path="sql")
 # What of the selection each page's link says.
-PAGES = {RUNS: ("run",), RUN: ("run", "step"), STEP: ("run", "step"), SQL: ("query",)}
+PAGES = {RUNS: ("run",), RUN: ("run", "step"), STEP: ("run", "step"), SQL: ("query",), RELEASED: ("released",)}
 
 page = st.navigation(list(PAGES), position="hidden")
 try:

@@ -15,7 +15,13 @@ from data_index.kinds import table_of_rows
 from data_index.workspace import Workspace, learn
 from forensics.explorer_server import main_script
 
-PAGES = {"runs": "views/runs.py", "run": "views/run.py", "step": "views/step.py", "sql": "views/query.py"}
+PAGES = {
+    "runs": "views/runs.py",
+    "run": "views/run.py",
+    "step": "views/step.py",
+    "sql": "views/query.py",
+    "released": "views/released.py",
+}
 HOSTILE = "<script>alert(1)</script> **bold** [link](http://x) $x^2$ :red[no] \x1b[31m\u202egnol"
 
 Open = Callable[..., AppTest]
@@ -154,6 +160,27 @@ def test_a_new_run_appears_without_a_restart(opened: Open, tiny: Workspace, tiny
     page = page.run()
 
     assert page.dataframe[0].value["run"].tolist() == ["second", "tiny"]
+
+
+def test_released_runs_are_listed_with_what_is_wrong(opened: Open, workspace: Workspace) -> None:
+    from data_index.registry import issues_of, released_runs
+
+    page = opened(workspace, "released", released="pythia-2.8b")
+    published, matrix, issues = (frame.value for frame in page.dataframe)
+    names = [run.name for run in released_runs()]
+
+    assert not page.exception and published["run"].tolist() == matrix["run"].tolist() == names
+    assert len(issues) == len(issues_of("pythia-2.8b")) > 0 and "forensics add pythia-2.8b" in texts(page)
+    counted = matrix.set_index("run").loc["pythia-2.8b"].dropna()
+    assert counted.sum() == len(issues)
+    page = page.selectbox[0].set_value("bloom").run()
+    assert set(page.dataframe[0].value["family"]) == {"bloom"}
+
+
+def test_a_released_run_that_nobody_knows_is_said(opened: Open, workspace: Workspace) -> None:
+    page = opened(workspace, "released", released="pythia-2.9b")
+
+    assert not page.exception and "pythia-2.8b" in texts(page) and page.error
 
 
 # --- nothing there ---------------------------------------------------------------------------------------------------
