@@ -61,7 +61,7 @@ def canvas_of(figure: Figure, *, dark: bool, height: int, x_range: tuple[float, 
     margin = 0.01 * (x_range[1] - x_range[0])
     canvas.update_xaxes(**grid, range=[x_range[0] - margin, x_range[1] + margin])
     canvas.update_yaxes(**grid)
-    canvas.update_yaxes(dtick="D2", selector={"type": "log"})
+    canvas.update_yaxes(dtick="D2", tickformat="~g", selector={"type": "log"})
     canvas.for_each_xaxis(lambda axis: axis.title.update(font={"size": 12}))
     canvas.for_each_yaxis(lambda axis: axis.title.update(font={"size": 12}))
     canvas.update_annotations(font={"size": 12})

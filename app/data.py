@@ -103,6 +103,22 @@ def batch(at: Version, run: str, step: int) -> Any:
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
+def other_readings(at: Version, run: str, step: int) -> list[dict[str, Any]]:
+    """When other steps, or other attempts of this one, read the rows of a step."""
+    from forensics.step_text import other_readings as found
+
+    return found(run, step, workspace=workspace())
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def stretch_by(at: Version, run: str, first: int, last: int, by: str) -> Any:
+    """What was read from checkpoint `first` to checkpoint `last`, counted; an Arrow table."""
+    from forensics.lookup import batch as found
+
+    return found(run, f"{first}:{last}", by=by, workspace=workspace())
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
 def bytes_of_text(at: Version, run: str, step: int, first_row: int, num_rows: int) -> int:
     from forensics.step_text import bytes_of_step_text
 

@@ -124,7 +124,7 @@ def command(*arguments: object) -> str:
 def reproduce(commands: Sequence[str], query: str = "") -> None:
     """The box that says how to get what this page shows without it."""
     with st.expander("The same in a terminal", icon=":material/terminal:"):
-        st.code("\n".join(commands), language="bash", wrap_lines=True)
+        st.code("\n".join(commands), language=None, wrap_lines=True)
         if query:
             st.caption("In SQL, also from Python: `forensics.sql(…)`")
             st.code(query, language="sql", wrap_lines=True)
@@ -159,7 +159,7 @@ def show_table(table: Any, *, key: str, height: int | str = "auto", **columns: A
     """An Arrow table, or rows, as cells of numbers and text."""
     table = table_of_dicts(table) if isinstance(table, list) else table
     shown = shown_columns(table, data.MOST_ROWS)
-    st.dataframe(shown, hide_index=True, key=key, height=height, column_config=columns or None)  # type: ignore[arg-type]
+    st.dataframe(shown, hide_index=True, key=key, height=height, column_config=columns or None, placeholder="")  # type: ignore[arg-type]
     if table.num_rows > data.MOST_ROWS:
         st.caption(f"the first {data.MOST_ROWS:,} of {table.num_rows:,} rows; a download has all of them")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_index.batch import Batch, read_batch
-from data_index.batch_queries import batch_rows, plan_of, reader_of
+from data_index.batch_queries import batch_rows, plan_of, reader_of, readings_of_instances
 from data_index.document_queries import sources_of_documents, spans_of_instances, tags_of_documents
 from data_index.errors import ForensicsError, InvalidRange
 from data_index.run import Run
@@ -106,6 +106,21 @@ def bytes_of_step_text(
     record = workspace.run(run)
     _, wanted = _rows_asked_for(workspace, record, step, first_row, num_rows)
     return bytes_of_instances(workspace, record, wanted.column("instance").to_pylist())
+
+
+def other_readings(run: str, step: int, *, workspace: Workspace | None = None) -> list[dict[str, Any]]:
+    """Readings of the rows of a step by other steps, and by other attempts of this one, in step order.
+
+    Raises:
+        UnknownRun, StepOutOfRange, CorruptFile
+    """
+    workspace = workspace or Workspace()
+    record = workspace.run(run)
+    attempt = record.segment_of_step(step).attempt
+    rows = batch_rows(workspace, record, step - 1, step)
+    instances = sorted(set(rows.column("instance").to_pylist()))
+    readings = readings_of_instances(workspace, record, instances).to_pylist()
+    return [row for row in readings if (row["step"], row["attempt"]) != (step, attempt)]
 
 
 def _rows_asked_for(workspace: Workspace, run: Run, step: int, first_row: int, num_rows: int) -> tuple[Any, Any]:

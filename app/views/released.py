@@ -22,6 +22,7 @@ with published_tab:
         height=330,
         on_select="rerun",
         selection_mode="single-row",
+        placeholder="",
         column_config={
             "tokens": st.column_config.NumberColumn(format="compact"),
             "order": st.column_config.TextColumn(help="the best trust that the order of its data can reach"),
@@ -37,7 +38,7 @@ with issues_tab:
     # Kinds are words of the catalog's, with _ for a space.
     heads = {kind: st.column_config.NumberColumn(kind.replace("_", " "), width="small") for kind in known}
     columns = [{name: row[name] for name in ("run", *known)} for row in matrix]
-    st.dataframe(columns, hide_index=True, key=f"matrix {family}", height=330, column_config=heads)
+    st.dataframe(columns, hide_index=True, key=f"matrix {family}", height=330, placeholder="", column_config=heads)
     frame.downloads("known-issues", table=frame.table_of_dicts(columns))
 
 name = frame.selected("released")
@@ -47,7 +48,7 @@ else:
     with frame.stated():
         issues = data.issues_of_released(name)
     st.subheader("Chosen run", anchor=False, divider="grey")
-    st.code(f"{frame.command('catalog', name)}\n{frame.command('add', name)}", language="bash")
+    st.code(f"{frame.command('catalog', name)}\n{frame.command('add', name)}", language=None)
     if issues:
         frame.show_table(issues, key="released_issues")
     else:

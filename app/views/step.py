@@ -41,7 +41,8 @@ frame.facts(
 )
 st.text(f"Order: {found['order_trust']}")
 
-text_tab, rows_tab, groups_tab, logged_tab = st.tabs(["Text", "Rows", "By tag and file", "Logged"])
+names = ["Text", "Rows", "By tag and file", "Between checkpoints", "Read again", "Logged"]
+text_tab, rows_tab, groups_tab, stretch_tab, again_tab, logged_tab = st.tabs(names)
 
 with rows_tab:
     frame.show_table(batch, key="batch_table")
@@ -52,6 +53,25 @@ with groups_tab:
     if not found["read_by_tag"]:
         st.text("No document of this step has a tag. Tags are learned by:")
         st.code(frame.command("tag", run, "--provenance"), language=None)
+with again_tab:
+    if again := data.other_readings(version, run, step):
+        st.text("Other readings of the rows of this step:")
+        frame.show_table(again, key="again_table")
+    else:
+        st.text("No other step read a row of this one.")
+with stretch_tab:
+    before, after = found["checkpoint_before"], found["checkpoint_after"]
+    if before is None or after is None:
+        st.text("This step does not lie between two checkpoints.")
+    else:
+        st.text(f"What was read from checkpoint {before} to checkpoint {after}, beside the whole run's average.")
+        counted = st.session_state.setdefault("counted", set())
+        if st.button("Count it by tag", type="primary"):
+            counted.add((run, before, after))
+        if (run, before, after) in counted:
+            with st.spinner("Counting …"):
+                frame.show_table(data.stretch_by(version, run, before, after, "tag"), key="stretch_table")
+        st.code(frame.command("batch", run, f"{before}:{after}", "--by", "tag"), language=None)
 with logged_tab:
     if metrics:
         frame.show_table([{"metric": name, "value": value} for name, value in metrics.items()], key="logged_table")

@@ -120,6 +120,20 @@ def test_step_shows_its_rows_as_text(opened: Open, tiny_shared: Workspace) -> No
     assert page.dataframe[0].value["instance"].tolist() == [row["instance"] for row in rows]
 
 
+def test_step_tells_who_else_read_its_rows_and_what_its_stretch_read(opened: Open, tiny_shared: Workspace) -> None:
+    """Nothing is counted before it is asked for."""
+    page = opened(tiny_shared, "step", run="tiny", step="11")
+    (again,) = [frame.value for frame in page.dataframe if "step" in frame.value and "num_tokens" not in frame.value]
+    assert 3 in again["step"].tolist() and 11 not in again["step"].tolist()
+    assert len([frame for frame in page.dataframe if "tag" in frame.value]) == 1
+    (count,) = [button for button in page.button if button.label == "Count it by tag"]
+    page = count.click().run()
+    _, stretch = (frame.value for frame in page.dataframe if "tag" in frame.value)
+
+    assert not page.exception and "batch tiny 10:15 --by tag" in texts(page)
+    assert 8 * 64 < stretch["tokens"].max() <= 5 * 8 * 64
+
+
 def test_another_step_is_chosen_and_stands_in_the_link(opened: Open, tiny_shared: Workspace) -> None:
     page = opened(tiny_shared, "step", run="tiny", step="8")
     page = page.sidebar.number_input[0].set_value(9).run()

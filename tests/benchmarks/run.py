@@ -21,6 +21,7 @@ def main(names: list[str]) -> None:
         content_signals,
         continuity,
         documents,
+        explorer,
         exposures,
         index_build,
         orders,
@@ -56,6 +57,7 @@ def main(names: list[str]) -> None:
         "attribution_cost": attribution_cost.main,
         "spikes": spikes.main,
         "spike_causes": spike_causes.main,
+        "explorer": explorer.main,
     }
     import duckdb
     import numpy
