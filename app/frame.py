@@ -57,7 +57,9 @@ def choose_run() -> str:
     st.session_state["run_choice"] = asked if known else None
     st.sidebar.selectbox("Run or fork", names, index=0 if known else None, key="run_choice", on_change=_take_run)
     if not known:
-        failed(f"no run or fork is called {asked!r} in {data.workspace().folder}", "Choose one on the left.")
+        failed(
+            f"no run or fork is called {asked!r} in {data.workspace().folder}", "No such run: choose one on the left."
+        )
         st.stop()
     select(run=asked)
     return asked
@@ -79,7 +81,7 @@ def choose_step(run: str) -> int:
         f"Step, {first} to {last}", min_value=first, max_value=last, key="step_choice", on_change=_take_step
     )
     if not known or step is None:
-        failed(f"{run} took steps {first}..{last}, not {asked[:40]}", "Choose one on the left.")
+        failed(f"{run} took steps {first}..{last}, not {asked[:40]}", "No such step: choose one on the left.")
         st.stop()
     select(step=step)
     return step

@@ -103,6 +103,10 @@ with text_tab, frame.stated():
     fetched = st.session_state.setdefault("fetched", set())
     if to_fetch and (run, step, start) not in fetched:
         st.text(f"The tokens of these rows lie on a server: {to_fetch:,} bytes would be fetched.")
+        if data.shared():
+            st.text("Who looks from another machine cannot have them fetched; where the explorer runs, this does it:")
+            st.code(frame.command("batch", run, step, "--tokens"), language=None)
+            st.stop()
         if not st.button("Fetch and show", type="primary"):
             st.stop()
         fetched.add((run, step, start))
