@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from forensics.figure import BAND, COLOURS, Figure, interactive
+from forensics.ribbon import Ribbon
 
 MIME_TYPES = {
     ".csv": "text/csv",
@@ -66,6 +67,32 @@ def canvas_of(figure: Figure, *, dark: bool, height: int, x_range: tuple[float, 
     canvas.for_each_yaxis(lambda axis: axis.title.update(font={"size": 12}))
     canvas.update_annotations(font={"size": 12})
     return canvas
+
+
+def show_ribbon(figure: Figure, found: Ribbon, *, key: str, marking: bool = False) -> Any:
+    """A run at a glance; what was clicked or marked in it."""
+    num_events = len(figure.panels) - len(found.lines)
+    event = st.plotly_chart(
+        canvas_of(
+            figure,
+            dark=is_dark(),
+            marking=marking,
+            x_range=(found.first, found.last),
+            height=60 + 190 * len(found.lines) + 70 * num_events,
+        ),
+        key=key,
+        on_select="rerun",
+        selection_mode=("points", "box"),
+        config={"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "autoScale2d"]},
+        theme=None,
+    )
+    st.caption(figure.note)
+    return event
+
+
+def clicked_step(event: Any, found: Ribbon) -> int | None:
+    points = event["selection"]["points"] if event else []
+    return max(int(round(points[0]["x"])), found.first + 1) if points else None
 
 
 def _recolour(canvas: Any, colours: dict[str, str]) -> None:

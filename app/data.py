@@ -133,6 +133,18 @@ def text(at: Version, run: str, step: int, first_row: int, num_rows: int) -> Any
     return step_text(run, step, **asked, workspace=workspace())
 
 
+@st.cache_data(max_entries=16, show_spinner=False)
+def readings(at: Version, run: str, kind: str, what: str, limit: int) -> tuple[Any, list[str]]:
+    """Every reading of a text, document, instance or token as an Arrow table, and sentences about the search."""
+    from forensics.lookup import where
+
+    notes: list[str] = []
+    asked: dict[str, Any] = {kind: what if kind == "text" else int(what)}
+    # Who looks from another machine must not have anything fetched.
+    asked |= {"limit": limit, "note": notes.append, "max_fetch": 0 if shared() else None}
+    return where(run, **asked, workspace=workspace()), notes
+
+
 @st.cache_data(max_entries=4, show_spinner=False)
 def schema(at: Version) -> list[tuple[str, str, str, str]]:
     """(view, columns, what it holds, an example) of every view and macro."""

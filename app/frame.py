@@ -19,7 +19,14 @@ from forensics.cli.output import printable
 from forensics.figure import Figure, picture
 from forensics.tables import shown_columns, table_file, table_of_dicts
 
-CARRIED = ("run", "step", "query", "released")  # from page to page; the rest of a selection is its page's own
+CARRIED = (
+    "run",
+    "step",
+    "kind",
+    "what",
+    "query",
+    "released",
+)  # from page to page; the rest of a selection is its page's own
 KEPT = "kept_"  # before the names of these in the session
 
 

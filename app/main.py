@@ -26,9 +26,17 @@ RUNS = st.Page("views/runs.py", title="Runs", icon=":material/folder_open:", url
 RUN = st.Page("views/run.py", title="Run", icon=":material/show_chart:", url_path="run")
 RELEASED = st.Page("views/released.py", title="Released runs", icon=":material/public:", url_path="released")
 STEP = st.Page("views/step.py", title="Step", icon=":material/article:", url_path="step")
+SEARCH = st.Page("views/search.py", title="Search", icon=":material/search:", url_path="search")
 SQL = st.Page("views/query.py", title="SQL", icon=":material/database:", url_path="sql")
 # What of the selection each page's link says.
-PAGES = {RUNS: ("run",), RUN: ("run", "step"), STEP: ("run", "step"), SQL: ("query",), RELEASED: ("released",)}
+PAGES = {
+    RUNS: ("run",),
+    RUN: ("run", "step"),
+    STEP: ("run", "step"),
+    SEARCH: ("run", "kind", "what"),
+    SQL: ("query",),
+    RELEASED: ("released",),
+}
 
 page = st.navigation(list(PAGES), position="hidden")
 try:

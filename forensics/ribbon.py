@@ -6,8 +6,8 @@ no peak is lost however far one looks from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,7 @@ class Ribbon:
         searched: whether that was ever asked of this run.
         forks: (id, from step, last step).
         restarts: steps at which a later attempt begins.
+        marked: steps that a search found, at most one for each pixel.
     """
 
     run: str
@@ -67,6 +68,7 @@ class Ribbon:
     searched: bool = False
     forks: tuple[tuple[str, int, int], ...] = ()
     restarts: tuple[int, ...] = ()
+    marked: tuple[int, ...] = ()
 
     def query(self) -> str:
         """SQL that gives every value that the lines stand for."""
@@ -111,6 +113,15 @@ def ribbon(
         forks=tuple(f for f in forks_of_run(workspace, run) if f[1] <= last and f[2] > first),
         restarts=tuple(sorted(_restarts(record, first, last))),
     )
+
+
+def with_marks(found: Ribbon, steps: Iterable[int], num_stretches: int = NUM_STRETCHES) -> Ribbon:
+    """The same with steps marked: of those that a pixel covers the first."""
+    by_pixel: dict[int, int] = {}
+    for step in sorted(set(steps)):
+        if found.first < step <= found.last:
+            by_pixel.setdefault((step - found.first - 1) * num_stretches // (found.last - found.first), step)
+    return replace(found, marked=tuple(by_pixel.values()))
 
 
 def _within(run: Run, first: int | None, last: int | None) -> tuple[int, int]:

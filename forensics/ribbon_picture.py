@@ -59,6 +59,8 @@ def _marks(found: Ribbon, line: RibbonLine) -> list[tuple[float, str]]:
 def _events(found: Ribbon) -> Panel | None:
     """One row for each kind of thing that lies at steps; only kinds that there are."""
     rows: list[tuple[str, list[Series]]] = []
+    if found.marked:
+        rows.append(("found", [_ticks("found", found.marked, BLACK)]))
     if found.checkpoints:
         rows.append(("checkpoints", [_ticks("checkpoint", found.checkpoints, BLUE)]))
     if found.lost:

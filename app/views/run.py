@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from app import data, frame
-from app.charts import canvas_of, is_dark
+from app.charts import clicked_step, show_ribbon
 from forensics.ribbon_picture import ribbon_figure
 
 CHOOSE, CLOSER = "Click chooses a step", "Drag looks closer"
@@ -61,26 +61,16 @@ def take(event: Any) -> bool:
             frame.select(first=start, last=stop)
             return True
         return False
-    points = event["selection"]["points"] if event else []
-    step = int(round(points[0]["x"])) if points else 0
-    if step and str(step) != frame.selected("step"):
-        frame.select(step=max(step, found.first + 1))
+    step = clicked_step(event, found)
+    if step is not None and str(step) != frame.selected("step"):
+        frame.select(step=step)
         return True
     return False
 
 
 if figure is not None:
-    size = {"height": 60 + 190 * len(found.lines) + 70 * (len(figure.panels) - len(found.lines))}
-    event = st.plotly_chart(
-        canvas_of(figure, dark=is_dark(), marking=mouse == CLOSER, x_range=(found.first, found.last), **size),
-        key=f"ribbon {run} {found.first} {found.last} {mouse}",
-        on_select="rerun",
-        selection_mode=("points", "box"),
-        config={"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "autoScale2d"]},
-        theme=None,
-    )
-    st.caption(figure.note)
-    if take(event):
+    key = f"ribbon {run} {found.first} {found.last} {mouse}"
+    if take(show_ribbon(figure, found, key=key, marking=mouse == CLOSER)):
         st.rerun()
 
 step = number("step")

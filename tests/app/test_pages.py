@@ -17,6 +17,7 @@ from forensics.explorer_server import main_script
 
 PAGES = {
     "runs": "views/runs.py",
+    "search": "views/search.py",
     "run": "views/run.py",
     "step": "views/step.py",
     "sql": "views/query.py",
@@ -176,6 +177,47 @@ def test_a_new_run_appears_without_a_restart(opened: Open, tiny: Workspace, tiny
     assert page.dataframe[0].value["run"].tolist() == ["second", "tiny"]
 
 
+def test_search_marks_the_steps_that_read_an_instance(opened: Open, tiny_shared: Workspace) -> None:
+    page = opened(tiny_shared, "search", run="tiny", kind="instance", what="50")
+    (chart,) = page.get("plotly_chart")
+    (found,) = [trace for trace in json.loads(chart.proto.spec)["data"] if trace["name"] == "found"]
+
+    assert not page.exception and found["x"] == page.dataframe[0].value["step"].tolist()
+    assert found["x"][:2] == [3, 11] and "forensics where tiny --instance 50" in texts(page)
+
+
+def test_search_for_a_text_starts_with_a_click(opened: Open, tiny_shared: Workspace) -> None:
+    """A link may come from anyone, and a search through all tokens takes long."""
+    from forensics.lookup import where
+
+    page = opened(tiny_shared, "search", run="tiny", kind="text", what="import")
+    assert "once you press Search" in texts(page) and not page.dataframe
+    (search,) = [button for button in page.button if button.label == "Search"]
+    page = search.click().run()
+    expected = where("tiny", text="import", workspace=tiny_shared)
+
+    assert not page.exception and page.dataframe[0].value["step"].tolist() == expected.column("step").to_pylist()
+    page.text_input[0].set_value("no such text anywhere: \u2603")
+    (search,) = [button for button in page.button if button.label == "Search"]
+    page = search.click().run()
+    assert not page.exception and page.subheader[0].value == "No step read it" and not page.dataframe
+
+
+@pytest.mark.parametrize(
+    ("kind", "what", "said"),
+    [
+        ("instance", "99999", "tiny has instances 0.."),
+        ("document", "99999", "tiny has no document 99999"),
+        ("instance", "<b>", "is a number, not '<b>'"),
+        ("token", "-1", "is a number"),
+    ],
+)
+def test_what_cannot_be_searched_is_said(opened: Open, tiny_shared: Workspace, kind: str, what: str, said: str) -> None:
+    page = opened(tiny_shared, "search", run="tiny", kind=kind, what=what)
+
+    assert not page.exception and said in texts(page) and page.error and "<b>" not in read_as_markdown(page)
+
+
 def test_released_runs_are_listed_with_what_is_wrong(opened: Open, workspace: Workspace) -> None:
     from data_index.registry import issues_of, released_runs
 
@@ -200,7 +242,7 @@ def test_a_released_run_that_nobody_knows_is_said(opened: Open, workspace: Works
 # --- nothing there ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", ["runs", "run", "step"])
+@pytest.mark.parametrize("page", ["runs", "run", "step", "search"])
 def test_an_empty_workspace_says_what_to_do(opened: Open, workspace: Workspace, page: str) -> None:
     found = opened(workspace, page)
 
@@ -245,7 +287,7 @@ def test_a_run_whose_spikes_nobody_sought_says_how_to(opened: Open, tiny_shared:
 # --- what cannot be shown --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", ["run", "step"])
+@pytest.mark.parametrize("page", ["run", "step", "search"])
 def test_a_run_that_is_not_here_is_named(opened: Open, tiny_shared: Workspace, page: str) -> None:
     found = opened(tiny_shared, page, run="<b>none</b>")
 

@@ -14,7 +14,7 @@ from data_index.errors import InvalidRange
 from data_index.kinds import table_of_rows
 from data_index.workspace import Workspace, learn
 from forensics.figure import interactive, picture
-from forensics.ribbon import Ribbon, RibbonLine, gaps_between, ribbon
+from forensics.ribbon import Ribbon, RibbonLine, gaps_between, ribbon, with_marks
 from forensics.ribbon_picture import ribbon_figure
 
 
@@ -130,6 +130,13 @@ def test_what_happened_is_cut_to_what_is_looked_at(tiny_shared: Workspace) -> No
     assert found.checkpoints == (10,) and not found.searched and found.forks == ()
     assert [segment.epoch for segment in found.segments] == [1]
     assert [segment.epoch for segment in ribbon("tiny", 13, 20, workspace=tiny_shared).segments] == [1, 2]
+
+
+def test_of_steps_that_a_search_found_each_pixel_marks_the_first() -> None:
+    found = Ribbon(run="r", first=10, last=20, lines=())
+
+    assert with_marks(found, [20, 11, 12, 11, 15, 10, 21]).marked == (11, 12, 15, 20)
+    assert with_marks(found, [20, 11, 12, 11, 15, 10, 21], num_stretches=2).marked == (11, 20)
 
 
 def test_its_sql_gives_the_values_that_are_drawn(noisy: tuple[Workspace, dict[int, float]]) -> None:
