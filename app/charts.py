@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from forensics.figure import BAND, COLOURS, Figure, interactive
+from forensics.figure import BAND, Figure, interactive
 from forensics.ribbon import Ribbon
 
 MIME_TYPES = {
@@ -99,6 +99,3 @@ def _recolour(canvas: Any, colours: dict[str, str]) -> None:
     for shape in canvas.layout.shapes:
         if shape.fillcolor in colours:
             shape.update(fillcolor=colours[shape.fillcolor])
-
-
-assert set(ON_DARK) - {"#555555", BAND} <= set(COLOURS)

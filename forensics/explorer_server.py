@@ -154,14 +154,14 @@ def serve(address: Address, *, browser: bool) -> None:
 @contextlib.contextmanager
 def _opening(address: Address) -> Iterator[None]:
     ended = threading.Event()
-    threading.Thread(target=_open_when_ready, args=(address.url, ended), daemon=True).start()
+    threading.Thread(target=open_when_ready, args=(address.url, ended), daemon=True).start()
     try:
         yield
     finally:
         ended.set()
 
 
-def _open_when_ready(url: str, ended: threading.Event) -> None:
+def open_when_ready(url: str, ended: threading.Event) -> None:
     until = time.monotonic() + SECONDS_TO_START
     while time.monotonic() < until and not ended.is_set():
         with contextlib.suppress(urllib.error.URLError, OSError):

@@ -9,9 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pyarrow
@@ -20,7 +22,15 @@ import pytest
 from data_index.errors import AddressInUse, InvalidRange, StepOutOfRange
 from data_index.kinds import table_of_rows
 from data_index.workspace import Workspace, learn
-from forensics.explorer_server import ALL_ADDRESSES, FIRST_PORT, THIS_MACHINE, Address, chosen_address, settings
+from forensics.explorer_server import (
+    ALL_ADDRESSES,
+    FIRST_PORT,
+    THIS_MACHINE,
+    Address,
+    chosen_address,
+    open_when_ready,
+    settings,
+)
 from forensics.overview import known_issues, overview
 from forensics.step_text import step_text, tiled
 from forensics.tables import shown_cell, shown_columns, table_file
@@ -133,6 +143,56 @@ def test_every_setting_is_one_that_streamlit_has() -> None:
     asked = {name.replace("_", ".") for name in settings(Address(port=FIRST_PORT, shared=False))}
 
     assert asked <= known, asked - known
+
+
+class Health(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_browser_is_opened_once_something_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    with HTTPServer((THIS_MACHINE, 0), Health) as server:
+        url = f"http://{THIS_MACHINE}:{server.server_port}"
+        asking = threading.Thread(target=open_when_ready, args=(url, threading.Event()))
+        asking.start()
+        server.handle_request()
+        asking.join(timeout=30)
+    assert opened == [url]
+
+
+def test_no_browser_is_opened_for_what_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    ended = threading.Event()
+    ended.set()
+    open_when_ready(f"http://{THIS_MACHINE}:{free_port()}", ended)
+
+    assert opened == []
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_sharing_is_said_and_told_to_the_pages(
+    tiny_shared: Workspace, monkeypatch: pytest.MonkeyPatch, share: bool
+) -> None:
+    served: list[tuple[Address, bool]] = []
+    monkeypatch.setattr("forensics.explorer_server.serve", lambda at, *, browser: served.append((at, browser)))
+    monkeypatch.setenv("FORENSICS_WORKSPACE", "")
+    monkeypatch.setenv("FORENSICS_SHARED", "")
+    done = forensics(tiny_shared, "app", *(["--share"] if share else []))
+
+    ((address, browser),) = served
+    assert done.returncode == 0 and address.shared is share and browser
+    assert ("reads the whole workspace" in done.stderr) is share
+    assert (os.environ["FORENSICS_SHARED"], os.environ["FORENSICS_WORKSPACE"]) == (
+        "1" if share else "",
+        str(tiny_shared.folder),
+    )
 
 
 # --- what it asks ----------------------------------------------------------------------------------------------------
