@@ -72,6 +72,8 @@ def settings(address: Address) -> dict[str, Any]:
         "server_enableStaticServing": False,
         "server_enableXsrfProtection": True,
         "server_enableCORS": True,
+        # Else a page of any site whose name is made to lead here would count as this explorer's own.
+        "server_allowedHosts": [] if address.shared else [THIS_MACHINE, "localhost"],
         "browser_gatherUsageStats": False,
         "client_toolbarMode": "viewer",
         "client_showErrorDetails": "none" if address.shared else "full",

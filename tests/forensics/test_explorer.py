@@ -70,6 +70,17 @@ def answers(url: str, process: subprocess.Popen[str]) -> str:
     raise AssertionError(f"{url} never answered")
 
 
+def handshake(port: int, host: str, origin: str) -> int:
+    """What the server says to a browser that wants to talk to the pages."""
+    lines = (
+        *("GET /_stcore/stream HTTP/1.1", f"Host: {host}", f"Origin: http://{origin}", "Upgrade: websocket"),
+        *("Connection: Upgrade", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Version: 13", "", ""),
+    )
+    with socket.create_connection((THIS_MACHINE, port), timeout=10) as asking:
+        asking.sendall("\r\n".join(lines).encode())
+        return int(asking.recv(100).split()[1])
+
+
 @pytest.mark.parametrize("ends_with", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_from_any_folder_with_an_empty_home_and_ends_cleanly(
     tiny_shared: Workspace, tmp_path: Path, ends_with: signal.Signals
@@ -89,6 +100,11 @@ def test_it_serves_from_any_folder_with_an_empty_home_and_ends_cleanly(
     try:
         assert answers(f"http://{THIS_MACHINE}:{port}/_stcore/health", process) == "ok"
         assert "<html" in answers(f"http://{THIS_MACHINE}:{port}/", process)
+        here = f"{THIS_MACHINE}:{port}"
+        assert handshake(port, here, here) == 101
+        # As a page of another site would ask, its name made to lead here or not.
+        assert handshake(port, f"evil.example:{port}", f"evil.example:{port}") == 403
+        assert handshake(port, here, "evil.example") == 403
         process.send_signal(ends_with)
         out, err = process.communicate(timeout=30)
     finally:
