@@ -80,6 +80,9 @@ def _take_run() -> None:
 def choose_step(run: str) -> int:
     """The step that is looked at; the page ends here where the link names none that the run took."""
     first, last = data.steps_of(run)
+    if last < first:
+        failed(f"no step of {run} is known here; what it has: {command('show', run)}", "There is no step to show.")
+        st.stop()
     asked = selected("step") or str(first)
     step = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 16 else None
     known = step is not None and first <= step <= last

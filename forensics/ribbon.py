@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_index.errors import ForensicsError, InvalidRange
+from data_index.errors import ForensicsError, InvalidRange, StepOutOfRange
 from data_index.metric_queries import stretches_of_metric
 from data_index.run import Run, Segment
 from data_index.workspace import Workspace
@@ -90,7 +90,7 @@ def ribbon(
     """What a run logged from checkpoint `first` to checkpoint `last` (default: all of it), and what happened there.
 
     Raises:
-        UnknownRun, InvalidRange, CorruptFile
+        UnknownRun, StepOutOfRange, InvalidRange, CorruptFile
     """
     workspace = workspace or Workspace()
     record = workspace.run(run)
@@ -126,6 +126,10 @@ def with_marks(found: Ribbon, steps: Iterable[int], num_stretches: int = NUM_STR
 
 def _within(run: Run, first: int | None, last: int | None) -> tuple[int, int]:
     lowest, highest = run.first_step - 1, run.last_step
+    if highest <= lowest:
+        raise StepOutOfRange(
+            f"no step of {run.name} is known here; forensics import {run.name} LOG puts what it logged beside it"
+        )
     first, last = lowest if first is None else first, highest if last is None else last
     if not lowest <= first < last <= highest:
         raise InvalidRange(

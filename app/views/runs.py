@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from app import data, frame
@@ -14,12 +16,17 @@ with frame.stated():
 if not rows:
     frame.no_runs()
 
+
+def steps_of(row: dict[str, Any]) -> str:
+    return f"{row['first_step']}..{row['last_step']}" if row["last_step"] >= row["first_step"] else "none known"
+
+
 sound = [row for row in rows if not row["problem"]]
 shown = [
     {
         "run": row["run"],
         "parent": row["parent"] or "",
-        "steps": f"{row['first_step']}..{row['last_step']}",
+        "steps": steps_of(row),
         "order": row["order"],
         "checkpoints": row["checkpoints"],
         "available": row["available"],
@@ -60,7 +67,7 @@ else:
     frame.facts(
         {
             "run": row["run"],
-            "steps": f"{row['first_step']}..{row['last_step']}",
+            "steps": steps_of(row),
             "instances": f"{row['instances']:,} of {row['sequence_length']:,} tokens",
             "order": row["why"],
             "known of it": ", ".join(row["learned"]) or "nothing besides the index",

@@ -280,6 +280,20 @@ def test_a_run_of_logs_alone_is_drawn_and_its_steps_say_what_is_missing(
     assert not step.exception and "what the steps of logged read is not known" in texts(step)
 
 
+def test_a_run_of_which_no_step_is_known_is_told(opened: Open, workspace: Workspace, tmp_path: Path) -> None:
+    """As of a model of which nothing but an evaluation is here."""
+    from forensics.imported_metrics import import_metrics
+
+    (tmp_path / "step0.json").write_text('{"results": {"sciq": {"acc": 0.5}}}')
+    import_metrics("bare", tmp_path / "step0.json", new=True, workspace=workspace)
+
+    assert opened(workspace, "runs").dataframe[0].value["steps"].tolist() == ["none known"]
+    for page in ("run", "step", "search"):
+        found = opened(workspace, page, run="bare", kind="instance", what="1")
+        assert not found.exception and found.error
+    assert "no step of bare is known here" in texts(opened(workspace, "run", run="bare"))
+
+
 def test_a_run_whose_spikes_nobody_sought_says_how_to(opened: Open, tiny_shared: Workspace) -> None:
     assert "forensics spikes tiny" in texts(opened(tiny_shared, "run", run="tiny"))
 
