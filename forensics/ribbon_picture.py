@@ -12,6 +12,7 @@ VERMILION, GREEN, PURPLE, ORANGE = 1, 2, 3, 4
 TITLES = {"loss": "loss", "grad_norm": "gradient norm"}
 UNITS = {"loss": "nats a token", "grad_norm": ""}
 MOST_LABELLED = 6  # spikes that are named in the picture: the highest
+LOG_FROM = 4  # times the lowest value: gradient norms that reach higher are drawn on a log axis
 MOST_BANDS = 40  # gaps that are shaded: the longest
 
 
@@ -43,7 +44,7 @@ def _panel(found: Ribbon, line: RibbonLine) -> Panel:
         title=TITLES[line.name],
         y_label=UNITS[line.name],
         series=series,
-        log_y=line.name == "grad_norm" and bool(there) and min(there) > 0,
+        log_y=line.name == "grad_norm" and bool(there) and 0 < LOG_FROM * min(there) < max(there),
         marks=_marks(found, line),
         bands=[(first - 0.5, last + 0.5, "not logged" if n == 0 else "") for n, (first, last) in enumerate(gaps)],
     )
