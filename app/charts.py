@@ -85,6 +85,7 @@ def show_ribbon(figure: Figure, found: Ribbon, *, key: str, marking: bool = Fals
         selection_mode=("points", "box"),
         config={"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "autoScale2d"]},
         theme=None,
+        alt=f"{figure.title}. {figure.note}",
     )
     st.caption(figure.note)
     return event
