@@ -138,7 +138,7 @@ def reproduce(commands: Sequence[str], query: str = "") -> None:
     with st.expander("The same in a terminal", icon=":material/terminal:"):
         st.code("\n".join(commands), language=None, wrap_lines=True)
         if query:
-            st.caption("In SQL, also from Python: `forensics.sql(…)`")
+            st.caption("In SQL, which `forensics.sql` takes in Python")
             st.code(query, language="sql", wrap_lines=True)
 
 

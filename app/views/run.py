@@ -37,8 +37,12 @@ figure = ribbon_figure(found)
 
 st.session_state["first_choice"], st.session_state["last_choice"] = found.first, found.last
 with st.sidebar.container(horizontal=True):
-    for label, key in (("From checkpoint", "first_choice"), ("to checkpoint", "last_choice")):
-        st.number_input(label, min_value=lowest - 1, max_value=highest, key=key, on_change=take_stretch)
+    before, after = (lowest - 1, found.last - 1), (found.first + 1, highest)
+    for label, key, (low, high) in (
+        ("From checkpoint", "first_choice", before),
+        ("to checkpoint", "last_choice", after),
+    ):
+        st.number_input(label, min_value=low, max_value=high, key=key, on_change=take_stretch)
 
 with st.container(horizontal=True, vertical_alignment="center"):
     st.text(f"Steps {found.first + 1:,} to {found.last:,}")
