@@ -1,1 +1,1 @@
-"""The Streamlit explorer: it chooses and shows, it never computes. It has no page yet."""
+"""The Streamlit explorer: it chooses and shows, it never computes. `main` is its first file, `views` its pages."""

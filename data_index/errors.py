@@ -22,7 +22,7 @@
     ├── MissingPackage           an extra of the toolkit is not installed
     ├── UnknownTask, UnusableTask
     ├── RefusedQuery, FailedQuery
-    └── Busy, DiskFull, NotWritable, OutOfMemory, NotDeterministic
+    └── Busy, AddressInUse, DiskFull, NotWritable, OutOfMemory, NotDeterministic
 
 Each class is also the builtin it resembles, so that callers may catch either. A message says what was asked, what is
 there, and what to do.
@@ -180,6 +180,10 @@ class FailedQuery(ForensicsError, ValueError):
 
 class Busy(ForensicsError, BlockingIOError):
     """Another process is writing the same thing."""
+
+
+class AddressInUse(ForensicsError, OSError):
+    """Something else listens on that port, or this user may not."""
 
 
 class DiskFull(ForensicsError, OSError):

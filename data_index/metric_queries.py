@@ -15,6 +15,7 @@ from data_index.workspace import Workspace
 # What a trainer recorded itself comes last, and so counts where an imported log says something else; of one log, the
 # last attempt does.
 _PRIORITY = "(source IS NULL), attempt, source"
+_COUNTS_FIRST = "(source IS NULL) DESC, attempt DESC, source DESC"  # the same from the other end
 
 
 def metrics_of_step(workspace: Workspace, run: Run, step: int) -> dict[str, float]:
@@ -56,6 +57,51 @@ def points_of_metric(workspace: Workspace, run: Run, name: str) -> dict[str, Any
     )
     arrays: dict[str, Any] = found.fetchnumpy()
     return arrays
+
+
+def stretches_of_metric(
+    workspace: Workspace, run: Run, name: str, first: int, last: int, num_stretches: int
+) -> dict[str, Any]:
+    """What one metric does in equal stretches of steps first+1 .. last; of each step the value that counts.
+
+    Returns:
+        Arrays with one element for each stretch that has a logged step, in step order: `first_step, last_step` of the
+        logged ones; `first_value, last_value, lowest, highest` of its finite values, with their steps
+        (`first_finite_step, last_finite_step, lowest_step, highest_step`), masked where it has none; `num_values`; and
+        `num_not_finite`, with the first such step (`not_finite_step`).
+    """
+    connection = opened_for(workspace, run, "metrics")
+    column, num_logs = "name", _count_logs(connection, "name", name)
+    if not num_logs:
+        column, num_logs = "original_name", _count_logs(connection, "original_name", name)
+    # To choose among several values of each step takes longer than all the rest.
+    chosen = f"QUALIFY row_number() OVER (PARTITION BY step ORDER BY {_COUNTS_FIRST}) = 1" if num_logs > 1 else ""
+    found = connection.execute(
+        f"""
+        WITH kept AS (
+            SELECT step, value FROM metrics WHERE {column} = $name AND step > $first AND step <= $last {chosen}),
+        judged AS (
+            SELECT step, value, coalesce(isfinite(value), false) AS there,
+                   (step - $first - 1) * $count // ($last - $first) AS stretch FROM kept)
+        SELECT min(step) AS first_step, max(step) AS last_step,
+               arg_min(value, step) FILTER (there) AS first_value, arg_max(value, step) FILTER (there) AS last_value,
+               min(value) FILTER (there) AS lowest, arg_min(step, value) FILTER (there) AS lowest_step,
+               max(value) FILTER (there) AS highest, arg_max(step, value) FILTER (there) AS highest_step,
+               min(step) FILTER (there) AS first_finite_step, max(step) FILTER (there) AS last_finite_step,
+               count(*) AS num_values, count(*) FILTER (NOT there) AS num_not_finite,
+               min(step) FILTER (NOT there) AS not_finite_step
+        FROM judged GROUP BY stretch ORDER BY stretch""",
+        {"name": name, "first": first, "last": last, "count": num_stretches},
+    )
+    arrays: dict[str, Any] = found.fetchnumpy()
+    return arrays
+
+
+def _count_logs(connection: Any, column: str, name: str) -> int:
+    """How many attempts of how many sources hold a metric; in each of them a step has one value."""
+    query = f"SELECT count(DISTINCT (attempt, coalesce(source, ''))) FROM metrics WHERE {column} = ?"
+    ((count,),) = connection.execute(query, [name]).fetchall()
+    return int(count)
 
 
 def names_of_metrics(workspace: Workspace, run: Run) -> list[str]:

@@ -52,6 +52,7 @@ class Panel:
     """One pair of axes. `marks` are labelled vertical lines; `x_label`, `log_x`: where the figure's x is not shared.
 
     `bands`: stretches of x that are shaded, (first, last, label). `top`: the y axis goes from 0 to it. `inches`: high.
+    `y_names`: names of y = 0, 1, 2 …, where y names and does not measure.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Panel:
     log_x: bool = False
     top: float | None = None
     inches: float = 2.3
+    y_names: Sequence[str] = ()
 
 
 AnyPanel = Panel | Matrix | Bars | Curves
@@ -89,48 +91,51 @@ class Figure:
 
 
 def write_png(figure: Figure, path: Path) -> None:
+    with atomic_file(path) as temporary:
+        _drawing(figure).savefig(temporary, format="png", dpi=150)
+
+
+def picture(figure: Figure, form: Literal["png", "svg"]) -> bytes:
+    """The picture as the content of a file; SVG with letters as letters."""
+    import io
+
     import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    out = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        _drawing(figure).savefig(out, format=form, dpi=150)
+    return out.getvalue()
+
+
+def _drawing(figure: Figure) -> Any:
+    """With matplotlib, and without pyplot: that keeps every picture, and is not for several threads at once."""
+    from matplotlib.figure import Figure as Canvas
 
     heights = [_height(panel) for panel in figure.panels]
     width = _width(figure)
-    canvas, axes = pyplot.subplots(
-        len(figure.panels),
-        1,
-        figsize=(width, 1.2 + sum(heights)),
-        sharex=figure.shared_x,
-        squeeze=False,
-        layout="constrained",
-        height_ratios=heights,
-    )
-    try:
-        canvas.suptitle(figure.title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        for axis, panel in zip(axes[:, 0], figure.panels, strict=True):
-            if isinstance(panel, Matrix):
-                draw_matrix(axis, panel, inches=width - MARGIN_INCHES)
-            elif isinstance(panel, Bars):
-                draw_bars(axis, panel)
-            elif isinstance(panel, Curves):
-                draw_curves(axis, panel)
-            else:
-                _draw_panel(axis, panel)
-        if figure.x_label:
-            axes[-1, 0].set_xlabel(figure.x_label)
-        if figure.x_names:
-            shown = shown_names(figure, most=int(3 * (width - MARGIN_INCHES)))
-            axes[-1, 0].set_xticks(shown, [figure.x_names[x] for x in shown], rotation=60, ha="right", fontsize=7)
-        elif _counts_along_x(figure.panels[-1]):
-            axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
-        if figure.note:
-            canvas.supxlabel(
-                textwrap.fill(figure.note, NOTE_CHARACTERS), x=0.01, ha="left", fontsize=8, color="#555555"
-            )
-        with atomic_file(path) as temporary:
-            canvas.savefig(temporary, format="png", dpi=150)
-    finally:
-        pyplot.close(canvas)
+    canvas = Canvas(figsize=(width, 1.2 + sum(heights)), layout="constrained")
+    axes: Any = canvas.subplots(len(figure.panels), 1, sharex=figure.shared_x, squeeze=False, height_ratios=heights)
+    canvas.suptitle(figure.title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    for axis, panel in zip(axes[:, 0], figure.panels, strict=True):
+        if isinstance(panel, Matrix):
+            draw_matrix(axis, panel, inches=width - MARGIN_INCHES)
+        elif isinstance(panel, Bars):
+            draw_bars(axis, panel)
+        elif isinstance(panel, Curves):
+            draw_curves(axis, panel)
+        else:
+            _draw_panel(axis, panel)
+    if figure.x_label:
+        axes[-1, 0].set_xlabel(figure.x_label)
+    if figure.x_names:
+        shown = shown_names(figure, most=int(3 * (width - MARGIN_INCHES)))
+        axes[-1, 0].set_xticks(shown, [figure.x_names[x] for x in shown], rotation=60, ha="right", fontsize=7)
+    elif _counts_along_x(figure.panels[-1]):
+        axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
+    if figure.note:
+        note = textwrap.fill(figure.note, NOTE_CHARACTERS)
+        canvas.supxlabel(note, x=0.01, ha="left", fontsize=8, color="#555555")
+    return canvas
 
 
 def _counts_along_x(panel: AnyPanel) -> bool:
@@ -206,7 +211,10 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     axis.tick_params(which="both", labelsize=8)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
-    if len(panel.series) > 1 or floor:
+    if panel.y_names:
+        axis.set_yticks(range(len(panel.y_names)), [_as_text(name) for name in panel.y_names])
+        axis.set_ylim(-0.6, len(panel.y_names) - 0.4)
+    elif len(panel.series) > 1 or floor:
         columns = 1 if len(panel.series) <= 6 or floor else 2
         place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "ncol": columns}
         axis.legend(fontsize=8, frameon=False, reverse=bool(floor), **place)
@@ -243,11 +251,21 @@ def write_html(figure: Figure, path: Path, below: str = "") -> None:
     Args:
         below: HTML that follows the picture, whatever comes from data in it escaped.
     """
+    canvas = interactive(figure)
+    note = f"<br><sup>{html.escape(figure.note)}</sup>" if figure.note else ""
+    canvas.update_layout(title_text=f"<b>{html.escape(figure.title)}</b>{note}")
+    with atomic_file(path) as temporary:
+        page = canvas.to_html(include_plotlyjs=True, full_html=True)
+        temporary.write_text(page.replace("</body>", f"{below}</body>") if below else page)
+
+
+def interactive(figure: Figure) -> Any:
+    """The picture with plotly, without title and note; whatever comes from data in it is escaped."""
     from plotly.graph_objects import Figure as Canvas
     from plotly.graph_objects import Scatter
     from plotly.subplots import make_subplots
 
-    titles = [panel.title for panel in figure.panels]
+    titles = [html.escape(panel.title) for panel in figure.panels]
     space = 0.25 / len(titles)
     heights = [_height(panel) for panel in figure.panels]
     canvas: Canvas = make_subplots(
@@ -279,12 +297,16 @@ def write_html(figure: Figure, path: Path, below: str = "") -> None:
             trace = Scatter(x=list(steps), y=list(values), mode=mode, name=html.escape(series.name), line=line)
             if series.style == "area":
                 trace.update(stackgroup=f"panel {row}", fillcolor=colour)
-            trace.showlegend = len(panel.series) > 1 or series.style == "area"
+            trace.showlegend = (len(panel.series) > 1 or series.style == "area") and not panel.y_names
             canvas.add_trace(trace, row=row, col=1)
         canvas.update_yaxes(title_text=panel.y_label, type="log" if panel.log_y else "linear", row=row, col=1)
         canvas.update_xaxes(title_text=panel.x_label, type="log" if panel.log_x else None, row=row, col=1)
         if panel.top is not None:
             canvas.update_yaxes(range=[0, panel.top], row=row, col=1)
+        if panel.y_names:
+            names = [html.escape(name) for name in panel.y_names]
+            places = {"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.6, len(names) - 0.4]}
+            canvas.update_yaxes(**places, zeroline=False, row=row, col=1)
         if panel.zero_line:
             canvas.add_hline(y=0, line_width=1, line_color="#888888", row=row, col=1)
         for first, last, label in panel.bands:
@@ -300,7 +322,7 @@ def write_html(figure: Figure, path: Path, below: str = "") -> None:
                 col=1,
             )
         for x, label in panel.marks:
-            canvas.add_vline(x=x, line_width=1, line_dash="dot", annotation_text=label, row=row, col=1)
+            canvas.add_vline(x=x, line_width=1, line_dash="dot", annotation_text=html.escape(label), row=row, col=1)
             if panel.log_x and label:  # plotly takes lines of a log axis as they are, and texts by their logarithm
                 canvas.layout.annotations[-1].x = float(np.log10(x))
     if figure.x_label:
@@ -309,15 +331,11 @@ def write_html(figure: Figure, path: Path, below: str = "") -> None:
         shown = shown_names(figure, most=60)
         canvas.update_xaxes(tickvals=shown, ticktext=[figure.x_names[x] for x in shown], tickangle=-60)
     canvas.update_annotations(x=0, xanchor="left", selector={"yref": "paper", "xref": "paper"})
-    note = f"<br><sup>{html.escape(figure.note)}</sup>" if figure.note else ""
-    title = f"<b>{html.escape(figure.title)}</b>{note}"
     height = 150 + round(104 * sum(heights))
     # As wide as the window, unless columns of a matrix would vanish in it.
     width = 300 + 8 * len(figure.x_names) if len(figure.x_names) > 120 else None
-    canvas.update_layout(title_text=title, height=height, width=width, template="plotly_white")
-    with atomic_file(path) as temporary:
-        page = canvas.to_html(include_plotlyjs=True, full_html=True)
-        temporary.write_text(page.replace("</body>", f"{below}</body>") if below else page)
+    canvas.update_layout(height=height, width=width, template="plotly_white")
+    return canvas
 
 
 def write_figure(figure: Figure, path: Path, below: str = "") -> None:

@@ -11,6 +11,7 @@ from forensics.cli import (
     attributing,
     auditing,
     counting,
+    exploring,
     following,
     importing,
     labelling,
@@ -60,6 +61,7 @@ COMMANDS = (
     *following.COMMANDS,
     *auditing.COMMANDS,
     *releases.COMMANDS,
+    *exploring.COMMANDS,
 )
 for command in COMMANDS:
     app.command()(command)

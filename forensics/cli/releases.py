@@ -58,25 +58,11 @@ def catalog(
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-def _run_row(run: ReleasedRun) -> dict[str, Any]:
-    from data_index.registry import issues_of
-
-    return {
-        "family": run.family,
-        "run": run.name,
-        "parameters": run.value("parameters"),
-        "steps": run.value("last_step"),
-        "tokens": run.value("tokens"),
-        "states": run.value("states", []),
-        "order": run.value("order"),
-        "replay": run.value("replay"),
-        "issues": len(issues_of(run)),
-    }
-
-
 def _show_all(families: Sequence[Family], format: Format) -> None:
     if format is not Format.table:
-        emit_rows([_run_row(run) for family in families for run in family.runs], format, COLUMNS)
+        from forensics.released import released_row
+
+        emit_rows([released_row(run) for family in families for run in family.runs], format, COLUMNS)
         return
     print_table(TABLE_COLUMNS, [row for family in families for row in _table_rows(family)])
     say("every fact of one: forensics catalog RUN; what is known to be wrong: forensics catalog FAMILY")
@@ -84,9 +70,11 @@ def _show_all(families: Sequence[Family], format: Format) -> None:
 
 def _table_rows(family: Family) -> Iterator[dict[str, Any]]:
     """A row with the family's name, and one for each of its runs."""
+    from forensics.released import released_row
+
     yield {"run": family.name}
     for run in family.runs:
-        row = _run_row(run)
+        row = released_row(run)
         yield row | {
             "run": f"  {run.name}",
             "size": row["parameters"],
@@ -99,11 +87,13 @@ def _table_rows(family: Family) -> Iterator[dict[str, Any]]:
 
 
 def _show_family(family: Family, format: Format) -> None:
+    from forensics.released import released_row
+
     value: dict[str, Any] = {
         "family": family.name,
         "title": family.title,
         "publisher": family.publisher,
-        "runs": [_run_row(run) for run in family.runs],
+        "runs": [released_row(run) for run in family.runs],
         "issues": [_issue_row(issue) for issue in family.issues],
         "events": [_event_row(event) for event in family.events],
         "sources": dict(family.sources),

@@ -21,6 +21,7 @@ def main(names: list[str]) -> None:
         content_signals,
         continuity,
         documents,
+        explorer,
         exposures,
         index_build,
         orders,
@@ -58,6 +59,7 @@ def main(names: list[str]) -> None:
         "probe_reads": probe_reads.main,
         "spikes": spikes.main,
         "spike_causes": spike_causes.main,
+        "explorer": explorer.main,
     }
     import duckdb
     import numpy

@@ -305,7 +305,7 @@ def test_the_truth_file_is_never_needed(
     codes = {" ".join(arguments[:1]): forensics(tiny, *arguments).returncode for arguments in runs}
 
     assert set(codes.values()) == {0}, codes
-    assert {verb for verb in VERBS if verb not in codes} == {"catalog", "demo", "fork"}
+    assert {verb for verb in VERBS if verb not in codes} == {"app", "catalog", "demo", "fork"}
     for package in ("data_index", "replay", "probes", "app"):
         assert not any("truth.json" in path.read_text() for path in (ROOT / package).rglob("*.py"))
     assert [p.name for p in (ROOT / "forensics").rglob("*.py") if "truth.json" in p.read_text()] == ["sample_data.py"]
