@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from data_index.errors import DiskFull, InvalidRange, NotWritable
+from data_index.errors import InvalidRange
 from forensics.cli.options import FormatOption, WorkspaceOption, open_workspace
-from forensics.cli.output import Format, emit_rows, printable, say
+from forensics.cli.output import Format, draw, emit_rows, printable, say
 
 if TYPE_CHECKING:
-    from forensics.figure import Figure
     from forensics.trajectories import Row, Trajectories
 
 MOST_CHARACTERS = 80  # of the default name of a picture
@@ -83,7 +82,7 @@ def trajectory(
         _print(found, format)
     for message in found.messages:
         say(printable(message))
-    _draw(found, figure, picture, there.folder / "findings")
+    draw(lambda: figure, picture, there.folder / "findings" / _name(found))
 
 
 def _print(found: Trajectories, format: Format) -> None:
@@ -110,22 +109,6 @@ def _changes(found: Trajectories, breaks: bool) -> tuple[list[Row], Sequence[str
     if len(found.runs) < 2:
         raise InvalidRange(f"only {found.runs[0]} was asked for; curves cross where there are two runs: RUN,RUN")
     return crossing_rows(found), CROSSING_COLUMNS
-
-
-def _draw(found: Trajectories, figure: Figure, picture: Path | None, findings: Path) -> None:
-    """Where it was asked for; else among the findings, as PNG and as HTML."""
-    from forensics.figure import write_figure
-
-    places = [picture] if picture is not None else [findings / f"{_name(found)}{end}" for end in (".png", ".html")]
-    for place in places:
-        try:
-            write_figure(figure, place)
-        except (DiskFull, NotWritable) as error:
-            if picture is not None:
-                raise
-            say(f"no picture: {error}")
-        else:
-            say(f"picture: {place}")
 
 
 def _name(found: Trajectories) -> str:

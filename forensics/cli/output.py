@@ -10,7 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_index.errors import DiskFull, NotWritable
+
+if TYPE_CHECKING:
+    from forensics.figure import Figure
 
 MAX_CELL = 60
 
@@ -112,6 +118,30 @@ def printable(text: str) -> str:
 def say(message: str) -> None:
     """A message for people, on stderr."""
     print(message, file=sys.stderr, flush=True)
+
+
+def draw(figure_of: Callable[[], Figure], picture: Path | None, base: Path | None) -> None:
+    """Draw a picture where it was asked for; else, if anywhere, as PNG and HTML named like `base`.
+
+    Raises:
+        DiskFull, NotWritable: it was asked for. Else it is only said.
+    """
+    from forensics.figure import write_figure
+
+    places = [picture] if picture is not None else []
+    if picture is None and base is not None:
+        places = [base.with_name(f"{base.name}{ending}") for ending in (".png", ".html")]
+    figure = figure_of() if places else None
+    for place in places:
+        assert figure is not None
+        try:
+            write_figure(figure, place)
+        except (DiskFull, NotWritable) as error:
+            if picture is not None:
+                raise
+            say(f"no picture: {error}")
+        else:
+            say(f"picture: {place}")
 
 
 class FetchProgress:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from data_index.errors import DiskFull, NotWritable
 from forensics.cli.options import FormatOption, WorkspaceOption, open_workspace, pairs_of
-from forensics.cli.output import Format, emit_object, emit_rows, print_table, printable, say
+from forensics.cli.output import Format, draw, emit_object, emit_rows, print_table, printable, say
 
 if TYPE_CHECKING:
     from data_index.workspace import Workspace
@@ -80,25 +79,13 @@ def spikes(
 
 def _draw(found: Spikes, picture: Path | None, workspace: Workspace) -> None:
     """Where it was asked for; else, of a run of the workspace, among its findings."""
-    from forensics.figure import write_figure
     from forensics.spike_picture import picture_of
 
-    places = [picture] if picture is not None else []
-    if picture is None and found.is_run:
+    base = None
+    if found.is_run:
         names = [found.run] if found.coincidence is None else [found.run, Path(found.coincidence.other).name]
         base = workspace.folder / "findings" / f"spikes-{'-'.join(names)}"
-        places = [base.with_name(f"{base.name}{ending}") for ending in (".png", ".html")]
-    figure = picture_of(found) if places else None
-    for place in places:
-        assert figure is not None
-        try:
-            write_figure(figure, place)
-        except (DiskFull, NotWritable) as error:
-            if picture is not None:
-                raise
-            say(f"no picture: {error}")
-        else:
-            say(f"picture: {place}")
+    draw(lambda: picture_of(found), picture, base)
 
 
 def _print_events(found: Spikes) -> None:
