@@ -110,55 +110,20 @@ def bound_probe(name: str, data: ProbeData) -> BoundProbe:
     return replace(bound, name=name, settings={"probe": base} | dict(bound.settings))
 
 
+def _of_rows(what: str, make: Callable[..., Any]) -> Described:
+    """A probe of the predictions of rows, which may be of the user's choice."""
+    return Described(what=what, needs="predictions", build=predicting(make), takes_rows=True)
+
+
 PROBES: Mapping[str, Described] = {
-    "loss": Described(
-        what="mean cross-entropy",
-        needs="predictions",
-        build=predicting(loss),
-        takes_rows=True,
-    ),
-    "bits-per-byte": Described(
-        what="the same per UTF-8 byte of text, to compare tokenizers",
-        needs="predictions",
-        build=predicting(bits_per_byte),
-        takes_rows=True,
-    ),
-    "loss-by-tag": Described(
-        what="loss and bits per byte of each tag (domain)",
-        needs="predictions",
-        build=predicting(loss_by_tag),
-        takes_rows=True,
-    ),
-    "loss-by-position": Described(
-        what="loss by position in the row; in-context-learning score",
-        needs="predictions",
-        build=predicting(loss_by_position),
-        takes_rows=True,
-    ),
-    "loss-by-frequency": Described(
-        what="loss by how often the run's own data hold the token",
-        needs="predictions",
-        build=predicting(loss_by_frequency),
-        takes_rows=True,
-    ),
-    "unigram-kl": Described(
-        what="KL(unigrams of the run's data || model)",
-        needs="predictions",
-        build=predicting(unigram_kl),
-        takes_rows=True,
-    ),
-    "bigram-kl": Described(
-        what="KL(bigrams of the run's data || model)",
-        needs="predictions",
-        build=predicting(bigram_kl),
-        takes_rows=True,
-    ),
-    "calibration": Described(
-        what="calibration error, Brier score, accuracy of the next token",
-        needs="predictions",
-        build=predicting(calibration),
-        takes_rows=True,
-    ),
+    "loss": _of_rows("mean cross-entropy", loss),
+    "bits-per-byte": _of_rows("the same per UTF-8 byte of text, to compare tokenizers", bits_per_byte),
+    "loss-by-tag": _of_rows("loss and bits per byte of each tag (domain)", loss_by_tag),
+    "loss-by-position": _of_rows("loss by position in the row; in-context-learning score", loss_by_position),
+    "loss-by-frequency": _of_rows("loss by how often the run's own data hold the token", loss_by_frequency),
+    "unigram-kl": _of_rows("KL(unigrams of the run's data || model)", unigram_kl),
+    "bigram-kl": _of_rows("KL(bigrams of the run's data || model)", bigram_kl),
+    "calibration": _of_rows("calibration error, Brier score, accuracy of the next token", calibration),
     "next-batch": Described(
         what="loss on the batch that comes next, and on the one just read", needs="predictions", build=next_batch
     ),
