@@ -31,7 +31,7 @@ from forensics.explorer_server import (
     open_when_ready,
     settings,
 )
-from forensics.overview import known_issues, overview
+from forensics.overview import issue_matrix, known_issues, overview
 from forensics.step_text import step_text, tiled
 from forensics.tables import shown_cell, shown_columns, table_file
 
@@ -279,8 +279,18 @@ def test_the_overview_counts_checkpoints_once_and_tells_issues(tiny: Workspace, 
     assert (row["run"], row["checkpoints"], row["available"], row["optimizer"]) == ("tiny", 4, 4, 4)
     assert (row["first_step"], row["last_step"], row["order"], row["problem"]) == (1, 20, "exact", "")
     assert known_issues(tiny) == [
-        {"run": "tiny", "step": 15, "what": "checkpoint 15", "issue": "there: failed, it is gone"}
+        {"run": "tiny", "step": 15, "what": "checkpoint 15", "kind": "there", "issue": "failed, it is gone"}
     ]
+
+
+def test_issues_are_counted_by_run_and_kind() -> None:
+    issues = [{"run": run, "kind": kind} for run, kind in ("bA", "aB", "bA", "bC")]
+
+    assert issue_matrix(issues) == [
+        {"run": "b", "A": 2, "B": None, "C": 1},
+        {"run": "a", "A": None, "B": 1, "C": None},
+    ]
+    assert issue_matrix([]) == []
 
 
 def test_a_run_that_cannot_be_read_does_not_hide_the_others(tiny: Workspace, tiny_copy: Path) -> None:
