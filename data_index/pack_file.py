@@ -30,7 +30,9 @@ MANIFEST = "manifest.json"
 MAX_FILES = 20_000
 MAX_MANIFEST_BYTES = 16 * 2**20
 ENDINGS = ("toml", "json", "parquet", "npy", "safetensors", "png", "html")
-PATH = re.compile(rf"(?:[A-Za-z0-9][A-Za-z0-9._-]{{0,149}}/){{0,4}}[A-Za-z0-9][A-Za-z0-9._-]{{0,149}}\.(?:{'|'.join(ENDINGS)})\Z")
+PATH = re.compile(
+    rf"(?:[A-Za-z0-9][A-Za-z0-9._-]{{0,149}}/){{0,4}}[A-Za-z0-9][A-Za-z0-9._-]{{0,149}}\.(?:{'|'.join(ENDINGS)})\Z"
+)
 
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
@@ -107,7 +109,9 @@ class Form:
         start, count = self.num_bytes - len(entries) - self._tail_bytes, len(self.sizes)
         if not self.wide:
             return entries + _END.pack(b"PK\x05\x06", 0, 0, count, count, len(entries), start, 0)
-        wide = _WIDE_END.pack(b"PK\x06\x06", _WIDE_END.size - 12, _UNIX | 45, 45, 0, 0, count, count, len(entries), start)
+        wide = _WIDE_END.pack(
+            b"PK\x06\x06", _WIDE_END.size - 12, _UNIX | 45, 45, 0, 0, count, count, len(entries), start
+        )
         locator = _WIDE_LOCATOR.pack(b"PK\x06\x07", 0, start + len(entries), 1)
         few = min(count, 2**16 - 1)
         return entries + wide + locator + _END.pack(b"PK\x05\x06", 0, 0, few, few, _LARGEST, _LARGEST, 0)

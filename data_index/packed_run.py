@@ -57,7 +57,7 @@ _FILES = (
     r"|checkpoints/step\d{1,18}/(?:model\.safetensors|optimizer\.safetensors|state\.json)"
 )
 _FILE = re.compile(rf"(?:{_FILES})\Z")
-_VERBATIM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(?:ya?ml|json|toml|txt)\Z")
+VERBATIM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(?:ya?ml|json|toml|txt)\Z")
 
 
 def portable_table(run: Run, order: Order) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def _verbatim(pack: Pack) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise RefusedPack(f"{pack.path} is refused: its verbatim.json holds no texts")
     taken = {"current.json", "seal.json", "run.toml", "card.toml", "tokenizer.json"}
-    if wrong := [name for name in found if not _VERBATIM.match(name) or name in taken]:
+    if wrong := [name for name in found if not VERBATIM.match(name) or name in taken]:
         raise RefusedPack(f"{pack.path} is refused: {wrong[0][:80]!r} cannot name a config")
     return found
 
@@ -223,9 +223,7 @@ def _at_home(run: Run, building: Path, home: Path) -> Run:
     return replace(run, files=tuple(map(moved, run.files)), heldout=tuple(map(moved, run.heldout)))
 
 
-def _proved(
-    run: Run, pack: Pack, tables: Mapping[str, Iterable[str]], building: Path, progress: Progress
-) -> Run:
+def _proved(run: Run, pack: Pack, tables: Mapping[str, Iterable[str]], building: Path, progress: Progress) -> Run:
     """The run with a trust that rests on what was packed, not on what its sender says of it."""
     consumed: list[dict[str, Any]] = []
     for kind, paths in tables.items():
@@ -271,5 +269,3 @@ def missing_of(run: Run) -> str:
         f"{len(lacking)} token files of {run.name} are not in the pack ({first}): what reads text or takes steps again "
         f"needs them in {run.source / 'tokens'}, named by their number; run.toml there has their hashes"
     )
-
-

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from data_index.errors import ForensicsError
 from data_index.files import read_json_object
 from data_index.finding_files import finding_names
+from data_index.kinds import conform
 from data_index.registry import find_run, issues_of
-from data_index.run import Run
+from data_index.run import Run, Segment
+from data_index.sources.native import read_table
 from data_index.workspace import Workspace
 from forensics.finding import Finding, read_finding
 from forensics.forking import forks_of
@@ -53,29 +56,55 @@ class Failure:
 
 def failure_of(workspace: Workspace, run: Run) -> Failure:
     home = workspace.home(run.name)
-    rows = workspace.learned(home, "metrics")
-    wrong = sorted({(row["step"], row["name"]) for row in rows if not _is_number(row["value"])})
-    last: dict[str, tuple[int, float]] = {}
-    for row in sorted(rows, key=lambda row: (row["step"], row["attempt"])):
-        last[row["name"]] = (row["step"], row["value"])
-    kept = {(first, last) for first, last, _ in run.kept_steps()}
-    given_up = sorted(
-        (s.first_step, s.last_step, s.attempt)
-        for s in run.segments
-        if any(o.attempt > s.attempt and o.first_step <= s.last_step and o.last_step >= s.first_step for o in run.segments)
-        and (s.first_step, s.last_step) not in kept
-    )
+    steps, wrong, last = _logged(workspace, home)
     return Failure(
         last_step=run.last_step,
         last_checkpoint=max((c.step for c in workspace.checkpoints(run)), default=None),
-        last_logged_step=max((row["step"] for row in rows), default=None),
+        last_logged_step=steps,
         not_finite=tuple(wrong[:MOST_NAMED]),
         num_not_finite=len(wrong),
         last_values=last,
-        given_up=tuple(given_up),
+        given_up=tuple(_given_up(run)),
         spikes=tuple(sorted(workspace.learned(home, "spikes"), key=lambda row: int(row["peak"]))),
         searched=bool(workspace.learned_files(home, "spikes")),
     )
+
+
+def _logged(workspace: Workspace, home: Path) -> tuple[int | None, list[tuple[int, str]], dict[str, tuple[int, float]]]:
+    """The last logged step, (step, metric) of values that are no number, and of each metric its last step and value."""
+    import pyarrow
+    import pyarrow.compute
+
+    tables = [
+        conform(table, "metrics", path)
+        for path in workspace.learned_files(home, "metrics")
+        if (table := read_table(path)) is not None
+    ]
+    if not tables or not sum(table.num_rows for table in tables):
+        return None, [], {}
+    rows = pyarrow.concat_tables(tables).sort_by([("step", "ascending"), ("attempt", "ascending")])
+    finite = pyarrow.compute.fill_null(pyarrow.compute.is_finite(rows.column("value")), False)
+    bad = rows.filter(pyarrow.compute.invert(finite)).select(["step", "name"]).to_pylist()
+    whole = pyarrow.compute.ScalarAggregateOptions(skip_nulls=False)
+    ends = rows.group_by("name", use_threads=False).aggregate([("step", "last", whole), ("value", "last", whole)])
+    last = {row["name"]: (row["step_last"], row["value_last"]) for row in ends.to_pylist()}
+    return rows.column("step")[-1].as_py(), sorted({(row["step"], row["name"]) for row in bad}), last
+
+
+def _given_up(run: Run) -> list[tuple[int, int, int]]:
+    """Stretches (first, last, attempt) that a later attempt took again."""
+    kept = set(run.kept_steps())
+    return sorted(
+        (one.first_step, one.last_step, one.attempt)
+        for one in run.segments
+        if any(_takes_again(other, one) for other in run.segments)
+        and (one.first_step, one.last_step, one.attempt) not in kept
+    )
+
+
+def _takes_again(later: Segment, one: Segment) -> bool:
+    overlaps = later.first_step <= one.last_step and later.last_step >= one.first_step
+    return later.attempt > one.attempt and overlaps
 
 
 def _is_number(value: float | None) -> bool:
@@ -99,7 +128,9 @@ def tried(workspace: Workspace, run: Run, findings: Sequence[Finding]) -> list[R
     rows: list[Row] = []
     for fork in forks_of(workspace, run.name):
         span = f"from {fork['from_step']}, {fork['done']} of {fork['num_steps']} steps done"
-        rows.append({"what": "fork", "name": fork["id"], "command": fork["edits"], "result": f"{span}; {fork['recipe']}"})
+        rows.append(
+            {"what": "fork", "name": fork["id"], "command": fork["edits"], "result": f"{span}; {fork['recipe']}"}
+        )
     for path in sorted(workspace.folder.glob("replays/*/report.json")):
         report = read_json_object(path)
         if report.get("run") == run.name:
