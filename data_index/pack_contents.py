@@ -107,7 +107,9 @@ def _table(path: str, num_bytes: int, read: Read) -> None:
 
     try:
         require_plausible_table(pyarrow.PythonFile(_Window(num_bytes, read), mode="r"), num_bytes, f"{path} in it")
-    except pyarrow.ArrowException as error:
+    except ForensicsError:
+        raise
+    except (*UNFORESEEN, pyarrow.ArrowException) as error:
         raise CorruptFile(f"{path} in it is no Parquet: {error}") from error
 
 

@@ -44,6 +44,7 @@ _WIDE_CENTRAL_EXTRA = struct.Struct("<2H3Q")
 _DAY = 1 << 5 | 1  # 1980-01-01, the first that a zip can say
 _UNIX, _REGULAR_FILE = 3 << 8, 0o100644 << 16
 _LARGEST = 2**32 - 1
+WIDE_FROM = _LARGEST  # bytes of a pack that needs numbers of 64 bits
 
 # What a packed file holds: bytes, a file, or a file with a header before it.
 Content = bytes | Path | tuple[bytes, Path]
@@ -71,7 +72,7 @@ class Form:
     @cached_property
     def wide(self) -> bool:
         """Does it need numbers of 64 bits? Then all of its entries have them."""
-        return self._num_bytes(wide=False) >= _LARGEST
+        return self._num_bytes(wide=False) >= WIDE_FROM
 
     @cached_property
     def num_bytes(self) -> int:

@@ -116,7 +116,7 @@ def read_pack(path: Path) -> Pack:
         if isinstance(error, RefusedPack):
             raise
         _refuse(path, str(error))
-    except (*UNFORESEEN, MemoryError) as error:
+    except (*UNFORESEEN, EOFError, MemoryError) as error:
         _refuse(path, f"it cannot be read: {error!r}")
     return Pack(path=path, sha256=sha256, told=told, files={file.path: file for file in files}, form=form)
 
@@ -176,7 +176,7 @@ def _named(path: Path, row: Any) -> PackedFile:
 def _require_apart(path: Path, names: Sequence[str]) -> None:
     """Each name once, also where letters of either case are one, and none the folder of another; in order."""
     if list(names) != sorted(set(names)):
-        _refuse(path, "its files are named twice, or not in order", diagnose=True)
+        _refuse(path, "its files are named twice, or not in order")
     lower = [name.lower() for name in [MANIFEST, *names]]
     folders = {name.rsplit("/", depth)[0] for name in lower for depth in range(1, name.count("/") + 1)}
     if len(set(lower)) != len(lower) or folders & set(lower):
@@ -237,7 +237,7 @@ def _seen_by_others(path: Path) -> str | None:
                 return f"it has no {MANIFEST}: it is no pack"
             plain = told.compress_type == zipfile.ZIP_STORED and told.file_size <= MAX_MANIFEST_BYTES
             named = _sizes_by_name(found.read(told)) if plain and not told.flag_bits & 1 else {}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, *UNFORESEEN) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, *UNFORESEEN) as error:
         return f"it is no whole zip ({error})"
     counts = Counter(entry.filename for entry in entries)
     for entry in entries:

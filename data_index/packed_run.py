@@ -39,7 +39,7 @@ from data_index.pieces import ARRAYS
 from data_index.registration import said_of
 from data_index.run import Order, OrderTrust, Run, TokenFile
 from data_index.run_check import LINES
-from data_index.run_file import drop_none, parse_run, read_run, run_to_table, write_run
+from data_index.run_file import drop_none, parse_run, path_text, read_run, run_to_table, write_run
 from data_index.seal import write_seal
 from data_index.sources.native import NO_RECORD, read_table
 from data_index.witness import hash_token_files, prove_consumed
@@ -125,6 +125,7 @@ def register_packed(pack: Pack, name: str, workspace: Workspace, progress: Progr
         remove_dead_siblings(home)
         with atomic_folder(home) as building, said_of(building, home):
             run = replace(parse_run(content, building, workspace.cache, "run.toml in the pack"), name=name)
+            run = replace(run, facts=dict(run.facts) | {"pack": f"{pack.name}, sha256 {pack.sha256}"})
             _unpack(pack, run, building)
             for file, text in verbatim.items():
                 write_bytes(building / file, text.encode())
@@ -157,7 +158,7 @@ def _require_inside(pack: Pack, run: Run) -> None:
         if (named is not None or run.order.rule == "file") and named not in pack.below("order"):
             raise RefusedPack(f"{pack.path} is refused: its run.toml names an order that is not in the pack")
     places = [file.path for file in (*run.files, *run.heldout) if not isinstance(file.path, Path)]
-    if any(not place.url.startswith("https://") for place in places):
+    if not all(_is_served(path_text(place, BASE)) for place in places):
         raise RefusedPack(f"{pack.path} is refused: its run.toml names token files at an address that is not https")
     for kind, files in (("tokens", run.files), ("heldout", run.heldout)):
         packed = {path for path in pack.below(kind)}
@@ -253,8 +254,10 @@ def _is_served(location: object) -> bool:
 
 def _believed(stated: OrderTrust) -> OrderTrust:
     """What a pack says of its order proves nothing; its record of batches is compared, or is missing."""
-    level = "derived" if stated.level == "exact" else stated.level
-    witness = stated.witness if stated.level != "exact" else f"as its sender saw it: {stated.witness}"
+    if stated.level == "exact":
+        return OrderTrust(level="derived", witness=f"as its sender saw it: {stated.witness}", missing=NO_RECORD)
+    rest = [part for part in stated.witness.split("; ") if not part.startswith("the trainer's record of")]
+    witness, level = "; ".join(rest) or "what its sender says", stated.level
     return OrderTrust(level=level, witness=witness, missing=stated.missing or NO_RECORD)
 
 

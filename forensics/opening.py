@@ -1,6 +1,6 @@
 """`open`: verify a pack of someone else, and put its finding or run into a workspace. Nothing in it is run.
 
-A finding becomes findings/<name>.json, and its picture is drawn again from its numbers; a run is registered under its
+A finding becomes findings/<name>.json, from whose numbers its picture is drawn again; a run is registered under its
 name with an index built from the packed record, and the findings about it come along. Pages and pictures of a pack are
 for people who look into the zip: they are not unpacked.
 """

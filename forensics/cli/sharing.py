@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from forensics.cli.options import FormatOption, RunArgument, WorkspaceOption, open_workspace
-from forensics.cli.output import Format, emit_object, emit_rows, printable, say
+from forensics.cli.options import FormatOption, PlanOption, RunArgument, WorkspaceOption, open_workspace
+from forensics.cli.output import Format, draw, emit_object, emit_rows, printable, say
+
+if TYPE_CHECKING:
+    from data_index.workspace import Workspace
 
 PARTS = ("part", "num_bytes", "packed", "why")
 
@@ -21,14 +24,14 @@ def pack(
     ] = None,
     budget: Annotated[str, typer.Option(metavar="BYTES", help="What a pack of a run may take: 500MB, 2GB.")] = "100MB",
     tokens: Annotated[bool, typer.Option("--tokens", help="Token files too, if they fit.")] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Print what would go in and what would not, and stop.")] = False,
+    plan: PlanOption = False,
     workspace: WorkspaceOption = None,
     format: FormatOption = Format.table,
 ) -> None:
     """Write a finding, or a run (also one that failed), as one file that others can verify and open.
 
     Of a finding: answer, picture, texts, the rows it rests on, the hashes of its inputs. Of a run: card, record, order,
-    log, tables, findings, and checkpoints by budget: the last, the first, those around spikes and failures, then evenly.
+    log, tables, findings, and checkpoints by budget: the last, the first, those around spikes, then evenly.
     The same content gives the same bytes; publish the sha256 that it prints.
 
     Example: forensics pack demo -o demo.zip --budget 500MB --tokens
@@ -56,7 +59,7 @@ def pack(
     say(f"{done.num_bytes:,} bytes; others open it with: forensics open FILE.zip")
 
 
-def open(
+def open_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A pack that `pack` wrote.")],
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What to call it here.")] = None,
     workspace: WorkspaceOption = None,
@@ -71,16 +74,27 @@ def open(
     """
     from forensics.opening import open_pack
 
-    done = open_pack(
-        file, name=name, progress=lambda message: say(printable(message)), workspace=open_workspace(workspace)
-    )
+    there = open_workspace(workspace)
+    done = open_pack(file, name=name, progress=lambda message: say(printable(message)), workspace=there)
     told = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(done).items()}
     told["messages"] = list(done.messages)
     emit_object(told, format, lambda: print(f"{done.what} {done.name}: {printable(str(done.path))}"))
     for message in done.messages:
         say(printable(message))
+    if done.what == "finding":
+        _draw(there, done.name)
     said = "forensics app shows it" if done.what == "finding" else f"ask it: forensics show {done.name}"
     say(f"packed with {printable(done.toolkit)}; {said}")
+
+
+def _draw(workspace: Workspace, name: str) -> None:
+    """The picture of a finding, from its numbers: that of the pack may show anything."""
+    from data_index.finding_files import findings_folder
+    from forensics.finding import read_finding
+
+    figure = read_finding(workspace, name).figure
+    if figure is not None:
+        draw(lambda: figure, None, findings_folder(workspace) / name)
 
 
 def report(
@@ -125,4 +139,6 @@ def _lines(texts: list[str]) -> list[str]:
     return [printable(line) for text in texts for line in text.split("\n")]
 
 
-COMMANDS = (pack, open, report, cite)
+open_.__name__ = "open"  # the verb is a builtin of Python's
+
+COMMANDS = (pack, open_, report, cite)
