@@ -59,8 +59,16 @@ class Section:
 
 
 def page_html(title: str, sections: Iterable[Section]) -> str:
+    return page_of(title, sections_html(sections))
+
+
+def sections_html(sections: Iterable[Section]) -> str:
+    return "".join(map(_section_html, sections))
+
+
+def page_of(title: str, body: str) -> str:
+    """A page of sections that are HTML already."""
     head = f"{PAGE_START}<title>{html.escape(shown(title))}</title>\n{_STYLE}</head>\n<body>\n"
-    body = "".join(_section_html(section) for section in sections)
     return f"{head}<h1>{html.escape(shown(title))}</h1>\n{body}</body>\n</html>\n"
 
 

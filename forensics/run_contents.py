@@ -31,7 +31,7 @@ from data_index.workspace import Workspace, read_current
 from forensics.finding import Finding
 from forensics.pack_budget import Contents
 from forensics.packed_checkpoints import offer_checkpoints
-from forensics.page_sections import Section, page_html
+from forensics.page_sections import Section, page_of, sections_html
 from forensics.run_card import card_table, failure_of, findings_of
 from forensics.run_page import run_sections
 
@@ -62,15 +62,15 @@ def contents_of_run(
         contents.put("config and tokenizer", own)
     told, order = _order(contents, run)
     contents.put("record", {"run.toml": tomli_bytes(portable_table(told, told.order)), **order})
-    sections = run_sections(workspace, run, failure, findings)
-    contents.put("page", {"index.html": page_html(f"Run {run.name}", sections).encode()})
+    page = sections_html(run_sections(workspace, run, failure, findings))  # pictures take most of the time
+    contents.put("page", {"index.html": page_of(f"Run {run.name}", page).encode()})
     progress("tables")
     contents.put("names of tables", {"tables.json": canonical_json(_offer_tables(contents, workspace, run))})
     _offer_tokens(contents, run, tokens)
     progress("checkpoints")
     offer_checkpoints(contents, workspace, run, failure.events, making)
     left_out = Section(title="What is not in this pack", rows=_rows_left_out(contents), lines=_all_in(contents))
-    contents.files["index.html"] = page_html(f"Run {run.name}", [*sections, left_out]).encode()
+    contents.files["index.html"] = page_of(f"Run {run.name}", page + sections_html([left_out])).encode()
     return contents
 
 

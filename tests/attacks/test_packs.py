@@ -107,7 +107,9 @@ def test_nothing_may_stand_before_or_behind(change: Callable[[bytes], bytes], tm
     refused(path, "is refused")
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"PK\x05\x06" + b"\0" * 18, b"\0" * 100, b"<html>", b"PK\x03\x04" * 20])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK", b"PK\x05\x06" + b"\0" * 18, b"\0" * 100, b"<html>", b"PK\x03\x04" * 20]
+)
 def test_what_is_no_pack_at_all_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "p.zip").write_bytes(content)
 
@@ -196,7 +198,10 @@ def test_names_that_would_meet_on_disk_are_refused(names: list[str], said: str, 
         ({"files": [{"path": "a.json", "num_bytes": True, "sha256": "0" * 64}]}, "describes a.json wrongly"),
         ({"files": [{"path": "a.json", "num_bytes": 10**18, "sha256": "0" * 64}]}, "its manifest makes them"),
         ({"files": [{"path": "a.json", "num_bytes": 2, "sha256": 7}]}, "describes a.json wrongly"),
-        ({"files": [{"path": f"{n}.json", "num_bytes": 0, "sha256": "0" * 64} for n in range(20_001)]}, "at most 20,000"),
+        (
+            {"files": [{"path": f"{n}.json", "num_bytes": 0, "sha256": "0" * 64} for n in range(20_001)]},
+            "at most 20,000",
+        ),
         ({"extra": float("nan")}, "cannot be read|not written as packs write it"),
     ],
 )
@@ -207,7 +212,9 @@ def test_manifests_that_lie_are_refused(change: dict[str, object], said: str, tm
     refused(forged(tmp_path / "p.zip", {}, manifest=content), said)
 
 
-@pytest.mark.parametrize("manifest", [b"[]", b"{", b"\xff", b"[" * 10**5, b'{"format": "forensics-pack", "version": 1}'])
+@pytest.mark.parametrize(
+    "manifest", [b"[]", b"{", b"\xff", b"[" * 10**5, b'{"format": "forensics-pack", "version": 1}']
+)
 def test_manifests_that_are_none_are_refused(manifest: bytes, tmp_path: Path) -> None:
     refused(forged(tmp_path / "p.zip", {}, manifest=manifest), "is refused")
 
