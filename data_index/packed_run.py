@@ -30,6 +30,7 @@ from data_index.files import (
     parse_json,
     remove_dead_siblings,
     require_free_space,
+    require_sha256,
     write_bytes,
 )
 from data_index.index import build_index
@@ -234,6 +235,8 @@ def _proved(run: Run, pack: Pack, tables: Mapping[str, Iterable[str]], building:
                 consumed += table.to_pylist()
             if kind == "checkpoints" and not all(_is_served(row["location"]) for row in table.to_pylist()):
                 raise RefusedPack(f"{pack.path} is refused: it names checkpoints at an address that is not https")
+    if run.tokenizer is not None and run.tokenizer.is_file():
+        require_sha256(run.tokenizer, run.tokenizer_sha256)
     run = replace(run, trust=_believed(run.trust))
     local = [file.path for file in run.files if isinstance(file.path, Path)]
     if not run.segments:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_index.errors import ForensicsError, UnknownOrder
-from data_index.files import canonical_json, parse_json, read_limited, require_file
+from data_index.files import MAX_JSON_BYTES, canonical_json, parse_json, read_limited, require_file, require_sha256
 from data_index.finding_files import read_finding_file
 from data_index.kinds import KINDS, conform
 from data_index.orders import epoch_order
@@ -106,9 +106,10 @@ def _verbatim(workspace: Workspace, run: Run) -> dict[str, Content]:
 def _tokenizer(run: Run) -> dict[str, Content]:
     try:
         if run.tokenizer is not None:
-            parse_json(read_limited(run.tokenizer, 2**29), run.tokenizer)
+            parse_json(read_limited(run.tokenizer, MAX_JSON_BYTES), run.tokenizer)
+            require_sha256(run.tokenizer, run.tokenizer_sha256)
             return {"tokenizer.json": run.tokenizer}
-    except ForensicsError:  # it is gone, or no JSON; the run's record keeps its hash
+    except ForensicsError:  # it is gone, another, or no JSON; the run's record keeps its hash
         pass
     return {}
 
