@@ -117,7 +117,10 @@ STEP = {"step": 3, "attempt": 1, "input_ids_sha256": None}
         (replaced(f"tables/spikes/{'0' * 16}.parquet", other_table()), "not those that its tables.json names"),
         (with_table("metrics", other_table()), "lacks the column"),
         (with_table("consumed", rows("consumed", instances=[0] * 8, **STEP)), "the order is wrong"),
-        (with_table("checkpoints", rows("checkpoints", step=1, location="http://10.0.0.1/x", layout="hf")), "not https"),
+        (
+            with_table("checkpoints", rows("checkpoints", step=1, location="http://10.0.0.1/x", layout="hf")),
+            "not https",
+        ),
         (with_table("checkpoints", rows("checkpoints", step=1, location="/etc", layout="hf")), "not https"),
         (replaced("verbatim.json", b'{"../x.json": ""}'), "cannot name a config"),
         (replaced("verbatim.json", b'{"current.json": "{}"}'), "cannot name a config"),
@@ -229,9 +232,7 @@ def test_who_is_killed_while_opening_leaves_no_run(packs: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("failing", ["build_index", "write_seal", "put_in_force"])
-def test_a_full_disk_leaves_nothing(
-    failing: str, packs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_nothing(failing: str, packs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*given: object, **more: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
