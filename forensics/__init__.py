@@ -35,6 +35,10 @@ _PUBLIC = {
     "tokens": "forensics.undertrained_tokens",
     "token_paths": "forensics.token_paths",
     "trajectory": "forensics.trajectories",
+    "pack": "forensics.packing",
+    "open_pack": "forensics.opening",
+    "report": "forensics.run_page",
+    "cite": "forensics.citation",
 }
 __all__ = sorted(_PUBLIC)
 
