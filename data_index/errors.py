@@ -22,6 +22,7 @@
     ├── MissingPackage           an extra of the toolkit is not installed
     ├── UnknownTask, UnusableTask
     ├── RefusedQuery, FailedQuery
+    ├── RefusedJob, UnknownJob
     └── Busy, AddressInUse, DiskFull, NotWritable, OutOfMemory, NotDeterministic
 
 Each class is also the builtin it resembles, so that callers may catch either. A message says what was asked, what is
@@ -176,6 +177,14 @@ class RefusedQuery(ForensicsError, PermissionError):
 
 class FailedQuery(ForensicsError, ValueError):
     """SQL that DuckDB could not answer."""
+
+
+class RefusedJob(ForensicsError, PermissionError):
+    """A command line that does not run on its own."""
+
+
+class UnknownJob(ForensicsError, LookupError):
+    """No job of that name in the workspace."""
 
 
 class Busy(ForensicsError, BlockingIOError):

@@ -7,6 +7,7 @@
     trained/<run>/                  native run folders that this toolkit trained (the sample run)
     findings/                       answers with their evidence
     verifications/                  what models of no run answered about their tokens (of a run: in its folder)
+    jobs/<id>/                      command lines that the explorer started, and what they printed
     cache/                          bytes fetched from servers
 
 The folder of a run or fork is its *home*. current.json names the learned files in force; it is replaced by rename.

@@ -35,6 +35,7 @@ _PUBLIC = {
     "tokens": "forensics.undertrained_tokens",
     "token_paths": "forensics.token_paths",
     "trajectory": "forensics.trajectories",
+    "jobs": "forensics.background_jobs",
 }
 __all__ = sorted(_PUBLIC)
 

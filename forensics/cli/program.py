@@ -10,6 +10,7 @@ from forensics.cli import (
     acting,
     attributing,
     auditing,
+    background,
     counting,
     exploring,
     following,
@@ -62,6 +63,7 @@ COMMANDS = (
     *auditing.COMMANDS,
     *releases.COMMANDS,
     *exploring.COMMANDS,
+    *background.COMMANDS,
 )
 for command in COMMANDS:
     app.command()(command)
