@@ -31,7 +31,12 @@ there, and what to do.
 
 
 class ForensicsError(Exception):
-    """Base of every error the toolkit states on purpose."""
+    """Base of every error the toolkit states on purpose.
+
+    `edit_number`: of several edits the one that it is about, from 0.
+    """
+
+    edit_number: int | None = None
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else type(self).__name__

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from data_index.batch import Denominator, Plan, StepPlan, batch_of, denominator_of_rows, read_batch
-from data_index.errors import CorruptFile, FailedQuery, InvalidEdit, MissingFile
+from data_index.batch import Denominator, IndexedPlan, Plan, StepPlan, batch_of, denominator_of_rows, read_batch
+from data_index.batch_queries import reader_of
+from data_index.errors import CorruptFile, FailedQuery, ForensicsError, InvalidEdit, MissingFile
 from data_index.run import Run
 from data_index.store import locked_connection, query_locked, require_one_select
 from data_index.tokens import TokenReader
 from data_index.workspace import Workspace
+from forensics.edit_hits import EditHits, rows_added, rows_reached
 from replay.intervention import (
     Edit,
     Insert,
@@ -32,6 +34,7 @@ from replay.intervention import (
 )
 
 Spans = dict[int, list[tuple[int, int]]]
+Reached = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 # What a where: condition can speak of: one row for each piece of a document in each row of each step.
 WHERE_ROWS = """
@@ -83,7 +86,7 @@ class Resolver:
     Attributes:
         plan: the parent's plan over the fork's steps.
         weight: what a row adds to the denominator of its step's loss.
-        described: what each edit hits, in a sentence, for the fork's record and its user.
+        hits: what each edit reached, for the fork's record and its user.
     """
 
     workspace: Workspace
@@ -91,7 +94,7 @@ class Resolver:
     plan: Plan
     inserted: Inserted
     weight: RowWeight
-    described: list[str] = field(default_factory=list)
+    hits: list[EditHits] = field(default_factory=list)
 
     def resolve(self, edit: Edit) -> Intervention:
         """
@@ -100,15 +103,23 @@ class Resolver:
         """
         steps = self._steps(edit)
         if edit.operation == "shuffle":
-            self.described.append(f"shuffle all rows of steps {steps.start}..{steps.stop - 1}")
+            self._hit(
+                f"shuffle all rows of steps {steps.start}..{steps.stop - 1}", rows_reached(self.plan, steps, None)
+            )
             return Shuffle(weight=self.weight, steps=steps, seed=option_number(edit, "seed", 0))
         if edit.operation == "swap" and edit.selector is None:
             return self._swap_steps(edit, steps)
         if edit.operation == "insert":
             rows = self._given_rows(edit)
-            self.described.append(f"insert {len(rows)} rows into each of steps {steps.start}..{steps.stop - 1}")
+            said = f"insert {len(rows)} rows into each of steps {steps.start}..{steps.stop - 1}"
+            self._hit(said, rows_added(self.plan, steps, rows))
             return Insert(weight=self.weight, steps=steps, rows=rows)
         return self._row_edit(edit, steps, self._selected(edit, steps))
+
+    def _hit(self, said: str, reached: Reached, spans: Spans | None = None) -> None:
+        steps, rows, instances = reached
+        where = {"steps": steps, "rows": rows, "instances": instances}
+        self.hits.append(EditHits(said=said, **where, spans=spans, sequence_length=self.run.sequence_length))
 
     def _steps(self, edit: Edit) -> range:
         whole = self.plan.steps
@@ -129,7 +140,8 @@ class Resolver:
                 f"swap takes two different steps of the fork (steps {self.plan.steps.start}.."
                 f"{self.plan.steps.stop - 1}), such as swap @{self.plan.steps.start} with={self.plan.steps.stop - 1}"
             )
-        self.described.append(f"swap the batches of steps {steps.start} and {second}")
+        both = sorted((steps.start, second))
+        self._hit(f"swap the batches of steps {steps.start} and {second}", rows_reached(self.plan, both, None))
         return SwapSteps(weight=self.weight, first=steps.start, second=second)
 
     def _row_edit(self, edit: Edit, steps: range, spans: Spans) -> RowEdit:
@@ -172,17 +184,16 @@ class Resolver:
         )
 
     def _describe(self, edit: Edit, steps: range, spans: Spans, rescale: bool) -> None:
-        hit = [(step, sum(row.instance in spans for row in rows_of(self.plan[step]))) for step in steps]
-        touched = [step for step, count in hit if count]
-        rows = sum(count for _, count in hit)
-        text = f"{edit.operation} {rows} rows in {len(touched)} steps ({touched[0]}..{touched[-1]})"
+        reached = rows_reached(self.plan, steps, spans)
+        touched = np.unique(reached[0])
+        text = f"{edit.operation} {len(reached[0])} rows in {len(touched)} steps ({touched[0]}..{touched[-1]})"
         if edit.operation in ("drop", "mask"):
             text += (
                 "; the loss is divided by the targets that remain"
                 if rescale
                 else "; the loss is divided by as many targets as before"
             )
-        self.described.append(text)
+        self._hit(text, reached, spans if edit.operation == "mask" else None)
 
     # --- selectors ---------------------------------------------------------------------------------------------
 
@@ -263,6 +274,39 @@ class Resolver:
             self.inserted.add(*token_row(line, number, Path(value), self.run))
             for number, line in enumerate(_json_lines(Path(value)), 1)
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EditedSteps:
+    """What a fork's steps read once its edits are resolved; `hits`: what each of them reached."""
+
+    steps: tuple[StepPlan, ...]
+    inserted: Inserted
+    hits: tuple[EditHits, ...]
+
+
+def edited_steps(workspace: Workspace, run: Run, plan: Plan, edits: Sequence[Edit], rule: Denominator) -> EditedSteps:
+    """Apply edits in order, each to what those before it left.
+
+    Args:
+        plan: the parent's, over the fork's steps.
+        rule: what the fork's loss is divided by.
+    Raises:
+        InvalidEdit, MissingFile, CorruptFile: the error's `edit_number` says which of them, from 0.
+    """
+    inserted = Inserted(first_instance=run.num_instances)
+    weight = row_weight(run, rule, reader_of(workspace, run), inserted)
+    resolver = Resolver(workspace=workspace, run=run, plan=plan, inserted=inserted, weight=weight)
+    for number, edit in enumerate(edits):
+        try:
+            changed = resolver.resolve(edit)(resolver.plan)
+            # Every step is looked at here, so that what is wrong with one is known to be of this edit.
+            resolver.plan = IndexedPlan(by_step={step: changed[step] for step in changed.steps})
+        except ForensicsError as error:
+            error.edit_number = number
+            raise
+    steps = tuple(resolver.plan[step] for step in resolver.plan.steps)
+    return EditedSteps(steps=steps, inserted=inserted, hits=tuple(resolver.hits))
 
 
 def _numbers(text: str, what: str) -> list[int]:

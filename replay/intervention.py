@@ -85,6 +85,17 @@ def parse_edit(text: str) -> Edit:
     return edit
 
 
+def text_of_edit(edit: Edit) -> str:
+    """The edit as `parse_edit` reads it."""
+    words = [edit.operation]
+    if edit.selector:
+        words.append(":".join(edit.selector))
+    if edit.steps:
+        first, last = edit.steps
+        words.append(f"@{last}" if last == first + 1 else f"@{first}:{last}")
+    return shlex.join([*words, *(f"{name}={value}" for name, value in edit.options.items())])
+
+
 def _parse_edit_steps(text: str, edit: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
     if not match:

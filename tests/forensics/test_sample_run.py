@@ -15,7 +15,7 @@ from data_index.sources.native import read_table
 from data_index.workspace import Workspace
 from forensics.attribution import blame
 from forensics.divergence import compare
-from forensics.forking import forks_of
+from forensics.fork_list import forks_of
 from forensics.lookup import batch, where
 from forensics.reproduction import prepare, replay, replay_folder
 from forensics.spike_detection import spikes
