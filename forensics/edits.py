@@ -276,6 +276,10 @@ class Resolver:
         )
 
 
+def _no_weight(row: Row) -> int:
+    return 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EditedSteps:
     """What a fork's steps read once its edits are resolved; `hits`: what each of them reached."""
@@ -285,17 +289,19 @@ class EditedSteps:
     hits: tuple[EditHits, ...]
 
 
-def edited_steps(workspace: Workspace, run: Run, plan: Plan, edits: Sequence[Edit], rule: Denominator) -> EditedSteps:
+def edited_steps(
+    workspace: Workspace, run: Run, plan: Plan, edits: Sequence[Edit], rule: Denominator | None
+) -> EditedSteps:
     """Apply edits in order, each to what those before it left.
 
     Args:
         plan: the parent's, over the fork's steps.
-        rule: what the fork's loss is divided by.
+        rule: what the fork's loss is divided by; None: that is not asked for, and no token is read.
     Raises:
         InvalidEdit, MissingFile, CorruptFile: the error's `edit_number` says which of them, from 0.
     """
     inserted = Inserted(first_instance=run.num_instances)
-    weight = row_weight(run, rule, reader_of(workspace, run), inserted)
+    weight = row_weight(run, rule, reader_of(workspace, run), inserted) if rule is not None else _no_weight
     resolver = Resolver(workspace=workspace, run=run, plan=plan, inserted=inserted, weight=weight)
     for number, edit in enumerate(edits):
         try:

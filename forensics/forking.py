@@ -94,9 +94,8 @@ class ForkRequest:
         """fork.toml: what makes a fork this one. Files named by edits count by content."""
         tables = [edit.to_table() for edit in self.edits]
         for edit, table in zip(self.edits, tables, strict=True):
-            given = edit.options.get("with", "")
-            if given and not given.startswith("instance:") and not given.isdigit():
-                table["file_sha256"] = sha256_of_file(Path(given))
+            if (given := file_of_edit(edit)) is not None:
+                table["file_sha256"] = sha256_of_file(given)
         return {
             "parent": self.parent.name,
             "from_step": self.first,
@@ -204,6 +203,12 @@ def fork_request(
         fresh_optimizer=fresh_optimizer,
         device=device,
     )
+
+
+def file_of_edit(edit: Edit) -> Path | None:
+    """The file of rows that an edit names."""
+    given = edit.options.get("with", "")
+    return Path(given) if given and not given.startswith("instance:") and not given.isdigit() else None
 
 
 def _remember_saving(folder: Path, save_every: int | None) -> int | None:

@@ -14,6 +14,7 @@ from forensics.cli import (
     counting,
     exploring,
     following,
+    forking,
     importing,
     labelling,
     looking,
@@ -49,6 +50,7 @@ def root(workspace: WorkspaceOption = None, show_version: bool = typer.Option(Fa
 
 COMMANDS = (
     *acting.COMMANDS,
+    *forking.COMMANDS,
     *looking.COMMANDS,
     *searching.COMMANDS,
     *labelling.COMMANDS,
