@@ -37,6 +37,7 @@ from data_index.run import Order, OrderTrust, Run, Segment, TokenFile, parse_ste
 from data_index.run_check import LINES
 from data_index.run_file import write_run
 from data_index.seal import write_seal
+from data_index.sources.native import metrics_by_step
 from data_index.witness import block_rows, remember_first_seen
 from data_index.workspace import Workspace, learn
 from forensics.configured import configured_run
@@ -45,7 +46,6 @@ from forensics.fork_list import described, parsed_edits
 from forensics.reproduction import (
     Progress,
     fingerprint_of,
-    metrics_by_step,
     prepare,
     saved_checkpoint,
     start_state,
