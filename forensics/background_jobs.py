@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shlex
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ from data_index.files import disk_errors, exclusive_lock, open_log, read_json_ob
 from data_index.workspace import Workspace
 from forensics.job_log import Progress, last_words, log_text, progress_of_fork
 from forensics.processes import end_session, identity_of_process, runs_still
+from replay.intervention import shell_word
 
 ALLOWED_VERBS = ("fork", "compare", "blame", "spikes", "probe", "tokens", "replay", "audit")
 INTERRUPTED = 130  # what the command line answers to Ctrl-C
@@ -74,7 +74,7 @@ class Job:
 
 
 def command_of(arguments: Sequence[str]) -> str:
-    return shlex.join(["forensics", *arguments])
+    return " ".join(map(shell_word, ["forensics", *arguments]))
 
 
 def jobs(*, workspace: Workspace | None = None) -> list[Job]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from data_index.run_file import read_run
 from data_index.sources.native import saved_steps
 from data_index.workspace import Workspace
 from replay.intervention import OPERATIONS, SELECTORS, Edit, parse_edit, text_of_edit
+
+WRITING_SECONDS = 120.0  # a step of a large model takes as long
 
 
 def forks_of(workspace: Workspace, run: str | None = None) -> list[dict[str, Any]]:
@@ -44,6 +48,17 @@ def steps_done(workspace: Workspace, fork: str) -> int | None:
         return None
     child, saved = read_run(home), saved_steps(home)
     return saved[-1] - (child.first_step - 1) if saved else 0
+
+
+def is_being_written(workspace: Workspace, fork: str) -> bool:
+    """Was a step of it taken within the last minutes, and are there more to come?"""
+    home = workspace.folder / "forks" / fork
+    try:
+        child, changed = read_run(home), (home / "progress.jsonl").stat().st_mtime
+    except (FileNotFoundError, ForensicsError):
+        return False
+    left = steps_done(workspace, fork) != child.last_step - child.first_step + 1
+    return left and time.time() - changed < WRITING_SECONDS
 
 
 def described(folder: Path) -> list[str]:
@@ -121,6 +136,23 @@ def _toml(value: Any) -> str:
     return tomli_w.dumps({"value": value}).partition("=")[2].strip()
 
 
+def written_edit(operation: str, selector: tuple[str, str] | None, steps: str, options: Mapping[str, str]) -> str:
+    """An edit from its parts, as `--edit` takes it.
+
+    Args:
+        selector: its kind and value, such as ("instance", "12,40"); lines of a condition become one.
+        steps: "154" or "150:160"; empty: all of the fork's.
+        options: those that are empty are left out.
+    Raises:
+        InvalidEdit
+    """
+    words = [operation]
+    words += [f"{selector[0]}:{' '.join(selector[1].splitlines())}"] if selector and selector[1].strip() else []
+    words += [f"@{steps.strip().removeprefix('@')}"] if steps.strip() else []
+    words += [f"{name}={value.strip()}" for name, value in options.items() if value.strip()]
+    return text_of_edit(parse_edit(shlex.join(words)))
+
+
 def parsed_edits(texts: Sequence[str]) -> tuple[Edit, ...]:
     """
     Raises:
@@ -177,3 +209,15 @@ def _obstacle(run: Run, checkpoint: Checkpoint, fresh_optimizer: bool) -> str:
     if "optimizer" not in checkpoint.states and not fresh_optimizer:
         return "it has no optimizer state"
     return ""
+
+
+def recipe_fields_of(workspace: Workspace, run: str) -> dict[str, Any]:
+    """Fields of a run's recipe that `--set` takes, by dotted name, with their values.
+
+    Raises:
+        UnknownRun, UnsupportedRecipe, CorruptFile
+    """
+    from replay.recipe import fields_of_recipe, recipe_of_run
+
+    record = workspace.run(run)
+    return fields_of_recipe(recipe_of_run(record, approximate=bool(record.environment.get("approximate"))))

@@ -89,11 +89,19 @@ def text_of_edit(edit: Edit) -> str:
     """The edit as `parse_edit` reads it."""
     words = [edit.operation]
     if edit.selector:
-        words.append(":".join(edit.selector))
+        kind, value = edit.selector
+        words.append(f"{kind}:{shell_word(value)}")
     if edit.steps:
         first, last = edit.steps
         words.append(f"@{last}" if last == first + 1 else f"@{first}:{last}")
-    return shlex.join([*words, *(f"{name}={value}" for name, value in edit.options.items())])
+    return " ".join([*words, *(f"{name}={shell_word(value)}" for name, value in edit.options.items())])
+
+
+def shell_word(text: str) -> str:
+    """A text as one word of a command line; as legible as shells allow where it holds quotes itself."""
+    if "'" not in text or any(special in text for special in "$`\\!"):
+        return shlex.quote(text)
+    return '"{}"'.format(text.replace('"', '\\"'))
 
 
 def _parse_edit_steps(text: str, edit: str) -> tuple[int, int]:

@@ -1,0 +1,112 @@
+"""What the page of forks shows and starts, asked of forensics.
+
+Jobs are asked anew each time: they are small files, and change while one looks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from app.data import Version, shared, version, workspace
+from forensics.background_jobs import Job, cancel_job, command_of, jobs, progress_of_job, start_job
+from forensics.fork_list import Composition, Start
+from forensics.job_log import Progress
+
+
+def version_of(run: str) -> Version:
+    """What changes when anything of one run or fork does, and nothing when another fork takes a step."""
+    home = f"{workspace().home(run)}/"
+    return tuple(entry for entry in version() if entry[0].startswith(home))
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def forks(at: Version) -> list[dict[str, Any]]:
+    from forensics.fork_list import forks_of
+
+    return forks_of(workspace())
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def comparison(at: Version, names: tuple[str, ...]) -> Any:
+    from forensics.divergence import compare
+
+    return compare(*names, workspace=workspace())
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def starts(at: Version, run: str, fresh_optimizer: bool) -> list[Start]:
+    from forensics.fork_list import starts_of
+
+    return starts_of(workspace(), run, fresh_optimizer=fresh_optimizer)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def recipe_fields(at: Version, run: str) -> dict[str, Any]:
+    """Fields that can be set, with their values."""
+    from forensics.fork_list import recipe_fields_of
+
+    return recipe_fields_of(workspace(), run)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def preview(at: Version, asked: Composition) -> Any:
+    from forensics.cli.edits import read_overrides
+    from forensics.fork_preview import preview_fork
+
+    return preview_fork(
+        asked.run,
+        from_step=asked.from_step,
+        num_steps=asked.num_steps,
+        edits=asked.edits,
+        overrides=read_overrides(asked.settings),
+        fresh_optimizer=asked.fresh_optimizer,
+        workspace=workspace(),
+        read_files=not shared(),
+    )
+
+
+def steps_done(fork: str) -> int | None:
+    from forensics.fork_list import steps_done as found
+
+    return found(workspace(), fork)
+
+
+def composition_of(fork: str) -> Composition:
+    from forensics.fork_list import composition_of as found
+
+    return found(workspace(), fork)
+
+
+def is_any_being_written(names: list[str]) -> bool:
+    from forensics.fork_list import is_being_written
+
+    return any(is_being_written(workspace(), name) for name in names)
+
+
+def all_jobs() -> list[Job]:
+    return jobs(workspace=workspace())
+
+
+def progress(job: Job) -> Progress:
+    return progress_of_job(job, workspace=workspace())
+
+
+def start(asked: Composition, fork: str) -> Job:
+    assert not shared()
+    return start_job(asked.arguments(), fork=fork, workspace=workspace())
+
+
+def cancel(name: str) -> Job:
+    assert not shared()
+    return cancel_job(name, workspace=workspace())
+
+
+def running_job(asked: Composition) -> Job | None:
+    """The job that runs this very command."""
+    return next((j for j in all_jobs() if j.state == "running" and j.arguments == asked.arguments()), None)
+
+
+def command(asked: Composition) -> str:
+    return command_of(asked.arguments())
