@@ -5,13 +5,14 @@ Jobs are asked anew each time: they are small files, and change while one looks.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from app.data import Version, shared, version, workspace
 from forensics.background_jobs import Job, cancel_job, command_of, jobs, progress_of_job, start_job
-from forensics.fork_list import Composition, Start
+from forensics.fork_list import Composition, Start, file_of_edit, parsed_edits
 from forensics.job_log import Progress
 
 
@@ -50,8 +51,22 @@ def recipe_fields(at: Version, run: str) -> dict[str, Any]:
     return recipe_fields_of(workspace(), run)
 
 
+def preview(asked: Composition) -> Any:
+    """What a fork would be; asked anew when a file that it names has changed."""
+    files = [edit_file for edit in parsed_edits(asked.edits) if (edit_file := file_of_edit(edit)) is not None]
+    seen = [] if shared() else [(str(file), *_size_and_time(file)) for file in files]
+    return _preview((*version_of(asked.run), *seen), asked)
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    try:
+        return file.stat().st_size, file.stat().st_mtime_ns
+    except (OSError, ValueError):  # the preview says what is wrong with it
+        return 0, 0
+
+
 @st.cache_data(max_entries=16, show_spinner=False)
-def preview(at: Version, asked: Composition) -> Any:
+def _preview(at: Version, asked: Composition) -> Any:
     from forensics.cli.edits import read_overrides
     from forensics.fork_preview import preview_fork
 

@@ -12,45 +12,27 @@ from forensics.background_jobs import Job
 
 SECONDS_BETWEEN_LOOKS = 2.0
 MOST_JOBS = 50
-STATES = {
-    "running": ":material/play_circle:",
-    "done": ":material/check_circle:",
-    "failed": ":material/error:",
-    "cancelled": ":material/cancel:",
-    "lost": ":material/help:",
-}
 
 
-def show_jobs(*, watched: bool = False) -> None:
-    """All jobs of the workspace.
+def show_running(*, watched: bool = False) -> None:
+    """What runs now.
 
     Args:
         watched: something besides a job writes what this page shows, so that it looks again as well.
     """
-    found = forks_data.all_jobs()
-    running = [job.id for job in found if job.state == "running"]
-    every = SECONDS_BETWEEN_LOOKS if running or watched else None
-    if found or watched:
-        st.fragment(_panel, run_every=every)(running, data.version())
-
-
-def _panel(running: list[str], at: data.Version) -> None:
-    found = forks_data.all_jobs()
-    now_running = [job.id for job in found if job.state == "running"]
-    if now_running != running or data.version() != at:
-        st.rerun()  # the rest of the page shows what is new
-    if not found:
-        return
-    st.subheader("Jobs", anchor=False, divider="grey")
-    for job in found:
-        if job.state == "running":
-            _running(job)
-    problem = st.session_state.get("job_problem")
-    if problem:
+    running = [job.id for job in forks_data.all_jobs() if job.state == "running"]
+    if problem := st.session_state.get("job_problem"):
         frame.failed(problem, "This could not be done.")
-    over = [job for job in found if job.state != "running"][:MOST_JOBS]
-    if over:
-        _over(over)
+    if running or watched:
+        st.fragment(_look_again, run_every=SECONDS_BETWEEN_LOOKS)(running, data.version())
+
+
+def _look_again(running: list[str], at: data.Version) -> None:
+    found = [job for job in forks_data.all_jobs() if job.state == "running"]
+    if [job.id for job in found] != running or data.version() != at:
+        st.rerun()  # the rest of the page shows what is new
+    for job in found:
+        _running(job)
 
 
 def _running(job: Job) -> None:
@@ -84,7 +66,12 @@ def _cancel(name: str) -> None:
         st.session_state["job_problem"] = str(error)
 
 
-def _over(jobs: list[Job]) -> None:
+def show_over() -> None:
+    """Jobs that ended, and what one of them printed."""
+    jobs = [job for job in forks_data.all_jobs() if job.state != "running"][:MOST_JOBS]
+    if not jobs:
+        return
+    st.subheader("Jobs that ended", anchor=False, divider="grey")
     rows = [
         {
             "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.started)),
@@ -119,7 +106,6 @@ def _told(job: Job) -> None:
         "cancelled": "It was cancelled; the same command goes on from what it saved.",
         "lost": "It vanished without a word: killed, or its machine was restarted. What it saved is whole, and the "
         "same command goes on from there.",
-        "running": "It runs.",
     }
     st.text(words[job.state])
     if job.fork is not None and job.state == "done":

@@ -229,7 +229,7 @@ def progress_of_job(there: Job, *, workspace: Workspace | None = None) -> Progre
     """How far a job is: a fork by its steps, anything else by what it said last."""
     if there.fork is not None:
         try:
-            found = progress_of_fork(workspace or Workspace(), there.fork)
+            found = progress_of_fork(workspace or Workspace(), there.fork, since=there.started)
         except ForensicsError:
             found = None
         if found is not None:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_index.batch import Denominator, IndexedPlan, Plan, StepPlan, batch_of, denominator_of_rows, read_batch
 from data_index.batch_queries import reader_of
-from data_index.errors import CorruptFile, FailedQuery, ForensicsError, InvalidEdit, MissingFile
+from data_index.errors import FailedQuery, ForensicsError, InvalidEdit
 from data_index.run import Run
 from data_index.store import locked_connection, query_locked, require_one_select
 from data_index.tokens import TokenReader
 from data_index.workspace import Workspace
 from forensics.edit_hits import EditHits, rows_added, rows_reached
+from forensics.given_rows import Inserted, json_lines, token_row
 from replay.intervention import (
     Edit,
     Insert,
@@ -34,6 +33,7 @@ from replay.intervention import (
 )
 
 Spans = dict[int, list[tuple[int, int]]]
+MOST_TIMES = 10_000  # a step of so many rows would hardly fit
 Reached = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 # What a where: condition can speak of: one row for each piece of a document in each row of each step.
@@ -46,21 +46,6 @@ WHERE_ROWS = """
     LEFT JOIN (SELECT document_id, list(tag ORDER BY tag) AS tags FROM tags GROUP BY document_id) t
            ON t.document_id = s.document_id
 """
-
-
-@dataclass(slots=True, kw_only=True)
-class Inserted:
-    """Rows that come from files; they become instances after the run's own."""
-
-    first_instance: int
-    rows: list[np.ndarray] = field(default_factory=list)
-    masks: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
-
-    def add(self, token_ids: np.ndarray, num_padding: int) -> Row:
-        instance = self.first_instance + len(self.rows)
-        self.rows.append(token_ids)
-        length = len(token_ids)
-        return Row(instance, ((length - num_padding, length),) if num_padding else ())
 
 
 def row_weight(run: Run, rule: Denominator, reader: TokenReader, inserted: Inserted) -> RowWeight:
@@ -157,6 +142,8 @@ class Resolver:
             hide = {instance: tuple(pieces) for instance, pieces in spans.items()}
         elif edit.operation == "repeat":
             times = dict.fromkeys(instances, option_number(edit, "times", 2))
+            if instances and times[instances[0]] > MOST_TIMES:
+                raise InvalidEdit(f"repeat times={times[instances[0]]}: at most {MOST_TIMES:,} times in a step")
         elif edit.operation == "swap":
             if len(instances) != 2:
                 raise InvalidEdit(
@@ -226,7 +213,7 @@ class Resolver:
         return self._whole(_numbers(text, "instance"))
 
     def _span(self, text: str) -> Spans:
-        match = re.fullmatch(r"(\d+):(\d+)-(\d+)", text)
+        match = re.fullmatch(r"(\d{1,18}):(\d{1,9})-(\d{1,9})", text)
         if not match or not int(match[2]) < int(match[3]) <= self.run.sequence_length:
             raise InvalidEdit(
                 f"span:{text} is not I:START-STOP with 0 <= START < STOP <= {self.run.sequence_length} (tokens)"
@@ -272,7 +259,7 @@ class Resolver:
             return rows
         return tuple(
             self.inserted.add(*token_row(line, number, Path(value), self.run))
-            for number, line in enumerate(_json_lines(Path(value)), 1)
+            for number, line in enumerate(json_lines(Path(value)), 1)
         )
 
 
@@ -316,47 +303,6 @@ def edited_steps(
 
 
 def _numbers(text: str, what: str) -> list[int]:
-    if not re.fullmatch(r"\d+(,\d+)*", text):
+    if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", text):
         raise InvalidEdit(f"{what}:{text} is not a list of numbers such as {what}:12,40")
     return [int(number) for number in text.split(",")]
-
-
-def _json_lines(path: Path) -> list[Any]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except FileNotFoundError as error:
-        raise MissingFile(f"{path}, named by with=, is not there") from error
-    except ValueError as error:
-        raise CorruptFile(f"{path} is not JSON lines: {error}") from error
-
-
-def token_row(line: Any, number: int, path: Path, run: Run) -> tuple[np.ndarray, int]:
-    """One row from a line {"token_ids": […]} or {"text": "…"}; shorter ones are padded with the end token.
-
-    Returns:
-        token ids, int64 of shape [sequence_length], and how many of them are padding (kept out of the loss).
-    Raises:
-        InvalidEdit: it does not fit one row.
-    """
-    if isinstance(line, dict) and isinstance(line.get("text"), str):
-        from data_index.text import encode
-
-        ids = encode(run, line["text"])
-    elif isinstance(line, dict) and isinstance(line.get("token_ids"), list):
-        ids = [int(token) for token in line["token_ids"]]
-    else:
-        raise InvalidEdit(f'{path} line {number} is neither {{"text": …}} nor {{"token_ids": […]}}')
-    length = run.sequence_length
-    if not 2 <= len(ids) <= length:
-        raise InvalidEdit(
-            f"{path} line {number} has {len(ids)} tokens; a row of {run.name} takes 2 to {length}: split it"
-        )
-    vocabulary = run.largest_token_id
-    if min(ids) < 0 or max(ids) > vocabulary:
-        raise InvalidEdit(f"{path} line {number}: token ids must lie in 0..{vocabulary}")
-    padding = length - len(ids)
-    if padding and run.eos_token_id is None:
-        raise InvalidEdit(
-            f"{path} line {number} is short of a row by {padding} tokens, and {run.name} has no end token"
-        )
-    return np.array(ids + [run.eos_token_id] * padding, dtype=np.int64), padding

@@ -168,6 +168,12 @@ def parsed_edits(texts: Sequence[str]) -> tuple[Edit, ...]:
     return tuple(found)
 
 
+def file_of_edit(edit: Edit) -> Path | None:
+    """The file of rows that an edit names."""
+    given = edit.options.get("with", "")
+    return Path(given) if given and not given.startswith("instance:") and not given.isdigit() else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """A checkpoint as the start of a fork; `obstacle`: why it cannot be, else empty."""

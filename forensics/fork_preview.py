@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,8 @@ from forensics.cli.output import printable
 from forensics.edit_hits import EditHits
 from forensics.edits import EditedSteps, edited_steps
 from forensics.fetching import bytes_of_instances, bytes_of_weights
-from forensics.fork_list import parsed_edits, steps_done
-from forensics.forking import ForkRequest, file_of_edit, fork_id, fork_request
+from forensics.fork_list import file_of_edit, parsed_edits, steps_done
+from forensics.forking import ForkRequest, fork_id, fork_request
 from forensics.marked_text import pieces_of
 from forensics.reproduction import Estimate, estimate, prepare
 from forensics.starting import plan_as_taken
@@ -114,7 +115,9 @@ def preview_fork(
     )
     recipe, name = asked.recipe(), fork_id(asked.to_table())
     setup = prepare(workspace, asked.parent, device, "recipe", approximate=approximate)
-    setup = replace(setup, recipe=apply_overrides(setup.recipe, asked.overrides))
+    changed = apply_overrides(setup.recipe, asked.overrides)
+    # The speed is measured here, and not with more threads than there are cores.
+    setup = replace(setup, recipe=replace(changed, num_threads=max(min(changed.num_threads, os.cpu_count() or 1), 1)))
     plan = plan_as_taken(workspace, asked.parent, asked.first, asked.last, recipe)
     edited = edited_steps(workspace, asked.parent, plan, asked.edits, None)
     instances = np.concatenate([step.instances for step in edited.steps])

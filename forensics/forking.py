@@ -41,8 +41,9 @@ from data_index.sources.native import metrics_by_step
 from data_index.witness import block_rows, remember_first_seen
 from data_index.workspace import Workspace, learn
 from forensics.configured import configured_run
-from forensics.edits import Inserted, edited_steps
-from forensics.fork_list import described, parsed_edits
+from forensics.edits import edited_steps
+from forensics.fork_list import described, file_of_edit, parsed_edits
+from forensics.given_rows import Inserted
 from forensics.reproduction import (
     Progress,
     fingerprint_of,
@@ -203,12 +204,6 @@ def fork_request(
         fresh_optimizer=fresh_optimizer,
         device=device,
     )
-
-
-def file_of_edit(edit: Edit) -> Path | None:
-    """The file of rows that an edit names."""
-    given = edit.options.get("with", "")
-    return Path(given) if given and not given.startswith("instance:") and not given.isdigit() else None
 
 
 def _remember_saving(folder: Path, save_every: int | None) -> int | None:

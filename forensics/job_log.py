@@ -64,13 +64,16 @@ def last_words(path: Path) -> str:
     return lines[-1] if lines else ""
 
 
-def progress_of_fork(workspace: Workspace, fork: str) -> Progress | None:
+def progress_of_fork(workspace: Workspace, fork: str, since: float = 0.0) -> Progress | None:
     """How far a fork is, by what it says of each step; None before its first one.
 
     What it says so is no evidence: a step counts once it is saved.
+
+    Args:
+        since: seconds since 1970; steps that were taken before are not looked at: some may have to be taken again.
     """
     home = workspace.folder / "forks" / fork
-    said = _last_steps(home / "progress.jsonl")
+    said = [row for row in _last_steps(home / "progress.jsonl") if row["time"] >= since]
     if not said or not (home / "run.toml").is_file():
         return None
     child = workspace.run(fork)
@@ -93,13 +96,13 @@ def _last_steps(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("time"), int | float):
             found.append(row)
     return found
 
 
 def _seconds_left(said: list[dict[str, Any]], last: int) -> float | None:
-    """By the pace of the steps since it was last started: a fork that goes on begins anew to count."""
+    """By the pace of the last steps in a row."""
     recent = [said[-1]]
     for row in reversed(said[:-1]):
         if row["step"] != recent[0]["step"] - 1 or not 0 <= recent[0]["time"] - row["time"] < 3600:

@@ -105,7 +105,7 @@ def shell_word(text: str) -> str:
 
 
 def _parse_edit_steps(text: str, edit: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    match = re.fullmatch(r"(\d{1,18})(?::(\d{1,18}))?", text)
     if not match:
         raise InvalidEdit(f"@{text} in {edit!r} is neither a step nor a range; {GRAMMAR}")
     first, last = int(match[1]), int(match[2] or 0)
@@ -134,7 +134,7 @@ def _require_operands(edit: Edit, text: str) -> None:
 
 def option_number(edit: Edit, name: str, default: int) -> int:
     text = edit.options.get(name, str(default))
-    if not re.fullmatch(r"\d+", text):
+    if not re.fullmatch(r"\d{1,18}", text):
         raise InvalidEdit(f"{name}={text} of {edit.operation} is not a whole number")
     return int(text)
 

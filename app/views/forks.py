@@ -9,13 +9,13 @@ import streamlit as st
 from app import data, forks_data, frame
 from app.charts import canvas_of, is_dark
 from app.compose import choose_start, composed, lines_of, problems_of, show_edits, show_settings
-from app.jobs_panel import show_jobs
+from app.fork_preview import show_preview
+from app.jobs_panel import show_over, show_running
 from data_index.errors import ForensicsError
 from forensics.fork_list import Composition
 
 COMPARE, COMPOSE = "compare", "compose"
 VIEWS = {COMPARE: "Forks and how they differ", COMPOSE: "Compose a fork"}
-SHOWN_ROWS = 8
 
 frame.begin("Forks", "What would it have become, had it read something else?")
 run = frame.choose_run()
@@ -154,7 +154,8 @@ def compose_like(name: str) -> None:
 # --- one more --------------------------------------------------------------------------------------------------------
 
 
-def compose() -> None:
+def compose() -> bool:
+    """Returns whether what runs was shown."""
     with frame.stated():
         chosen = choose_start(run, data.steps_of(run)[1])
     edits, settings = lines_of("edits"), lines_of("set")
@@ -165,16 +166,16 @@ def compose() -> None:
     if asked is not None and not problems and wanted == asked:
         try:
             with st.spinner("Looking at what it would read …"):
-                found = forks_data.preview(forks_data.version_of(run), asked)
+                found = forks_data.preview(asked)
         except ForensicsError as error:
             if error.edit_number is not None:
                 problems[error.edit_number] = str(error)
             else:
                 failure = str(error)
-    show_edits(edits, problems)
+    show_edits(edits, problems, adding=found is None)
     show_settings(run, settings)
     if asked is None:
-        return
+        return False
     st.code(forks_data.command(asked), language=None, wrap_lines=True)
     if wanted != asked or problems or failure:
         st.button(
@@ -190,102 +191,18 @@ def compose() -> None:
         frame.failed(failure, "This fork is not possible.")
     if found is not None:
         show_preview(asked, found)
+    return found is not None
 
 
 def remember(asked: Composition) -> None:
     st.session_state["previewed"] = asked
 
 
-def show_preview(asked: Composition, found: Any) -> None:
-    st.subheader("What it would be", anchor=False, divider="grey")
-    cost = found.cost
-    frame.facts(
-        {
-            "fork": found.id,
-            "steps": f"{cost.steps:,}",
-            "tokens": f"{cost.tokens:,}",
-            "parameters": f"{cost.parameters:,}",
-            "memory": size(cost.memory_bytes),
-            "disk": f"{size(cost.disk_bytes)} of {size(found.free_bytes)} free",
-            "to fetch": size(found.download) if found.download else "nothing",
-            "time, about": duration(cost.seconds),
-        }
-    )
-    for note in found.notes:
-        st.text(note)
-    start_it(asked, found.id)
-    for number, edit in enumerate(found.edits, 1):
-        st.text(f"Edit {number}: {edit.said}")
-        counts = ("rows", edit.num_rows), ("instances", edit.num_instances), ("tokens", edit.num_tokens)
-        frame.facts({name: f"{count:,}" for name, count in (*counts, ("steps", edit.num_steps))})
-        table = [
-            dict(row) | {name: ", ".join(map(str, row[name])) for name in ("documents", "sources")} for row in edit.rows
-        ]
-        frame.show_table(table, key=f"reached {number}", height=min(38 + 35 * len(table), 38 + 35 * SHOWN_ROWS))
-        if edit.num_rows > len(table):
-            st.caption(f"the first {len(table):,} of {edit.num_rows:,} rows")
-        if table and table[0]["text"] is not None:
-            text = table[0]["text"]
-            st.code(text, language=None, wrap_lines=True, height=160 if text.count("\n") > 6 else "content")
-        elif table:
-            st.text("The tokens of these rows lie on a server, and nothing is fetched for a preview.")
-    if found.recipe:
-        changes = [{"field": field, "before": str(old), "after": str(new)} for field, old, new in found.recipe]
-        frame.show_table(changes, key="recipe_table")
-
-
-def start_it(asked: Composition, fork: str) -> None:
-    done = forks_data.steps_done(fork)
-    if done == asked.num_steps:
-        st.text("This fork is there already.")
-        frame.link(
-            "views/forks.py", "Compare it with its parent", ":material/compare_arrows:", compare=fork, view=COMPARE
-        )
-        return
-    if done is not None:
-        st.text(f"This fork has taken {done:,} of its {asked.num_steps:,} steps, and would go on from there.")
-    if data.shared():
-        st.text("The explorer is shared read-only, so that nothing is started here. On its machine this does it:")
-        st.code(forks_data.command(asked), language=None, wrap_lines=True)
-        return
-    if (job := forks_data.running_job(asked)) is not None:
-        st.text(f"It runs as job {job.id}; see below.")
-        return
-    st.button(
-        "Start" if done is None else "Go on",
-        type="primary",
-        icon=":material/play_arrow:",
-        on_click=start,
-        args=(asked, fork),
-        help="It runs on its own, also when this page or the explorer is closed.",
-    )
-
-
-def start(asked: Composition, fork: str) -> None:
-    st.session_state["job_problem"] = None
-    try:
-        forks_data.start(asked, fork)
-    except ForensicsError as error:
-        st.session_state["job_problem"] = str(error)
-
-
-def size(num_bytes: int) -> str:
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:,.1f} {unit}"
-    return f"{num_bytes:,} bytes"
-
-
-def duration(seconds: float) -> str:
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:,.0f} s"
-
-
 if view == COMPOSE:
-    compose()
+    if not compose():
+        show_running()
 else:
     list_forks()
     compare_forks()
-show_jobs(watched=view == COMPARE and forks_data.is_any_being_written([row["id"] for row in rows]))
+    show_running(watched=forks_data.is_any_being_written([row["id"] for row in rows]))
+show_over()

@@ -206,4 +206,5 @@ def test_a_fork_is_followed_by_what_it_says_of_each_step(tiny: Workspace) -> Non
     found = progress_of_fork(tiny, "abc")
 
     assert found is not None and (found.done, found.total, found.loss) == (3, 20, 3.0)
-    assert found.seconds_left == pytest.approx(17 * 2)  # by the steps since it was started again
+    assert found.seconds_left == pytest.approx(17 * 2)
+    assert progress_of_fork(tiny, "abc", since=200.0) is None  # nothing since it was started again
