@@ -74,7 +74,18 @@ class Job:
 
 
 def command_of(arguments: Sequence[str]) -> str:
-    return " ".join(map(shell_word, ["forensics", *arguments]))
+    """As a shell takes it, in characters that a screen shows.
+
+    Source: bash(1), QUOTING: $'…' stands for characters by their codes.
+    """
+    return " ".join(_shown_word(word) for word in ["forensics", *arguments])
+
+
+def _shown_word(text: str) -> str:
+    if text.isprintable():
+        return shell_word(text)
+    codes = (f"\\U{ord(c):08x}" if not c.isprintable() else f"\\{c}" if c in "\\'" else c for c in text)
+    return f"$'{''.join(codes)}'"
 
 
 def jobs(*, workspace: Workspace | None = None) -> list[Job]:

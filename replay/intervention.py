@@ -98,7 +98,7 @@ def text_of_edit(edit: Edit) -> str:
 
 
 def shell_word(text: str) -> str:
-    """A text as one word of a command line; as legible as shells allow where it holds quotes itself."""
+    """A text as one word of a command line, of a shell or of an edit; as legible as may be where it holds quotes."""
     if "'" not in text or any(special in text for special in "$`\\!"):
         return shlex.quote(text)
     return '"{}"'.format(text.replace('"', '\\"'))

@@ -18,7 +18,7 @@ from data_index.errors import Busy, CorruptFile, DiskFull, RefusedJob, UnknownJo
 from data_index.files import read_json, write_json
 from data_index.workspace import Workspace
 from forensics import background_jobs
-from forensics.background_jobs import Job, cancel_job, job, jobs, progress_of_job, start_job
+from forensics.background_jobs import Job, cancel_job, command_of, job, jobs, progress_of_job, start_job
 from forensics.job_log import log_text, progress_of_fork
 from forensics.processes import identity_of_process
 
@@ -185,6 +185,14 @@ def test_jobs_that_are_not_there_or_damaged_are_said(workspace: Workspace) -> No
     with pytest.raises(CorruptFile, match="lacks or misstates"):
         job("20260101-000000-0001", workspace=workspace)
     assert jobs(workspace=workspace) == []
+
+
+def test_a_command_can_be_copied_and_holds_nothing_that_a_screen_obeys() -> None:
+    words = ["probe", "a b's", "where:\"x = 'y'\"", "$HOME", "\x1b[31m\u202e'\\\u00a0\n", "é"]
+    command = command_of(words)
+    said = subprocess.run(["bash", "-c", f"forensics() {{ printf '%s\\0' \"$@\"; }}; {command}"], capture_output=True)
+
+    assert command.isprintable() and said.stdout.decode().split("\0")[:-1] == words
 
 
 def test_of_a_log_the_last_state_of_each_line_is_shown_as_text(tmp_path: Path) -> None:
