@@ -25,7 +25,7 @@ def show_preview(asked: Composition, found: Any) -> None:
             "parameters": f"{cost.parameters:,}",
             "memory": size(cost.memory_bytes),
             "disk": f"{size(cost.disk_bytes)} of {size(found.free_bytes)} free",
-            "to fetch": size(found.download) if found.download else "nothing",
+            "to fetch": None if found.download is None else size(found.download) if found.download else "nothing",
             "time, about": duration(cost.seconds),
         }
     )

@@ -78,7 +78,7 @@ def _preview(at: Version, asked: Composition) -> Any:
         overrides=read_overrides(asked.settings),
         fresh_optimizer=asked.fresh_optimizer,
         workspace=workspace(),
-        read_files=not shared(),
+        guest=shared(),
     )
 
 

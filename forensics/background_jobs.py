@@ -240,7 +240,7 @@ def progress_of_job(there: Job, *, workspace: Workspace | None = None) -> Progre
     """How far a job is: a fork by its steps, anything else by what it said last."""
     if there.fork is not None:
         try:
-            found = progress_of_fork(workspace or Workspace(), there.fork, since=there.started)
+            found = progress_of_fork(workspace or Workspace(), there.fork, there.started, there.ended)
         except ForensicsError:
             found = None
         if found is not None:

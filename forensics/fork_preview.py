@@ -60,7 +60,7 @@ class ForkPreview:
         id: the id that it has or would have.
         done: steps that it has taken already; None: it does not exist.
         recipe: (field, before, after) of what differs from the parent's.
-        download: bytes that would be fetched; `free_bytes`: free disk in the workspace.
+        download: bytes that would be fetched; None: a guest asked, and a server would have to tell. `free_bytes`: free disk in the workspace.
     """
 
     id: str
@@ -71,7 +71,7 @@ class ForkPreview:
     edits: tuple[EditPreview, ...]
     recipe: tuple[tuple[str, Any, Any], ...]
     cost: Estimate
-    download: int
+    download: int | None
     free_bytes: int
     notes: tuple[str, ...]
 
@@ -89,17 +89,17 @@ def preview_fork(
     precision: str = "recipe",
     approximate: bool = False,
     fresh_optimizer: bool = False,
-    read_files: bool = True,
+    guest: bool = False,
 ) -> ForkPreview:
     """Resolve the edits as the fork would, and say what they reach and what it would cost; the arguments are `fork`'s.
 
     Args:
-        read_files: files that edits name may be read.
+        guest: whoever asks looks from another machine: files that edits name are not read, nothing is asked of servers.
     Raises:
         What `fork` raises before its first step; where an error is of one edit, its `edit_number` says which, from 0.
     """
     workspace = workspace or Workspace()
-    if not read_files:
+    if guest:
         _require_no_files(edits)
     asked = fork_request(
         workspace,
@@ -124,6 +124,8 @@ def preview_fork(
     tokens = len(instances) * recipe.tokens_per_instance(asked.parent.sequence_length)
     own = np.unique(instances[instances < edited.inserted.first_instance])
     start = workspace.checkpoint(workspace.run(run), asked.first)
+    unknown = guest and not isinstance(start.location, Path)
+    to_fetch = None if unknown else bytes_of_weights(start) + bytes_of_instances(workspace, asked.parent, own.tolist())
     return ForkPreview(
         id=name,
         parent=run,
@@ -136,7 +138,7 @@ def preview_fork(
         ),
         recipe=_changes(asked, recipe),
         cost=estimate(setup, num_steps, tokens, num_steps // save_every + 1 if save_every else 1),
-        download=bytes_of_weights(start) + bytes_of_instances(workspace, asked.parent, own.tolist()),
+        download=to_fetch,
         free_bytes=_free_bytes(workspace.folder),
         notes=tuple(_notes(asked)),
     )

@@ -64,16 +64,20 @@ def last_words(path: Path) -> str:
     return lines[-1] if lines else ""
 
 
-def progress_of_fork(workspace: Workspace, fork: str, since: float = 0.0) -> Progress | None:
+def progress_of_fork(
+    workspace: Workspace, fork: str, since: float = 0.0, until: float | None = None
+) -> Progress | None:
     """How far a fork is, by what it says of each step; None before its first one.
 
     What it says so is no evidence: a step counts once it is saved.
 
     Args:
-        since: seconds since 1970; steps that were taken before are not looked at: some may have to be taken again.
+        since, until: seconds since 1970; only steps that were taken in between are looked at: a fork that goes on may
+            have to take some of them again.
     """
     home = workspace.folder / "forks" / fork
-    said = [row for row in _last_steps(home / "progress.jsonl") if row["time"] >= since]
+    last_steps = _last_steps(home / "progress.jsonl")
+    said = [row for row in last_steps if since <= row["time"] and (until is None or row["time"] <= until)]
     if not said or not (home / "run.toml").is_file():
         return None
     child = workspace.run(fork)

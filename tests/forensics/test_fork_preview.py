@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from data_index.batch_queries import reader_of
+from data_index.batch_queries import batch_rows, reader_of
 from data_index.errors import ForensicsError, InvalidEdit, MissingState, UnsupportedRecipe
+from data_index.registration import add
 from data_index.text import decode
 from data_index.workspace import Workspace
 from forensics.fork_list import (
@@ -29,6 +30,8 @@ from forensics.lookup import batch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # tests is not installed
 
 from tests.forensics.test_cli import answer, forensics
+from tests.forensics.test_remote_runs import OLMO, write_manifest
+from tests.servers.range_server import RangeServer
 
 
 def preview(workspace: Workspace, *edits: str, **options: object) -> ForkPreview:
@@ -143,12 +146,12 @@ def test_files_are_not_looked_at_for_who_may_not(tiny_shared: Workspace, rows: P
     said = []
     for path in (rows, Path("/nowhere/rows.jsonl")):
         with pytest.raises(InvalidEdit, match="names a file") as caught:
-            preview(tiny_shared, "shuffle", f"insert with={path} @9", read_files=False)
+            preview(tiny_shared, "shuffle", f"insert with={path} @9", guest=True)
         assert caught.value.edit_number == 1
         said.append(str(caught.value).replace(str(path), "FILE"))
 
     assert said[0] == said[1]
-    assert preview(tiny_shared, "insert with=instance:50 @9", read_files=False).edits[0].num_rows == 1
+    assert preview(tiny_shared, "insert with=instance:50 @9", guest=True).edits[0].num_rows == 1
 
 
 def test_wrong_recipes_and_starts_are_refused_as_by_the_fork(tiny_shared: Workspace) -> None:
@@ -222,3 +225,23 @@ def test_the_command_line_prints_the_preview(tiny_shared: Workspace) -> None:
     assert "1 rows, 1 instances, 10 tokens, 1 steps" in done.stdout and "there is no fork like this" in done.stderr
     assert found["id"] in forensics(tiny_shared, *asked, "--format", "csv").stdout
     assert not (tiny_shared.folder / "forks").exists()
+
+
+def test_a_preview_fetches_no_token(
+    range_server: RangeServer, hub_environment: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    for path in [*OLMO.glob("data/*.npy"), *OLMO.glob("run/step10-unsharded/*")]:
+        if path.is_file():
+            range_server.files[f"/olmo/{path.relative_to(OLMO)}"] = path.read_bytes()
+    run = add(write_manifest(tmp_path / "m", range_server), workspace=workspace)
+    before = len(range_server.log)
+    instance = batch_rows(workspace, run, 11, 12).column("instance").to_pylist()[0]
+    edits = [f"drop instance:{instance} @12 rescale=false"]
+    asked = {"from_step": 10, "num_steps": 2, "edits": edits, "workspace": workspace, "device": "cpu"}
+    assert preview_fork(run.name, **asked, guest=True).download is None
+    assert len(range_server.log) == before
+    found = preview_fork(run.name, **asked)
+    (edit,) = found.edits
+
+    assert edit.num_rows == 1 and edit.rows[0]["text"] is None and edit.rows[0]["instance"] == instance
+    assert found.download and not [asked for asked in range_server.log[before:] if "/data/" in asked.path]

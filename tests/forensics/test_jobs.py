@@ -190,7 +190,11 @@ def test_jobs_that_are_not_there_or_damaged_are_said(workspace: Workspace) -> No
 def test_a_command_can_be_copied_and_holds_nothing_that_a_screen_obeys() -> None:
     words = ["probe", "a b's", "where:\"x = 'y'\"", "$HOME", "\x1b[31m\u202e'\\\u00a0\n", "é"]
     command = command_of(words)
-    said = subprocess.run(["bash", "-c", f"forensics() {{ printf '%s\\0' \"$@\"; }}; {command}"], capture_output=True)
+    said = subprocess.run(
+        ["bash", "-c", f"forensics() {{ printf '%s\\0' \"$@\"; }}; {command}"],
+        capture_output=True,
+        env={"LC_ALL": "C.UTF-8"},
+    )
 
     assert command.isprintable() and said.stdout.decode().split("\0")[:-1] == words
 
@@ -216,3 +220,5 @@ def test_a_fork_is_followed_by_what_it_says_of_each_step(tiny: Workspace) -> Non
     assert found is not None and (found.done, found.total, found.loss) == (3, 20, 3.0)
     assert found.seconds_left == pytest.approx(17 * 2)
     assert progress_of_fork(tiny, "abc", since=200.0) is None  # nothing since it was started again
+    earlier = progress_of_fork(tiny, "abc", since=100.0, until=103.0)
+    assert earlier is not None and earlier.done == 1
