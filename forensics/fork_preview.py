@@ -60,7 +60,8 @@ class ForkPreview:
         id: the id that it has or would have.
         done: steps that it has taken already; None: it does not exist.
         recipe: (field, before, after) of what differs from the parent's.
-        download: bytes that would be fetched; None: a guest asked, and a server would have to tell. `free_bytes`: free disk in the workspace.
+        download: bytes that would be fetched; None: a guest asked, and a server would have to tell.
+        free_bytes: free disk in the workspace.
     """
 
     id: str
