@@ -32,6 +32,7 @@ from replay.intervention import shell_word
 ALLOWED_VERBS = ("fork", "compare", "blame", "spikes", "probe", "tokens", "replay", "audit")
 INTERRUPTED = 130  # what the command line answers to Ctrl-C
 GRACE_SECONDS = 15.0  # for each signal; a step of a large model on a CPU is not interrupted in its middle
+COMMAND_MARK = "$ "  # a log begins with its command
 State = Literal["running", "done", "failed", "cancelled", "lost"]
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}\Z")
 
@@ -245,4 +246,5 @@ def progress_of_job(there: Job, *, workspace: Workspace | None = None) -> Progre
             found = None
         if found is not None:
             return found
-    return Progress(text=last_words(there.folder / "output.log"))
+    said = last_words(there.folder / "output.log")
+    return Progress(text="" if said.startswith(COMMAND_MARK) else said)
