@@ -50,7 +50,9 @@ def choose_start(run: str, last_step: int) -> tuple[int, int, bool] | None:
     if not usable:
         st.subheader("No checkpoint to start at", anchor=False)
         _obstacles(found)
-        st.code(frame.command("checkpoints", run), language=None)
+        if not found:
+            st.text("None is known of this run. Where its publisher has some, it can be added again with them:")
+        st.code(frame.command("checkpoints", run) if found else frame.command("catalog"), language=None)
         return None
     asked = frame.selected("start") or str(usable[-1] if len(usable) == 1 else usable[len(usable) // 2])
     start = int(asked) if is_number(asked) else None

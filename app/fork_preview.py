@@ -14,7 +14,7 @@ from forensics.fork_list import Composition
 SHOWN_ROWS = 8
 
 
-def show_preview(asked: Composition, found: Any) -> None:
+def show_preview(asked: Composition, found: Any, at: data.Version) -> None:
     st.subheader("What it would be", anchor=False, divider="grey")
     cost = found.cost
     frame.facts(
@@ -32,7 +32,7 @@ def show_preview(asked: Composition, found: Any) -> None:
     for note in found.notes:
         st.text(note)
     start_it(asked, found.id)
-    show_running()
+    show_running(at)
     names = [f"Edit {number}" for number in range(1, len(found.edits) + 1)]
     names += ["Recipe"] if found.recipe else []
     tabs = st.tabs(names) if names else []

@@ -14,17 +14,18 @@ SECONDS_BETWEEN_LOOKS = 2.0
 MOST_JOBS = 50
 
 
-def show_running(*, watched: bool = False) -> None:
+def show_running(at: data.Version, *, watched: bool = False) -> None:
     """What runs now.
 
     Args:
+        at: what the rest of the page shows.
         watched: something besides a job writes what this page shows, so that it looks again as well.
     """
     running = [job.id for job in forks_data.all_jobs() if job.state == "running"]
     if problem := st.session_state.get("job_problem"):
         frame.failed(problem, "This could not be done.")
     if running or watched:
-        st.fragment(_look_again, run_every=SECONDS_BETWEEN_LOOKS)(running, data.version())
+        st.fragment(_look_again, run_every=SECONDS_BETWEEN_LOOKS)(running, at)
 
 
 def _look_again(running: list[str], at: data.Version) -> None:

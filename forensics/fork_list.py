@@ -14,7 +14,7 @@ from data_index.errors import CorruptFile, ForensicsError
 from data_index.run import Checkpoint, Run
 from data_index.run_file import read_run
 from data_index.sources.native import saved_steps
-from data_index.workspace import Workspace
+from data_index.workspace import Workspace, fullest
 from replay.intervention import OPERATIONS, SELECTORS, Edit, parse_edit, text_of_edit
 
 WRITING_SECONDS = 120.0  # a step of a large model takes as long
@@ -54,11 +54,12 @@ def is_being_written(workspace: Workspace, fork: str) -> bool:
     """Was a step of it taken within the last minutes, and are there more to come?"""
     home = workspace.folder / "forks" / fork
     try:
-        child, changed = read_run(home), (home / "progress.jsonl").stat().st_mtime
+        if time.time() - (home / "progress.jsonl").stat().st_mtime > WRITING_SECONDS:
+            return False
+        child = read_run(home)
     except (FileNotFoundError, ForensicsError):
         return False
-    left = steps_done(workspace, fork) != child.last_step - child.first_step + 1
-    return left and time.time() - changed < WRITING_SECONDS
+    return steps_done(workspace, fork) != child.last_step - child.first_step + 1
 
 
 def described(folder: Path) -> list[str]:
@@ -190,16 +191,17 @@ def starts_of(workspace: Workspace, run: str, *, fresh_optimizer: bool = False) 
         fresh_optimizer: what the optimizer remembers may start at zero.
     """
     record = workspace.run(run)
-    best: dict[int, Checkpoint] = {}
+    places: dict[int, list[Checkpoint]] = {}
     for checkpoint in workspace.checkpoints(record):
-        best[checkpoint.step] = workspace.checkpoint(record, checkpoint.step)
+        places.setdefault(checkpoint.step, []).append(checkpoint)
+    best = [fullest(found) for _, found in sorted(places.items())]
     return [
         Start(
-            step=step,
+            step=checkpoint.step,
             obstacle=_obstacle(record, checkpoint, fresh_optimizer),
             has_optimizer="optimizer" in checkpoint.states,
         )
-        for step, checkpoint in sorted(best.items())
+        for checkpoint in best
     ]
 
 

@@ -190,7 +190,7 @@ def compose() -> bool:
     if failure:
         frame.failed(failure, "This fork is not possible.")
     if found is not None:
-        show_preview(asked, found)
+        show_preview(asked, found, version)
     return found is not None
 
 
@@ -200,9 +200,9 @@ def remember(asked: Composition) -> None:
 
 if view == COMPOSE:
     if not compose():
-        show_running()
+        show_running(version)
 else:
     list_forks()
     compare_forks()
-    show_running(watched=forks_data.is_any_being_written([row["id"] for row in rows]))
+    show_running(version, watched=forks_data.is_any_being_written([row["id"] for row in rows]))
 show_over()

@@ -20,6 +20,7 @@ from forensics import background_jobs
 from forensics.background_jobs import jobs
 from forensics.explorer_server import main_script
 from forensics.forking import ForkResult, fork
+from forensics.imported_metrics import import_metrics
 from forensics.processes import identity_of_process
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # tests is not installed
@@ -215,6 +216,14 @@ def test_where_no_checkpoint_can_be_started_at_is_said(visit: Visit, tiny: Works
     }
     page = page.checkbox(key="compose_fresh").set_value(True).run()
     assert link_of(page, "fresh") == "1" and "--fresh-optimizer" in texts(page)
+
+
+def test_of_a_run_without_checkpoints_nothing_is_composed(visit: Visit, workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("step,loss\n1,5.5\n2,5.0\n")
+    import_metrics("logged", tmp_path / "log.csv", new=True, workspace=workspace)
+    page = visit(workspace, run="logged", view="compose")
+
+    assert not page.exception and "None is known of this run" in texts(page) and "Preview and cost" not in labels(page)
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------
