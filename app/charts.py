@@ -16,7 +16,7 @@ MIME_TYPES = {
     ".png": "image/png",
 }
 # On a dark ground black cannot be seen, and the darker ones of Okabe and Ito's colours hardly.
-ON_DARK = {"#000000": "#FFFFFF", "#0072B2": "#56B4E9", "#555555": "#AAB2BA", BAND: "#4A3A2C"}
+ON_DARK = {"#000000": "#FFFFFF", "#0072B2": "#3D86F0", "#555555": "#AAB2BA", BAND: "#4A3A2C"}
 CLICKABLE = 4  # size of points that can be clicked; plotly selects no point of a bare line
 MANY_POINTS = 400  # are there to be clicked, and not seen
 
