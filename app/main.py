@@ -28,12 +28,14 @@ RELEASED = st.Page("views/released.py", title="Released runs", icon=":material/p
 STEP = st.Page("views/step.py", title="Step", icon=":material/article:", url_path="step")
 SEARCH = st.Page("views/search.py", title="Search", icon=":material/search:", url_path="search")
 SQL = st.Page("views/query.py", title="SQL", icon=":material/database:", url_path="sql")
+SPIKES = st.Page("views/spikes.py", title="Spikes", icon=":material/bolt:", url_path="spikes")
 # What of the selection each page's link says.
 PAGES = {
     RUNS: ("run",),
     RUN: ("run", "step"),
     STEP: ("run", "step"),
     SEARCH: ("run", "kind", "what"),
+    SPIKES: ("run", "peak"),
     SQL: ("query",),
     RELEASED: ("released",),
 }

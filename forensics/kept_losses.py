@@ -134,13 +134,6 @@ def kept_token_losses(run: str, step: int, checkpoint: int | None = None, *, wor
     return None if kept is None else kept.table
 
 
-def kept_checkpoints(workspace: Workspace, run: str, step: int, attempt: int) -> list[int]:
-    """Checkpoints under which losses of the step's tokens are kept, whether or not they still are those."""
-    prefix = f"{step}.{attempt} at "
-    found = [about for _, about in _all_files(workspace.home(run)) if about.startswith(prefix)]
-    return sorted({int(about.removeprefix(prefix)) for about in found})
-
-
 def _files(home: Path, of: LossesOf) -> list[Path]:
     return [path for path, about in _all_files(home) if about == str(of)]
 

@@ -20,6 +20,7 @@ PAGES = {
     "search": "views/search.py",
     "run": "views/run.py",
     "step": "views/step.py",
+    "spikes": "views/spikes.py",
     "sql": "views/query.py",
     "released": "views/released.py",
 }
