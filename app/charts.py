@@ -89,7 +89,12 @@ def clicked_step(event: Any, found: Ribbon) -> int | None:
 
 def show_figure(figure: Figure, *, key: str, clickable: bool = False, note: bool = True) -> Any:
     """Any picture of forensics; what was clicked in it, where `clickable`."""
-    canvas = themed_figure(figure, dark=is_dark(), clickable=clickable)
+    try:
+        canvas = themed_figure(figure, dark=is_dark(), clickable=clickable)
+    except ValueError as error:  # plotly's, of a picture that someone else wrote
+        st.error("This picture cannot be drawn.", icon=":material/error:")
+        st.code(str(error)[:400], language=None, wrap_lines=True)
+        return None
     options: dict[str, Any] = {"on_select": "rerun", "selection_mode": "points"} if clickable else {}
     event = st.plotly_chart(
         canvas,
@@ -119,7 +124,8 @@ def themed_figure(figure: Figure, *, dark: bool, clickable: bool = False) -> Any
             trace.update(selected={"marker": {"opacity": 1, "size": 9}}, unselected={"marker": {"opacity": 0}})
     _recolour(canvas, colours)
     _themed(canvas, dark=dark, legend=not any(isinstance(panel, Curves) for panel in figure.panels))
-    heights = [_pixels(panel) for panel in figure.panels]
+    # Where each panel has an x axis of its own, its label needs room.
+    heights = [_pixels(panel) + (0 if figure.shared_x else 40) for panel in figure.panels]
     canvas.update_layout(
         hovermode="closest",
         dragmode="pan",

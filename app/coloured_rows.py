@@ -99,10 +99,11 @@ def _ask(run: str, step: int, checkpoint: int, instances: tuple[int, ...], num_r
         return
     with st.spinner("Looking …"):
         plan = spike_data.losses_plan(data.version(), run, step, checkpoint, None)
+    fetched = f", of which {plan['download']:,} bytes have to be fetched" if plan["download"] else ""
     st.text(
         f"This reads {plan['weights']:,} bytes of weights and {plan['rows'] - plan['kept']:,} of the step's "
-        f"{plan['rows']:,} rows; {plan['download']:,} bytes of them have to be fetched. It takes about "
-        f"{max(plan['seconds'], 0.1):,.1f} s and {plan['memory_bytes'] / 2**20:,.0f} MiB here, once: they are kept."
+        f"{plan['rows']:,} rows{fetched}. It takes about {max(plan['seconds'], 0.1):,.1f} s and "
+        f"{plan['memory_bytes'] / 2**20:,.0f} MiB here, once: the losses are kept."
     )
     with st.container(horizontal=True):
         label = f"Colour by the loss under checkpoint {checkpoint}"

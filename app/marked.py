@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import streamlit as st
 
 from app import frame
@@ -9,7 +13,7 @@ from app.charts import is_dark
 from forensics.marked_text import MarkedText, colours_html, legend_html, shown, told_loss
 
 HEIGHT = 300  # of a long row's box
-LONG = 2_500  # characters
+LONG, MANY_LINES = 1_500, 10  # characters and line ends; more are shown in a box that scrolls
 
 
 def show_colours() -> None:
@@ -19,22 +23,28 @@ def show_colours() -> None:
 
 
 def show_marked(text: MarkedText) -> None:
-    long = sum(map(len, text.pieces)) > LONG
+    whole = "".join(text.pieces)
+    long = len(whole) > LONG or whole.count("\n") > MANY_LINES
     with st.container(border=True, height=HEIGHT if long else "content"):
         st.html(text.as_html(titled=False))
 
 
-def show_losses(text: MarkedText, *, key: str) -> None:
-    """The same as a table."""
-    rows = [
-        {"token": number, "text": shown(piece), "loss": None if loss != loss else loss, "said": told_loss(loss)}
+def show_losses(texts: Mapping[str, MarkedText], *, key: str) -> None:
+    """The same as one table; the rows by what they are called."""
+    rows = [row | {"row": name} for name, text in texts.items() for row in _rows(text)]
+    with st.expander("The losses as a table", icon=":material/table:"):
+        frame.show_table([{"row": row.pop("row"), **row} for row in rows], key=key, height=300)
+
+
+def _rows(text: MarkedText) -> list[dict[str, Any]]:
+    start, stop = text.span or (0, 0)
+    return [
+        {
+            "token": number,
+            "text": shown(piece),
+            "loss": loss if math.isfinite(loss) else None,
+            "note": "" if math.isfinite(loss) else told_loss(loss),
+            "stands out": start <= number < stop,
+        }
         for number, (piece, loss) in enumerate(zip(text.pieces, text.losses.tolist(), strict=True))
     ]
-    for row in rows:
-        if row["said"] in ("no target", "no number"):
-            row["loss"] = None
-    start, stop = text.span or (0, 0)
-    if text.span is not None:
-        for number, row in enumerate(rows):
-            row["span"] = "stands out" if start <= number < stop else ""
-    frame.show_table(rows, key=key, height=280)

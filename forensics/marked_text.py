@@ -53,9 +53,8 @@ class MarkedText:
         for number, (piece, loss) in enumerate(zip(self.pieces, self.losses.tolist(), strict=True)):
             inside = self.span is not None and self.span[0] <= number < self.span[1]
             classes = f"{_depth(loss)} inside" if inside else _depth(loss)
-            parts.append(
-                f'<span class="{classes}" title="token {number}: {told_loss(loss)}">{html.escape(shown(piece))}</span>'
-            )
+            text = html.escape(shown(piece)).replace("⏎", "⏎\n")
+            parts.append(f'<span class="{classes}" title="token {number}: {told_loss(loss)}">{text}</span>')
         return "".join([*parts, "</p>"])
 
 
@@ -115,7 +114,7 @@ def _depth(loss: float) -> str:
 def colours_html(*, dark: bool = False) -> str:
     """The style of coloured text. Readers who cannot tell colours see light go to dark, on a dark page the reverse."""
     rules = [
-        "p.losses{font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7;direction:ltr}",
+        "p.losses{font-family:monospace;white-space:break-spaces;overflow-wrap:anywhere;line-height:1.7;direction:ltr}",
         "p.losses span{unicode-bidi:isolate}",
         f"p.losses .none{{color:{'#8A929A' if dark else '#6B737B'}}}",
         f"p.losses .broken{{background:{'#FFFFFF;color:#000000' if dark else '#000000;color:#FFFFFF'}}}",

@@ -199,7 +199,7 @@ def _removals(answer: Row, candidates: Sequence[Row], measure: str) -> Iterator[
         if isinstance(row.get("span_start"), int):
             span = f"… its tokens {row['span_start']}..{row.get('span_stop')} hidden"
             yield _removal(span, row.get("step"), row.get(hidden), None, None, row.get("restored_by_span"))
-    for name, what in (("group", "{} rows at once"), ("batch", "another batch in its place ({} rows)")):
+    for name, what in (("group", "{} rows at once"), ("batch", "another batch")):
         together = answer.get(name)
         if isinstance(together, Mapping):
             rows = together.get("rows")

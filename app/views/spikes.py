@@ -22,6 +22,10 @@ MEASURES = {"loss": "loss", "grad_norm": "gradient norm"}
 FACTS = {"onset": "onset", "peak": "peak", "from checkpoint": "checkpoint"}
 VERDICTS = {"instance": "One row did", "group": "A group of rows did", "batch": "A batch as a whole did"}
 
+ODDS = ("signal", "suspects_with", "suspects", "base_with", "base", "ratio", "low", "high", "p_value", "description")
+UPDATES = ("step", "loss", "grad_norm", "learning_rate", "peak_loss_before", "moved", "suspect")
+PERCENT = st.column_config.NumberColumn("excess gone", format="percent", help="share of what is above the usual")
+
 frame.begin("Spikes", "Which spikes does the run have, and which data made one?")
 run = frame.choose_run()
 with frame.stated():
@@ -53,12 +57,12 @@ def blamed_of(peak: int, event: Mapping[str, Any] | None) -> int:
     return next((step for step in blamed if event["onset"] <= step <= last_of(event)), peak)
 
 
-def show_columns(rows: Sequence[Mapping[str, Any]], *names: str, key: str) -> None:
+def show_columns(rows: Sequence[Mapping[str, Any]], *names: str, key: str, **columns: Any) -> None:
     told = [{name: row.get(name) for name in names} for row in rows]
     for row in told:
         if isinstance(kind := row.get("kind"), str):
             row["kind"] = OTHER_KINDS.get(kind, kind)
-    frame.show_table(told, key=key)
+    frame.show_table(told, key=key, **columns)
 
 
 def show_events(figure: Figure | None) -> None:
@@ -78,37 +82,9 @@ def show_events(figure: Figure | None) -> None:
     frame.downloads(f"spikes-{run}", table=table_of_any_rows(rows), figure=figure)
 
 
-# --- the run's events ------------------------------------------------------------------------------------------------
-
-if found.missing:
-    st.text(f"The finding cannot be shown: {found.missing}")
-if not found.searched:
-    st.subheader("Spikes were not looked for yet", anchor=False)
-    st.text("This finds them in the log of the run, in a second or two, and they appear here:")
-    st.code(frame.command("spikes", run), language=None)
-
-if found.spikes:
-    shown = [{name: row.get(name) for name in COLUMNS} for row in found.spikes]
-    asked = ["asked" if blamed_of(row["peak"], row) in blamed else "" for row in found.spikes]
-    shown = [row | {"blame": told} for row, told in zip(shown, asked, strict=True)]
-    picked = frame.choose_row(
-        table_of_any_rows(shown),
-        key=f"events {run}",
-        peak_z=st.column_config.NumberColumn(help="robust standard deviations above what is usual there"),
-        lead_steps=st.column_config.NumberColumn(help="steps by which the gradient norm came first"),
-        blame=st.column_config.TextColumn(help="whether forensics blame was asked which data made it"),
-    )
-    if picked is not None:
-        frame.select(peak=found.spikes[picked]["peak"])
-elif found.searched:
-    st.text("No spike: no value stands out of its window.")
-
-if found.searched:
-    with st.expander("The log and its spikes", expanded=chosen_peak() is None), frame.stated():
-        show_events(found.figure)
-
-titles = [f"Other events ({len(found.others)})", "Definitions", "Restarts and remarks"]
-with st.expander("Other events, published definitions, restarts", expanded=not found.spikes and bool(found.others)):
+def show_more() -> None:
+    """What the log shows besides spikes, and how others count them."""
+    titles = [f"Other events ({len(found.others)})", "Definitions", "Restarts and remarks"]
     others_tab, definitions_tab, remarks_tab = st.tabs(titles)
     with others_tab:
         if found.others:
@@ -130,6 +106,40 @@ with st.expander("Other events, published definitions, restarts", expanded=not f
             st.text(frame.as_text(message))
         if not found.messages:
             st.text("Nothing.")
+
+
+# --- the run's events ------------------------------------------------------------------------------------------------
+
+if found.missing:
+    st.text(f"The finding cannot be shown: {found.missing}")
+if not found.searched:
+    st.subheader("Spikes were not looked for yet", anchor=False)
+    st.text("This finds them in the log of the run, in a second or two, and they appear here:")
+    st.code(frame.command("spikes", run), language=None)
+
+if found.spikes:
+    told = [name for name in COLUMNS if any(row.get(name) not in (None, "", []) for row in found.spikes)]
+    shown = [{name: row.get(name) for name in told} for row in found.spikes]
+    asked = ["asked" if blamed_of(row["peak"], row) in blamed else "" for row in found.spikes]
+    shown = [row | {"blame": word} for row, word in zip(shown, asked, strict=True)]
+    picked = frame.choose_row(
+        table_of_any_rows(shown),
+        key=f"events {run}",
+        peak_z=st.column_config.NumberColumn(help="robust standard deviations above what is usual there"),
+        lead_steps=st.column_config.NumberColumn(help="steps by which the gradient norm came first"),
+        blame=st.column_config.TextColumn(help="whether forensics blame was asked which data made it"),
+    )
+    if picked is not None:
+        frame.select(peak=found.spikes[picked]["peak"])
+elif found.searched:
+    st.text("No spike: no value stands out of its window.")
+
+if found.searched:
+    with st.expander("The log and its spikes", expanded=chosen_peak() is None), frame.stated():
+        show_events(found.figure)
+    expanded = not found.spikes and bool(found.others)
+    with st.expander("Other events, published definitions, restarts", expanded=expanded):
+        show_more()
 
 
 # --- one of them -----------------------------------------------------------------------------------------------------
@@ -158,9 +168,8 @@ def panels_of(figure: Figure | None, bars: bool) -> Figure | None:
 
 
 def show_candidates(answer: KeptBlame) -> None:
-    restored = st.column_config.NumberColumn("excess gone", format="percent", help="share of what is above the usual")
     if answer.removals:
-        frame.show_table(list(answer.removals), key="removals", restored=restored)
+        frame.show_table(list(answer.removals), key="removals", restored=PERCENT)
         st.caption(
             f"What the {MEASURES[answer.measure]} of the peak comes to without it; null_low to null_high: without as "
             "many random rows."
@@ -169,10 +178,11 @@ def show_candidates(answer: KeptBlame) -> None:
         rows = [{name: row.get(name) for name in (*CANDIDATE, "documents", "signals")} for row in answer.candidates]
         frame.show_table(rows, key="candidates")
     with st.container(horizontal=True):
-        for row in answer.candidates:
+        for place, row in enumerate(answer.candidates):
             if isinstance(row.get("step"), int) and isinstance(row.get("row"), int):
-                label = f"Row {row['row']} of step {row['step']:,}"
-                frame.link("views/step.py", label, ":material/article:", run=run, step=row["step"], row=row["row"])
+                where = {"run": run, "step": row["step"], "row": row["row"]}
+                where |= {"under": "traced"} if place < len(answer.finding.texts) else {}
+                frame.link("views/step.py", f"Row {row['row']} of step {row['step']:,}", ":material/article:", **where)
 
 
 def show_texts(answer: KeptBlame) -> None:
@@ -182,12 +192,11 @@ def show_texts(answer: KeptBlame) -> None:
         return
     st.text("Each token is coloured by its loss under the weights just before its step. Point at one to read it.")
     show_colours()
-    for place, text in enumerate(texts):
+    for text in texts:
         with st.container(gap=None):
             st.text(frame.as_text(text.title))
             show_marked(text)
-        with st.expander("Its losses as a table"):
-            show_losses(text, key=f"losses {place}")
+    show_losses({str(place): text for place, text in enumerate(texts, 1)}, key="losses")
 
 
 def show_fork(answer: KeptBlame) -> None:
@@ -202,11 +211,8 @@ def show_fork(answer: KeptBlame) -> None:
 
 def show_blame(answer: KeptBlame) -> None:
     show_verdict(answer)
-    try:
-        if (waterfall := panels_of(answer.finding.figure, bars=True)) is not None:
-            show_figure(waterfall, key=f"waterfall {run} {answer.peak}", note=False)
-    except ValueError as error:  # plotly's, of a finding that someone else wrote
-        frame.failed(str(error)[:400], "The picture of this finding cannot be drawn.")
+    if (waterfall := panels_of(answer.finding.figure, bars=True)) is not None:
+        show_figure(waterfall, key=f"waterfall {run} {answer.peak}", note=False)
     names = ["Removals", "Text", "Rows and tokens", "Documents", "Content", "Updates", "Fork"]
     removals, text, pictures, documents, content, updates, fork = st.tabs(names)
     with removals:
@@ -218,19 +224,21 @@ def show_blame(answer: KeptBlame) -> None:
             show_figure(rest, key=f"rest {run} {answer.peak}", note=False)
     with documents:
         if answer.documents:
-            frame.show_table(list(answer.documents), key="documents")
+            hidden = f"{answer.measure}_if_hidden"
+            columns = ("document_id", "source", "num_tokens", hidden, "null_low", "null_high", "restored")
+            show_columns(answer.documents, *columns, key="documents", restored=PERCENT)
             st.caption("What the suspect steps read of each document, hidden from the loss.")
         else:
             st.text("No document was hidden: none is known of these rows, or no row was called the cause.")
     with content:
         if answer.odds:
-            frame.show_table(list(answer.odds), key="odds")
+            show_columns(answer.odds, *ODDS, key="odds", p_value=st.column_config.NumberColumn(format="%.2g"))
             st.caption("What the rows in question hold beside the run's other rows, as odds ratios.")
         else:
             st.text("Nothing sets the rows in question apart from the run's other rows, or they were not compared.")
     with updates:
         if answer.steps:
-            frame.show_table(list(answer.steps), key="steps")
+            show_columns(answer.steps, *UPDATES, key="steps")
             st.caption("moved: by how much the update of a step changed the loss of the peak's batch.")
     with fork:
         show_fork(answer)
@@ -273,7 +281,7 @@ if asked_of is not None and peak is not None:
     elif isinstance(answer, KeptBlame):
         show_blame(answer)
     else:
-        st.subheader(f"Step {peak:,}: which data made it was not asked yet", anchor=False)
+        st.subheader(f"Step {peak:,}: which data made it was not asked", anchor=False)
         if answer is not None:
             st.text(frame.as_text(f"What is kept of it cannot be shown: {answer}"))
         if spike is None:

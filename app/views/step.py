@@ -109,12 +109,19 @@ def show_rows(start: int, coloured: Coloured) -> None:
     text = data.text(version, run, step, start, ROWS_A_PAGE)
     if not text.in_words:
         st.text("No tokenizer is known of this run, so token ids stand for its text.")
+    marked_rows = {}
     for row in text.rows:
         st.text(f"Row {row.number} · instance {row.instance} · {row.file} at token {row.offset:,}")
         if (marked := coloured.row(row.position, row.instance)) is not None:
-            show_marked(marked)
-            with st.expander("Its losses as a table"):
-                show_losses(marked, key=f"losses {row.number}")
+            told = [
+                f"document {piece.document_id}, tokens {piece.start}–{piece.stop}, {piece.source or 'no source known'}"
+                for piece in row.pieces
+                if piece.document_id is not None
+            ]
+            with st.container(gap=None):
+                st.text(frame.as_text(" · ".join(told)))
+                show_marked(marked)
+            marked_rows[f"row {row.number}"] = marked
             continue
         for piece in row.pieces:
             told = [f"document {piece.document_id}" if piece.document_id is not None else "no document known"]
@@ -124,6 +131,8 @@ def show_rows(start: int, coloured: Coloured) -> None:
                 st.text(" · ".join(map(frame.as_text, told)))
                 height: Any = 260 if len(piece.text) > LONG_TEXT else "content"
                 st.code(piece.text, language=None, wrap_lines=True, height=height)
+    if marked_rows:
+        show_losses(marked_rows, key=f"losses {start}")
 
 
 with text_tab, frame.stated():
