@@ -74,13 +74,14 @@ def coloured_rows(run: str, step: int, under: str, batch: Any, rows: range) -> C
         return Coloured(by_instance=spike_data.traced(spike_data.version_with_findings(), run, step))
     kept = spike_data.losses(data.version(), run, step, int(under))
     shown = batch.slice(rows.start, len(rows))
-    if kept is None or not set(shown.column("position").to_pylist()) <= kept.keys():
+    positions = set(shown.column("position").to_pylist())
+    if kept is None or not positions <= kept.keys():
         instances = tuple(shown.column("instance").to_pylist())
         try:
             _ask(run, step, int(under), instances, batch.num_rows)
         except ForensicsError as error:
             frame.failed(str(error), "The losses cannot be computed.")
-    if kept is None:
+    if kept is None or positions.isdisjoint(kept):
         return Coloured()
     show_colours()
     return Coloured(by_position=kept)

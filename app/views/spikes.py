@@ -271,6 +271,7 @@ spike = event_at(peak)
 asked_of = None if peak is None else blamed_of(peak, spike)
 commands = [frame.command("spikes", run)]
 if asked_of is not None and peak is not None:
+    frame.select(peak=peak)  # it stays chosen on the way to other pages
     commands.append(frame.command("blame", run, asked_of))
     st.divider()
     with frame.stated():
