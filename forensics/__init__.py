@@ -36,6 +36,10 @@ _PUBLIC = {
     "token_losses": "forensics.step_losses",
     "token_paths": "forensics.token_paths",
     "trajectory": "forensics.trajectories",
+    "pack": "forensics.packing",
+    "open_pack": "forensics.opening",
+    "report": "forensics.run_page",
+    "cite": "forensics.citation",
 }
 __all__ = sorted(_PUBLIC)
 

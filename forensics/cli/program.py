@@ -20,6 +20,7 @@ from forensics.cli import (
     releases,
     repeating,
     searching,
+    sharing,
     spiking,
     undertraining,
 )
@@ -60,6 +61,7 @@ COMMANDS = (
     *probing.COMMANDS,
     *following.COMMANDS,
     *auditing.COMMANDS,
+    *sharing.COMMANDS,
     *releases.COMMANDS,
     *exploring.COMMANDS,
 )
