@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from forensics.figure import BAND, Figure, interactive
+from forensics.figure import BAND, Figure, interactive, panel_inches
 from forensics.ribbon import Ribbon
 
 MIME_TYPES = {
@@ -18,6 +18,8 @@ MIME_TYPES = {
 # On a dark ground black cannot be seen, and the darker ones of Okabe and Ito's colours hardly.
 ON_DARK = {"#000000": "#FFFFFF", "#0072B2": "#56B4E9", "#555555": "#AAB2BA", BAND: "#4A3A2C"}
 CLICKABLE = 4  # size of points that can be clicked; plotly selects no point of a bare line
+FEW_DECADES = 3
+PIXELS_AN_INCH = 78
 MANY_POINTS = 400  # are there to be clicked, and not seen
 
 
@@ -32,16 +34,25 @@ def canvas_of(figure: Figure, *, dark: bool, height: int, x_range: tuple[float, 
     """
     canvas = interactive(figure)
     colours = ON_DARK if dark else {}
+    told: set[str] = set()  # what several panels have in common is explained once
     for trace in canvas.data:
+        if trace.hoverinfo == "skip":  # bands and hatches are no lines
+            trace.update(line={"color": colours.get(trace.line.color, trace.line.color)})
+            continue
         colour = colours.get(trace.line.color, trace.line.color)
         many = trace.x is not None and len(trace.x) > MANY_POINTS
         trace.update(line={"color": colour, "width": 1 if many else 1.6}, marker={"color": colour})
+        if trace.customdata is not None:  # a curve of a probe: it says its intervals itself
+            trace.update(selected={"marker": {"size": 11}}, unselected={"marker": {"opacity": 1}})
+            continue
         if trace.mode == "lines":
-            shown = 0 if many else 1
+            shown = 0 if many or trace.opacity is not None else 1
             trace.update(mode="lines+markers", marker={"size": CLICKABLE, "opacity": shown})
             trace.update(selected={"marker": {"opacity": 1, "size": 9}}, unselected={"marker": {"opacity": shown}})
+        trace.update(showlegend=trace.showlegend and trace.name not in told)
+        told.add(trace.name)
         trace.update(hovertemplate="step %{x}<br>%{y}<extra>%{fullData.name}</extra>")
-    _recolour(canvas, colours)
+    recolour(canvas, colours)
     canvas.update_layout(
         template="plotly_dark" if dark else "plotly_white",
         paper_bgcolor="rgba(0,0,0,0)",
@@ -62,7 +73,7 @@ def canvas_of(figure: Figure, *, dark: bool, height: int, x_range: tuple[float, 
     margin = 0.01 * (x_range[1] - x_range[0])
     canvas.update_xaxes(**grid, range=[x_range[0] - margin, x_range[1] + margin])
     canvas.update_yaxes(**grid)
-    canvas.update_yaxes(dtick="D2", tickformat="~g", selector={"type": "log"})
+    label_logarithms(canvas)
     canvas.for_each_xaxis(lambda axis: axis.title.update(font={"size": 12}))
     canvas.for_each_yaxis(lambda axis: axis.title.update(font={"size": 12}))
     canvas.update_annotations(font={"size": 12})
@@ -71,14 +82,13 @@ def canvas_of(figure: Figure, *, dark: bool, height: int, x_range: tuple[float, 
 
 def show_ribbon(figure: Figure, found: Ribbon, *, key: str, marking: bool = False) -> Any:
     """A run at a glance; what was clicked or marked in it."""
-    num_events = len(figure.panels) - len(found.lines)
     event = st.plotly_chart(
         canvas_of(
             figure,
             dark=is_dark(),
             marking=marking,
             x_range=(found.first, found.last),
-            height=60 + 190 * len(found.lines) + 70 * num_events,
+            height=60 + round(PIXELS_AN_INCH * sum(map(panel_inches, figure.panels))),
         ),
         key=key,
         on_select="rerun",
@@ -96,7 +106,14 @@ def clicked_step(event: Any, found: Ribbon) -> int | None:
     return max(int(round(points[0]["x"])), found.first + 1) if points else None
 
 
-def _recolour(canvas: Any, colours: dict[str, str]) -> None:
+def label_logarithms(canvas: Any) -> None:
+    """Where an axis spans few decades, a label at each of them would be too few."""
+    for axis in canvas.select_yaxes(selector={"type": "log"}):
+        if axis.range is None or axis.range[1] - axis.range[0] < FEW_DECADES:
+            axis.update(dtick="D2", tickformat="~g")
+
+
+def recolour(canvas: Any, colours: dict[str, str]) -> None:
     for shape in canvas.layout.shapes:
         if shape.fillcolor in colours:
             shape.update(fillcolor=colours[shape.fillcolor])

@@ -54,6 +54,50 @@ def select(**chosen: object) -> None:
                 st.query_params[name] = str(value)
 
 
+def selected_all(name: str, usual: Sequence[str] = ()) -> list[str]:
+    """All that the link says under one name, each once; `usual` where it does not name it."""
+    if name not in st.query_params:
+        return list(usual)
+    return [value for value in dict.fromkeys(st.query_params.get_all(name)) if value]
+
+
+def select_all(name: str, values: Sequence[object]) -> None:
+    """Write several values under one name into the link; of none, that there is none."""
+    wanted = [str(value) for value in values] or [""]
+    if st.query_params.get_all(name) != wanted:
+        st.query_params[name] = wanted
+
+
+def choice(name: str, label: str, options: Sequence[str], usual: str | None = None, **more: Any) -> str:
+    """One of several that stand beside each other; the link says which. `usual`: what a link without it means."""
+    usual = usual or options[0]
+    key = f"{name}_choice"
+    asked = st.query_params.get(name, usual)
+    st.session_state[key] = asked if asked in options else usual
+
+    def take() -> None:
+        value = st.session_state[key]
+        select(**{name: None if value == usual else value})
+
+    st.segmented_control(label, options, key=key, on_change=take, required=True, **more)
+    return str(st.session_state[key])
+
+
+def several(name: str, label: str, options: Sequence[str], usual: Sequence[str] = (), **more: Any) -> list[str]:
+    """Any of several, from a list; the link says which. What it says and is no option is left out.
+
+    `usual`: what a link without it means.
+    """
+    key = f"{name}_choice"
+    st.session_state[key] = [value for value in selected_all(name, usual) if value in options]
+
+    def take() -> None:
+        select_all(name, st.session_state[key])
+
+    st.multiselect(label, options, key=key, on_change=take, **more)
+    return list(st.session_state[key])
+
+
 def choose_run() -> str:
     """The run or fork that is looked at; the page ends here where there is none."""
     names = data.run_names()
@@ -74,7 +118,7 @@ def choose_run() -> str:
 
 def _take_run() -> None:
     if st.session_state["run_choice"] is not None:
-        select(run=st.session_state["run_choice"], step=None, first=None, last=None, row=None)
+        select(run=st.session_state["run_choice"], step=None, first=None, last=None, row=None, probes=None)
 
 
 def choose_step(run: str) -> int:

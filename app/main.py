@@ -27,6 +27,10 @@ RUN = st.Page("views/run.py", title="Run", icon=":material/show_chart:", url_pat
 RELEASED = st.Page("views/released.py", title="Released runs", icon=":material/public:", url_path="released")
 STEP = st.Page("views/step.py", title="Step", icon=":material/article:", url_path="step")
 SEARCH = st.Page("views/search.py", title="Search", icon=":material/search:", url_path="search")
+TOKENS = st.Page("views/tokens.py", title="Tokens", icon=":material/abc:", url_path="tokens")
+TRAJECTORIES = st.Page(
+    "views/trajectories.py", title="Trajectories", icon=":material/timeline:", url_path="trajectories"
+)
 SQL = st.Page("views/query.py", title="SQL", icon=":material/database:", url_path="sql")
 # What of the selection each page's link says.
 PAGES = {
@@ -34,6 +38,8 @@ PAGES = {
     RUN: ("run", "step"),
     STEP: ("run", "step"),
     SEARCH: ("run", "kind", "what"),
+    TOKENS: ("run",),
+    TRAJECTORIES: ("run",),
     SQL: ("query",),
     RELEASED: ("released",),
 }

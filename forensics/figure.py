@@ -19,6 +19,7 @@ from data_index.files import atomic_file
 from forensics.figure_bars import Bar as Bar
 from forensics.figure_bars import Bars, add_bars, draw_bars
 from forensics.figure_curves import Curves, add_curves, draw_curves
+from forensics.figure_hatching import add_hatches, draw_hatches
 from forensics.figure_matrix import Matrix, add_matrix, draw_matrix
 from forensics.figure_matrix import State as State
 from forensics.thinned import thinned
@@ -27,6 +28,7 @@ NOTE_CHARACTERS = 130  # of a line under a picture; more would be cut off
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442", "#000000")
 BLACK, BLUE, GREY = 8, 0, 6
 BAND = "#F3DCCF"
+FAINT = 0.45
 MANY_POINTS = 100  # are drawn smaller, and lines through twenty times as many thinner
 MARGIN_INCHES = 2.8  # beside the columns of a matrix: its rows' names
 
@@ -36,7 +38,7 @@ class Series:
     """Values over steps; None where there is none (drawn as a gap).
 
     A value of `stairs` and `area` holds until the next x. Areas of a panel are stacked, the first one lowest. `thin`:
-    many lines in one, which may cross; x need not rise, and every point is kept.
+    many lines in one, which may cross; x need not rise, and every point is kept. `faint`: beside what counts.
     """
 
     name: str
@@ -45,13 +47,15 @@ class Series:
     style: Literal["line", "dashed", "points", "stairs", "area"] = "line"
     colour: int = 0
     thin: bool = False
+    faint: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
     """One pair of axes. `marks` are labelled vertical lines; `x_label`, `log_x`: where the figure's x is not shared.
 
-    `bands`: stretches of x that are shaded, (first, last, label). `top`: the y axis goes from 0 to it. `inches`: high.
+    `bands`: stretches of x that are shaded, (first, last, label); `hatched`: likewise, where something is missing.
+    `top`: the y axis goes from 0 to it. `inches`: high.
     `y_names`: names of y = 0, 1, 2 …, where y names and does not measure.
     """
 
@@ -62,6 +66,7 @@ class Panel:
     zero_line: bool = False
     marks: Sequence[tuple[float, str]] = ()
     bands: Sequence[tuple[float, float, str]] = ()
+    hatched: Sequence[tuple[float, float, str]] = ()
     x_label: str = ""
     log_x: bool = False
     top: float | None = None
@@ -111,7 +116,7 @@ def _drawing(figure: Figure) -> Any:
     """With matplotlib, and without pyplot: that keeps every picture, and is not for several threads at once."""
     from matplotlib.figure import Figure as Canvas
 
-    heights = [_height(panel) for panel in figure.panels]
+    heights = [panel_inches(panel) for panel in figure.panels]
     width = _width(figure)
     canvas = Canvas(figsize=(width, 1.2 + sum(heights)), layout="constrained")
     axes: Any = canvas.subplots(len(figure.panels), 1, sharex=figure.shared_x, squeeze=False, height_ratios=heights)
@@ -145,8 +150,8 @@ def _counts_along_x(panel: AnyPanel) -> bool:
     return all(np.equal(np.mod(np.asarray(series.x, dtype=float), 1), 0).all() for series in panel.series)
 
 
-def _height(panel: AnyPanel) -> float:
-    """Inches."""
+def panel_inches(panel: AnyPanel) -> float:
+    """How high it is drawn."""
     if isinstance(panel, Bars):
         return 0.9 + 0.26 * len(panel.bars)
     return 0.6 + 0.24 * len(panel.rows) if isinstance(panel, Matrix) else panel.inches
@@ -187,6 +192,8 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
         looks = {"linestyle": line, "marker": marker, "markersize": size, "color": colour, "linewidth": width}
         if series.thin:
             looks |= {"linewidth": 0.8, "alpha": 0.8}
+        if series.faint:
+            looks |= {"linewidth": 0.9, "alpha": FAINT, "zorder": 1.5}
         if series.style == "stairs":
             looks |= {"drawstyle": "steps-post", "marker": None}
         axis.plot(steps, values, label=_as_text(series.name), **looks)
@@ -198,6 +205,7 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     for first, last, label in panel.bands:
         axis.axvspan(first, last, color=BAND, linewidth=0, zorder=0)
         axis.annotate(label, (first, 0.98), xycoords=("data", "axes fraction"), fontsize=8, color="#555555", va="top")
+    draw_hatches(axis, panel.hatched)
     if panel.log_y:
         axis.set_yscale("log")
     if panel.log_x:
@@ -267,7 +275,7 @@ def interactive(figure: Figure) -> Any:
 
     titles = [html.escape(panel.title) for panel in figure.panels]
     space = 0.25 / len(titles)
-    heights = [_height(panel) for panel in figure.panels]
+    heights = [panel_inches(panel) for panel in figure.panels]
     canvas: Canvas = make_subplots(
         rows=len(titles),
         cols=1,
@@ -290,11 +298,13 @@ def interactive(figure: Figure) -> Any:
             mode = "markers" if series.style == "points" else "lines" if len(series.y) > 2 else "lines+markers"
             colour = COLOURS[series.colour % len(COLOURS)]
             line: dict[str, Any] = {"color": colour, "dash": "dash" if series.style == "dashed" else "solid"}
-            line |= {"width": 0.7} if series.thin else {}
+            line |= {"width": 0.7} if series.thin else {"width": 1} if series.faint else {}
             if series.style in ("stairs", "area"):
                 mode, line = "lines", line | {"shape": "hv"} | ({"width": 0} if series.style == "area" else {})
             steps, values = _drawn(series)
             trace = Scatter(x=list(steps), y=list(values), mode=mode, name=html.escape(series.name), line=line)
+            if series.faint:
+                trace.update(opacity=FAINT)
             if series.style == "area":
                 trace.update(stackgroup=f"panel {row}", fillcolor=colour)
             trace.showlegend = (len(panel.series) > 1 or series.style == "area") and not panel.y_names
@@ -309,6 +319,7 @@ def interactive(figure: Figure) -> Any:
             canvas.update_yaxes(**places, zeroline=False, row=row, col=1)
         if panel.zero_line:
             canvas.add_hline(y=0, line_width=1, line_color="#888888", row=row, col=1)
+        add_hatches(canvas, panel.hatched, row)
         for first, last, label in panel.bands:
             canvas.add_vrect(
                 x0=first,
