@@ -37,11 +37,13 @@ def canvas_of(figure: Figure, *, dark: bool, height: int, x_range: tuple[float, 
     told: set[str] = set()  # what several panels have in common is explained once
     for trace in canvas.data:
         if trace.hoverinfo == "skip":  # bands and hatches are no lines
-            trace.update(line={"color": colours.get(trace.line.color, trace.line.color)})
+            recolour_band(trace, colours)
             continue
         colour = colours.get(trace.line.color, trace.line.color)
         many = trace.x is not None and len(trace.x) > MANY_POINTS
         trace.update(line={"color": colour, "width": 1 if many else 1.6}, marker={"color": colour})
+        if trace.marker.line.color in colours:
+            trace.update(marker={"line": {"color": colours[trace.marker.line.color]}})
         if trace.customdata is not None:  # a curve of a probe: it says its intervals itself
             trace.update(selected={"marker": {"size": 11}}, unselected={"marker": {"opacity": 1}})
             continue
@@ -107,10 +109,20 @@ def clicked_step(event: Any, found: Ribbon) -> int | None:
 
 
 def label_logarithms(canvas: Any) -> None:
-    """Where an axis spans few decades, a label at each of them would be too few."""
+    """Where an axis spans few decades, a label at each of them would be too few; where many, too many."""
     for axis in canvas.select_yaxes(selector={"type": "log"}):
-        if axis.range is None or axis.range[1] - axis.range[0] < FEW_DECADES:
-            axis.update(dtick="D2", tickformat="~g")
+        decades = axis.range[1] - axis.range[0] if axis.range else 0
+        axis.update(dtick="D2" if decades < FEW_DECADES else max(round(decades / 6), 1), tickformat="~g")
+
+
+def recolour_band(trace: Any, colours: dict[str, str]) -> None:
+    """On a dark ground a band needs more of its colour to be seen."""
+    if trace.line.color in colours:
+        trace.update(line={"color": colours[trace.line.color]})
+    if trace.fillcolor in colours:
+        trace.update(fillcolor=colours[trace.fillcolor])
+    if colours and trace.opacity is not None:
+        trace.update(opacity=1.8 * trace.opacity)
 
 
 def recolour(canvas: Any, colours: dict[str, str]) -> None:

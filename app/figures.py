@@ -7,17 +7,19 @@ from typing import Any
 
 import streamlit as st
 
-from app.charts import ON_DARK, is_dark, label_logarithms, recolour
+from app.charts import ON_DARK, is_dark, label_logarithms, recolour, recolour_band
 from forensics.figure import Figure, interactive
 from forensics.figure_bars import BAND as INTERVAL
 
+# Where the lighter blue is a line as well, the darker one must not become it.
+MORE_ON_DARK = {INTERVAL: "#4A525B", "#0072B2": "#3E97DB", "#56B4E9": "#A5DFFF"}
 PLAIN_INK, DARK_INK = "#1C2127", "#E6E9EC"
 
 
 def figure_canvas(figure: Figure, *, dark: bool) -> Any:
     """A plotly figure as `forensics.figure` makes it, for a light or a dark ground."""
     canvas = interactive(figure)
-    colours = ON_DARK | {INTERVAL: "#4A525B"} if dark else {}
+    colours = ON_DARK | MORE_ON_DARK if dark else {}
     legends: set[str] = set()
     for trace in canvas.data:
         if trace.type == "bar":
@@ -50,12 +52,15 @@ def figure_canvas(figure: Figure, *, dark: bool) -> Any:
 
 def _recolour_trace(trace: Any, colours: dict[str, str]) -> None:
     """Lines, points and bands; those that stand out when they are chosen keep the others as they are."""
+    if trace.hoverinfo == "skip":
+        recolour_band(trace, colours)
+        return
     if trace.line.color in colours:
         trace.update(line={"color": colours[trace.line.color]})
     if trace.marker.color in colours:
         trace.update(marker={"color": colours[trace.marker.color]})
-    if trace.fillcolor in colours:
-        trace.update(fillcolor=colours[trace.fillcolor])
+    if trace.marker.line.color in colours:
+        trace.update(marker={"line": {"color": colours[trace.marker.line.color]}})
     if "markers" in (trace.mode or ""):
         trace.update(unselected={"marker": {"opacity": trace.marker.opacity or 1}}, selected={"marker": {"size": 11}})
 

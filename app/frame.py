@@ -220,6 +220,25 @@ def show_table(table: Any, *, key: str, height: int | str = "auto", **columns: A
         st.caption(f"the first {data.MOST_ROWS:,} of {table.num_rows:,} rows; a download has all of them")
 
 
+def choose_row(table: Any, *, key: str, height: Any = "auto", **columns: Any) -> int | None:
+    """A table of which one row can be chosen; its number, or None."""
+    shown: Any = shown_columns(table, data.MOST_ROWS)
+    event: Any = st.dataframe(
+        shown,
+        hide_index=True,
+        key=key,
+        height=height,
+        column_config={name: head for name, head in columns.items() if name in shown},
+        placeholder="",
+        on_select="rerun",
+        selection_mode="single-row",
+    )
+    if table.num_rows > data.MOST_ROWS:
+        st.caption(f"the first {data.MOST_ROWS:,} of {table.num_rows:,} rows; a download has all of them")
+    picked = event["selection"]["rows"] if event else []
+    return int(picked[0]) if picked else None
+
+
 def facts(values: Mapping[str, object]) -> None:
     """Names and values side by side; those that are None are left out."""
     there = {name: value for name, value in values.items() if value is not None}

@@ -82,14 +82,18 @@ def stretches_of_metric(
     return arrays
 
 
+def is_of_several_attempts(workspace: Workspace, run: Run) -> bool:
+    """Does its log hold another attempt than one? Nearly none does, and this is soon seen."""
+    found = opened_for(workspace, run, "metrics").execute("SELECT min(attempt) < max(attempt) FROM metrics")
+    ((several,),) = found.fetchall()
+    return bool(several)
+
+
 def given_up_stretches(
     workspace: Workspace, run: Run, name: str, first: int, last: int, num_stretches: int
 ) -> dict[int, dict[str, Any]]:
     """Attempt -> the same of its values that do not count, because a later attempt took their steps again."""
     connection = opened_for(workspace, run, "metrics")
-    ((lowest, highest),) = connection.execute("SELECT min(attempt), max(attempt) FROM metrics").fetchall()
-    if lowest == highest:  # as of nearly every run: that takes no time to see
-        return {}
     column, _ = _column_and_logs(connection, name)
     earlier = (
         f"SELECT step, attempt, value FROM metrics WHERE {column} = $name AND step > $first AND step <= $last "

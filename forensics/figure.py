@@ -39,6 +39,7 @@ class Series:
 
     A value of `stairs` and `area` holds until the next x. Areas of a panel are stacked, the first one lowest. `thin`:
     many lines in one, which may cross; x need not rise, and every point is kept. `faint`: beside what counts.
+    `about`: of each point what it is of, (id, name), for who points at it or clicks it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Series:
     colour: int = 0
     thin: bool = False
     faint: bool = False
+    about: Sequence[tuple[int, str]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +149,9 @@ def _counts_along_x(panel: AnyPanel) -> bool:
     """Does x count steps, rows or tokens, so that no tick belongs between two of them?"""
     if not isinstance(panel, Panel):
         return isinstance(panel, Matrix)
-    return all(np.equal(np.mod(np.asarray(series.x, dtype=float), 1), 0).all() for series in panel.series)
+    return not panel.log_x and all(
+        np.equal(np.mod(np.asarray(series.x, dtype=float), 1), 0).all() for series in panel.series
+    )
 
 
 def panel_inches(panel: AnyPanel) -> float:
@@ -213,9 +217,9 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     else:
         axis.ticklabel_format(axis="x", style="plain", useOffset=False)
     if panel.x_label:
-        axis.set_xlabel(panel.x_label, fontsize=9)
+        axis.set_xlabel(_as_text(panel.x_label), fontsize=9)
     axis.set_title(panel.title, loc="left", fontsize=10, pad=14 if panel.marks else 6)
-    axis.set_ylabel(panel.y_label, fontsize=9)
+    axis.set_ylabel(_as_text(panel.y_label), fontsize=9)
     axis.tick_params(which="both", labelsize=8)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
@@ -305,12 +309,17 @@ def interactive(figure: Figure) -> Any:
             trace = Scatter(x=list(steps), y=list(values), mode=mode, name=html.escape(series.name), line=line)
             if series.faint:
                 trace.update(opacity=FAINT)
+            if series.about:
+                trace.update(customdata=[[number, html.escape(name)] for number, name in series.about])
+                trace.update(hovertemplate="%{customdata[0]} %{customdata[1]}<br>%{x}, %{y:.6g}<extra></extra>")
             if series.style == "area":
                 trace.update(stackgroup=f"panel {row}", fillcolor=colour)
             trace.showlegend = (len(panel.series) > 1 or series.style == "area") and not panel.y_names
             canvas.add_trace(trace, row=row, col=1)
-        canvas.update_yaxes(title_text=panel.y_label, type="log" if panel.log_y else "linear", row=row, col=1)
-        canvas.update_xaxes(title_text=panel.x_label, type="log" if panel.log_x else None, row=row, col=1)
+        canvas.update_yaxes(
+            title_text=html.escape(panel.y_label), type="log" if panel.log_y else "linear", row=row, col=1
+        )
+        canvas.update_xaxes(title_text=html.escape(panel.x_label), type="log" if panel.log_x else None, row=row, col=1)
         if panel.top is not None:
             canvas.update_yaxes(range=[0, panel.top], row=row, col=1)
         if panel.y_names:

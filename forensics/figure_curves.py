@@ -152,7 +152,7 @@ def draw_curves(axis: Any, panel: Curves) -> None:
     else:
         axis.xaxis.set_major_formatter("{x:,g}")
     axis.set_title(panel.title.replace("$", r"\$"), loc="left", fontsize=10, pad=6)
-    axis.set_ylabel(panel.y_label, fontsize=9)
+    axis.set_ylabel(panel.y_label.replace("$", r"\$"), fontsize=9)
     axis.tick_params(which="both", labelsize=8)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
@@ -219,4 +219,4 @@ def _set_axes(canvas: Any, panel: Curves, row: int) -> None:
         x_axis |= {"tickvals": [x for x, _ in panel.x_ticks], "ticktext": [label for _, label in panel.x_ticks]}
     canvas.update_xaxes(**x_axis, row=row, col=1)
     y_type = "log" if panel.log_y else "linear"
-    canvas.update_yaxes(title_text=panel.y_label, type=y_type, range=y_range, row=row, col=1)
+    canvas.update_yaxes(title_text=html.escape(panel.y_label), type=y_type, range=y_range, row=row, col=1)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_index.errors import ForensicsError, InvalidRange, StepOutOfRange
-from data_index.metric_queries import given_up_stretches, stretches_of_metric
+from data_index.metric_queries import given_up_stretches, is_of_several_attempts, stretches_of_metric
 from data_index.run import Run, Segment
 from data_index.workspace import Workspace
 
@@ -150,7 +150,7 @@ def _line(workspace: Workspace, run: Run, name: str, first: int, last: int, num_
 
 
 def _given_up(workspace: Workspace, run: Run, first: int, last: int, num_stretches: int) -> Iterator[RibbonLine]:
-    for name in METRICS:
+    for name in METRICS if is_of_several_attempts(workspace, run) else ():
         found = given_up_stretches(workspace, run, name, first, last, num_stretches)
         for attempt, stretches in found.items():
             yield line_of_stretches(name, stretches, attempt)

@@ -206,7 +206,8 @@ def side_by_side() -> None:
         show_figure(figure, key=f"sides {one} {other}", clickable=False)
     except MissingMetric as error:
         st.text(frame.as_text(str(error)))
-    rows = frame.table_of_dicts(found.rows)
+    said = [name for name in found.rows[0] if any(row[name] is not None for row in found.rows)]
+    rows = frame.table_of_dicts([{name: row[name] for name in said} for row in found.rows])
     frame.show_table(rows, key="sides_table", height=300)
     frame.downloads(f"{one[0]}-{one[1]}-{other[0]}-{other[1]}", table=rows, figure=figure)
     frame.reproduce([command])
