@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import streamlit as st
 
 from forensics.figure import BAND, Figure, interactive, panel_inches
@@ -18,7 +19,7 @@ MIME_TYPES = {
 # On a dark ground black cannot be seen, and the darker ones of Okabe and Ito's colours hardly.
 ON_DARK = {"#000000": "#FFFFFF", "#0072B2": "#56B4E9", "#555555": "#AAB2BA", BAND: "#4A3A2C"}
 CLICKABLE = 4  # size of points that can be clicked; plotly selects no point of a bare line
-FEW_DECADES = 3
+FEW_DECADES, MOST_LABELS = 3.2, 10
 PIXELS_AN_INCH = 78
 MANY_POINTS = 400  # are there to be clicked, and not seen
 
@@ -109,10 +110,28 @@ def clicked_step(event: Any, found: Ribbon) -> int | None:
 
 
 def label_logarithms(canvas: Any) -> None:
-    """Where an axis spans few decades, a label at each of them would be too few; where many, too many."""
-    for axis in canvas.select_yaxes(selector={"type": "log"}):
-        decades = axis.range[1] - axis.range[0] if axis.range else 0
-        axis.update(dtick="D2" if decades < FEW_DECADES else max(round(decades / 6), 1), tickformat="~g")
+    """Where a logarithmic axis spans few decades, a label at each of them would be too few; where many, too many."""
+    for letter, axes in (("x", canvas.select_xaxes()), ("y", canvas.select_yaxes())):
+        for axis in axes:
+            if axis.type != "log" or axis.tickvals is not None:
+                continue
+            decades = axis.range[1] - axis.range[0] if axis.range else _decades(canvas, letter, axis.plotly_name)
+            if decades < FEW_DECADES:
+                axis.update(dtick="D2", tickformat="~g")
+            else:
+                axis.update(dtick=max(round(decades / MOST_LABELS), 1))
+
+
+def _decades(canvas: Any, letter: str, name: str) -> float:
+    """That the values on an axis span."""
+    axis = letter + name.removeprefix(f"{letter}axis")
+    values = [
+        np.array([value for value in trace[letter] if value is not None and value > 0], dtype=float)
+        for trace in canvas.data
+        if (trace[f"{letter}axis"] or letter) == axis and trace[letter] is not None
+    ]
+    there = np.concatenate([np.ones(0), *values])
+    return float(np.log10(there.max() / there.min())) if len(there) else 0.0
 
 
 def recolour_band(trace: Any, colours: dict[str, str]) -> None:

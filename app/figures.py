@@ -13,6 +13,7 @@ from forensics.figure_bars import BAND as INTERVAL
 
 # Where the lighter blue is a line as well, the darker one must not become it.
 MORE_ON_DARK = {INTERVAL: "#4A525B", "#0072B2": "#3E97DB", "#56B4E9": "#A5DFFF"}
+MANY = 1_000  # points are drawn smaller
 PLAIN_INK, DARK_INK = "#1C2127", "#E6E9EC"
 
 
@@ -40,6 +41,7 @@ def figure_canvas(figure: Figure, *, dark: bool) -> Any:
         hoverlabel={"font": {"family": "monospace"}},
         uirevision="kept",
     )
+    _part_legends(canvas)
     grid = {"gridcolor": "#2B323A" if dark else "#E8ECEF", "zeroline": False, "automargin": True}
     canvas.update_xaxes(**grid)
     canvas.update_yaxes(**grid)
@@ -48,6 +50,21 @@ def figure_canvas(figure: Figure, *, dark: bool) -> Any:
     canvas.for_each_yaxis(lambda axis: axis.title.update(font={"size": 12}))
     canvas.update_annotations(font={"size": 12})
     return canvas
+
+
+def _part_legends(canvas: Any) -> None:
+    """Where several panels tell lines apart, each does so beside itself."""
+    told = [trace for trace in canvas.data if trace.showlegend and trace.legend is None and trace.type == "scatter"]
+    axes = list(dict.fromkeys(trace.yaxis or "y" for trace in told))
+    if len(axes) < 2:
+        return
+    for axis in axes:
+        number = axis.removeprefix("y")
+        top = canvas.layout[f"yaxis{number}"].domain[1]
+        place = {"x": 1.01, "xanchor": "left", "y": top, "yanchor": "top", "font": {"size": 11}}
+        canvas.update_layout({f"legend{number}": place})
+    for trace in told:
+        trace.update(legend=(trace.yaxis or "y").replace("y", "legend"))
 
 
 def _recolour_trace(trace: Any, colours: dict[str, str]) -> None:
@@ -61,6 +78,8 @@ def _recolour_trace(trace: Any, colours: dict[str, str]) -> None:
         trace.update(marker={"color": colours[trace.marker.color]})
     if trace.marker.line.color in colours:
         trace.update(marker={"line": {"color": colours[trace.marker.line.color]}})
+    if trace.mode == "markers" and len(trace.x) > MANY:
+        trace.update(marker={"size": 4})
     if "markers" in (trace.mode or ""):
         trace.update(unselected={"marker": {"opacity": trace.marker.opacity or 1}}, selected={"marker": {"size": 11}})
 

@@ -81,19 +81,16 @@ def token_table(
         text: a part of a token's text, in upper or lower case; a number is an id as well.
     """
     condition = FILTERS[only] if only else "true"
-    return (
-        opened_for(workspace, run, "tokens")
-        .execute(
-            "SELECT rank, token_id, text, category, indicator, max_probability, verified, candidate, below_gap, "
-            "below_2_percent, in_unused_set, never_updated, evidence FROM tokens WHERE step = $step "
-            f"AND coalesce({condition}, false) "
-            "AND (len($categories::VARCHAR[]) = 0 OR list_contains($categories::VARCHAR[], category)) "
-            "AND ($text = '' OR contains(lower(text), lower($text)) OR token_id::VARCHAR = $text) "
-            "ORDER BY rank NULLS LAST, token_id",
-            {"step": step, "categories": list(categories), "text": text},
-        )
-        .to_arrow_table()
+    found = opened_for(workspace, run, "tokens").sql(
+        "SELECT rank, token_id, text, category, indicator, max_probability, verified, candidate, in_unused_set, "
+        "never_updated, evidence, below_gap, below_2_percent FROM tokens WHERE step = $step "
+        f"AND coalesce({condition}, false) "
+        "AND (len($categories::VARCHAR[]) = 0 OR list_contains($categories::VARCHAR[], category)) "
+        "AND ($text = '' OR contains(lower(text), lower($text)) OR token_id::VARCHAR = $text) "
+        "ORDER BY rank NULLS LAST, token_id",
+        params={"step": step, "categories": list(categories), "text": text},
     )
+    return found.to_arrow_table()
 
 
 # --- one token -------------------------------------------------------------------------------------------------------

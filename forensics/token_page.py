@@ -23,17 +23,19 @@ _INCHES = 2.0
 class TokenPage:
     """
     Attributes:
-        text: None: no token of this id is known.
+        text: None: no token of this id is known. piece: as the tokenizer writes it; None: none is known.
         found: rows of the view `tokens`, one a checkpoint, in step order.
         exposures: step, as_input, as_target, first_step, last_step of each record, in step order.
         path: step, indicator_name, indicator, distance_to_unused, untrained of each checkpoint; `limits`: step -> where
             the cluster of untrained rows ends.
         documents: ids of the first ones that it was read in. tags: (tag, readings) of all its readings, most first.
+        traced: both were looked for.
     """
 
     run: str
     token_id: int
     text: str | None
+    piece: str | None
     found: tuple[Row, ...]
     exposures: tuple[Row, ...]
     path: tuple[Row, ...]
@@ -53,7 +55,8 @@ def token_page(run: str, token_id: int, *, workspace: Workspace | None = None) -
     record = workspace.run(run)
     found, path = rows_of_token(workspace, record, token_id), path_of_token(workspace, record, token_id)
     text = found[-1]["text"] if found else None
-    text = _text_of(record, token_id) if text is None else text
+    piece, decoded = _of_tokenizer(record, token_id)
+    text = decoded if text is None else text
     if not found and not path and text is None:
         raise InvalidRange(f"nothing is known of a token {token_id} of {run} (forensics tokens {run} ranks them all)")
     origin = origin_of_token(workspace, record, token_id)
@@ -61,22 +64,24 @@ def token_page(run: str, token_id: int, *, workspace: Workspace | None = None) -
         run=run,
         token_id=token_id,
         text=text,
+        piece=piece,
         found=tuple(found),
         exposures=tuple(exposures_of_token(workspace, record, token_id)),
         path=tuple(path),
         limits=cluster_limits(workspace, record) if path else {},
         documents=tuple(origin["document_ids"] or ()) if origin else (),
         tags=tuple(zip(origin["tags"] or (), origin["tag_counts"] or (), strict=True)) if origin else (),
-        traced=origin is not None,
+        traced=bool(workspace.learned_files(workspace.home(run), "token_origins")),
     )
 
 
-def _text_of(run: Run, token_id: int) -> str | None:
-    """None: no tokenizer is known, or it has no such id."""
+def _of_tokenizer(run: Run, token_id: int) -> tuple[str | None, str | None]:
+    """Its piece and its text; None: no tokenizer is known, or it has no such id."""
     if run.tokenizer is None:
-        return None
+        return None, None
     tokenizer = load_tokenizer(run)
-    return tokenizer.id_to_token(token_id) and tokenizer.decode([token_id], skip_special_tokens=False)
+    piece = tokenizer.id_to_token(token_id)
+    return piece, None if piece is None else tokenizer.decode([token_id], skip_special_tokens=False)
 
 
 def token_figure(found: TokenPage) -> Figure | None:
@@ -126,7 +131,10 @@ def _exposures(found: TokenPage) -> Panel | None:
         )
         for number, (column, name) in enumerate(names.items())
     ]
-    return Panel(title="exposures so far", y_label="times", x_label="step", series=series, inches=_INCHES)
+    most = max(max(row["as_input"], row["as_target"]) for row in found.exposures)
+    return Panel(
+        title="exposures so far", y_label="times", x_label="step", series=series, top=1.08 * most or 1, inches=_INCHES
+    )
 
 
 def _both(found: TokenPage) -> Panel | None:
@@ -135,7 +143,7 @@ def _both(found: TokenPage) -> Panel | None:
     points = [
         (counts[row["step"]], row) for row in found.path if row["step"] in counts and row["indicator"] is not None
     ]
-    if len(points) < 2:
+    if len({count for count, _ in points}) < 2:
         return None
     line = Series(
         name="this token",

@@ -45,6 +45,7 @@ class TokenScatter:
         x, y: names of the axes.
         points: by kind (`_COLOURS`), (token id, text, x, y) of those that are drawn.
         num_tokens: that have both numbers; num_drawn of them are drawn.
+        num_covered: flagged ones (of what a point is drawn as, the first three) that another one covers.
         cuts: (name, value of the main indicator).
     """
 
@@ -56,6 +57,7 @@ class TokenScatter:
     points: dict[str, list[tuple[int, str, float, float]]]
     num_tokens: int
     num_drawn: int
+    num_covered: int
     cuts: tuple[tuple[str, float], ...]
 
 
@@ -99,6 +101,7 @@ def scatter(
     kept = chosen_points(drawn[0], drawn[1], marked, most)
     ids = np.asarray(columns["token_id"])[kept].tolist()
     texts = texts_of_tokens(workspace, record, step, ids)
+    finite = np.isfinite(drawn[0]) & np.isfinite(drawn[1])
     points: dict[str, list[tuple[int, str, float, float]]] = {}
     for token, kind, one, two in zip(ids, kinds[kept].tolist(), *(v[kept].tolist() for v in values), strict=True):
         points.setdefault(kind, []).append((token, _short(texts.get(token)), one, two))
@@ -110,8 +113,9 @@ def scatter(
         x=x,
         y=y,
         points={kind: points[kind] for kind in _COLOURS if kind in points},
-        num_tokens=int((np.isfinite(drawn[0]) & np.isfinite(drawn[1])).sum()),
+        num_tokens=int(finite.sum()),
         num_drawn=len(kept),
+        num_covered=int((finite & marked).sum() - marked[kept].sum()),
         cuts=tuple((name, float(cut)) for name, cut in cuts if cut is not None),
     )
 
@@ -220,7 +224,10 @@ def _marks(found: TokenScatter) -> Sequence[tuple[float, str]]:
 def _note(found: TokenScatter) -> str:
     parts = ["Low indicators are suspicious."]
     if found.num_drawn < found.num_tokens:
-        parts.append("All candidates, known-unused and prompted tokens and all extremes are drawn, of others some.")
+        covered = f" but {found.num_covered:,} that others cover" if found.num_covered else ""
+        parts.append(
+            f"All candidates, known-unused and prompted tokens{covered}, and all extremes are drawn, of others some."
+        )
     if {found.x, found.y} & {AS_INPUT, AS_TARGET}:
         parts.append("A token without an exposure is drawn at 0.5.")
     return " ".join(parts)

@@ -25,6 +25,11 @@ HEADS: dict[str, Any] = {
     ),
     "verified": st.column_config.CheckboxColumn(help="the model cannot repeat it: below 1 %", width="small"),
     "indicator": st.column_config.NumberColumn(format="%.5g"),
+    "text": st.column_config.TextColumn(width="medium"),
+    "in_unused_set": st.column_config.CheckboxColumn("known unused", width="small"),
+    "never_updated": st.column_config.CheckboxColumn("never updated", width="small"),
+    "candidate": st.column_config.CheckboxColumn(width="small"),
+    "finding": st.column_config.TextColumn(width="medium"),
 }
 
 frame.begin("Tokens", "Which tokens did it hardly learn, and how did each get there?")
@@ -74,6 +79,7 @@ def one_token(asked: str) -> None:
     frame.facts(
         {
             "checkpoint": last.get("step"),
+            "piece": frame.as_text(found.piece) if found.piece not in (None, found.text) else None,
             "category": last.get("category"),
             "rank": f"{last['rank']:,}" if last.get("rank") else None,
             "indicator": number(last.get("indicator")),
@@ -305,8 +311,7 @@ def nothing_yet() -> None:
     st.subheader("No tokens are kept yet", anchor=False)
     st.text("This ranks them by how little they were trained, from the embeddings alone, and keeps what it finds:")
     st.code(frame.command("tokens", run), language=None)
-    st.text("These ask the model whether it can repeat them, follow each through training, and count how often it was")
-    st.text("read:")
+    st.text("These prompt the model with them, follow each through training, and count how often it was read:")
     more = [("tokens", run, "--verify"), ("tokens", run, "--track"), ("exposures", run)]
     st.code("\n".join(frame.command(*words) for words in more), language=None)
 
