@@ -71,6 +71,12 @@ def known_issues(at: Version) -> list[dict[str, Any]]:
     return found(workspace())
 
 
+def issue_matrix(issues: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from forensics.overview import issue_matrix as found
+
+    return found(issues)
+
+
 @st.cache_data(max_entries=64, show_spinner=False)
 def ribbon(at: Version, run: str, first: int | None, last: int | None) -> Any:
     from forensics.ribbon import ribbon as found

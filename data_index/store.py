@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import duckdb
 
 from data_index.errors import CorruptFile, FailedQuery, RefusedQuery
+from data_index.finding_files import finding_rows
 from data_index.run import Run
 from data_index.seal import check_sealed_size
 from data_index.skips import stretches_passed_over
@@ -89,6 +90,8 @@ def _statements(workspace: Workspace, names: Sequence[str] | None, question: str
             found += _table(view, [_run_row(run) for run in runs.values()])
         elif view == "checkpoints":
             found += _table(view, [row for run in runs.values() for row in checkpoint_rows(workspace, run)])
+        elif view == "findings":
+            found += _table(view, finding_rows(workspace))
         elif view == "passed_over":
             found += _table(
                 view, [(r.name, *astuple(part)) for r in runs.values() for part in stretches_passed_over(r)]

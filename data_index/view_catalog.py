@@ -43,6 +43,13 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "parent_step": "BIGINT",
     },
     "checkpoints": {"run": "VARCHAR", **KINDS["checkpoints"]},
+    "findings": {
+        "finding": "VARCHAR",
+        "verb": "VARCHAR",
+        "runs": "VARCHAR[]",
+        "command": "VARCHAR",
+        "made_at": "VARCHAR",
+    },
     "passed_over": {
         "run": "VARCHAR",
         "first_step": "BIGINT",
@@ -65,6 +72,7 @@ KIND_OF_VIEW: Mapping[str, str] = {
 DESCRIPTIONS: Mapping[str, tuple[str, str]] = {
     "runs": ("runs and forks, how far each goes, and why its order is to be believed", "from runs"),
     "forks": ("those of them that descend from another", "from forks"),
+    "findings": ("answers that were kept with their pictures: blame, compare, trajectory …", "from findings"),
     "segments": ("stretches of steps with one order, batch size and epoch", "from segments where run = 'demo'"),
     "checkpoints": ("where each checkpoint is, and the states it holds", "from checkpoints where step > 100"),
     "files": ("token files, and the instances that begin in each", "from files where run = 'demo'"),

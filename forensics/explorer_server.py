@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import signal
 import socket
 import threading
 import time
@@ -15,15 +16,22 @@ import urllib.request
 import webbrowser
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
 
 from data_index.errors import AddressInUse, InvalidRange, MissingFile
 
 FIRST_PORT, NUM_PORTS = 8501, 50
 THIS_MACHINE, ALL_ADDRESSES = "127.0.0.1", "0.0.0.0"
 SECONDS_TO_START = 60.0
+ROOT_SCRIPT = b"<script>window.__streamlit = {BACKEND_BASE_URL: location.origin}</script>"
 
 # Blue of Okabe and Ito, as in the pictures; grey surfaces, so that colour is left to the data.
 LIGHT = {
@@ -62,34 +70,34 @@ class Address:
 
 
 def settings(address: Address) -> dict[str, Any]:
-    """Every setting of Streamlit that matters, as its command line would be given them (_ for a dot)."""
+    """Every setting of Streamlit that matters, by its name."""
     found: dict[str, Any] = {
-        "server_headless": True,  # else it asks for an e-mail address where the home is empty
-        "server_address": address.host,
-        "server_port": address.port,
-        "server_fileWatcherType": "none",
-        "server_runOnSave": False,
-        "server_enableStaticServing": False,
-        "server_enableXsrfProtection": True,
-        "server_enableCORS": True,
+        "server.headless": True,  # else it asks for an e-mail address where the home is empty
+        "server.address": address.host,
+        "server.port": address.port,
+        "server.fileWatcherType": "none",
+        "server.runOnSave": False,
+        "server.enableStaticServing": False,
+        "server.enableXsrfProtection": True,
+        "server.enableCORS": True,
         # Else a page of any site whose name is made to lead here would count as this explorer's own.
-        "server_allowedHosts": [] if address.shared else [THIS_MACHINE, "localhost"],
-        "browser_gatherUsageStats": False,
-        "client_toolbarMode": "viewer",
-        "client_showErrorDetails": "none" if address.shared else "full",
-        "client_showErrorLinks": False,
-        "global_developmentMode": False,
-        "logger_hideWelcomeMessage": True,
-        "logger_level": "warning",
-        "runner_magicEnabled": False,
-        "theme_font": "sans-serif",
-        "theme_headingFontSizes": ["1.75rem", "1.3rem", "1.15rem", "1rem", "0.9rem", "0.85rem"],
-        "theme_baseFontSize": 15,
-        "theme_baseRadius": "4px",
-        "theme_showWidgetBorder": True,
+        "server.allowedHosts": [] if address.shared else [THIS_MACHINE, "localhost"],
+        "browser.gatherUsageStats": False,
+        "client.toolbarMode": "viewer",
+        "client.showErrorDetails": "none" if address.shared else "full",
+        "client.showErrorLinks": False,
+        "global.developmentMode": False,
+        "logger.hideWelcomeMessage": True,
+        "logger.level": "warning",
+        "runner.magicEnabled": False,
+        "theme.font": "sans-serif",
+        "theme.headingFontSizes": ["1.75rem", "1.3rem", "1.15rem", "1rem", "0.9rem", "0.85rem"],
+        "theme.baseFontSize": 15,
+        "theme.baseRadius": "4px",
+        "theme.showWidgetBorder": True,
     }
     for name, colours in (("light", LIGHT), ("dark", DARK)):
-        found |= {f"theme_{name}_{key}": colour for key, colour in colours.items()}
+        found |= {f"theme.{name}.{key}": colour for key, colour in colours.items()}
     return found
 
 
@@ -145,12 +153,40 @@ def serve(address: Address, *, browser: bool) -> None:
     Args:
         browser: open one once the first page can be had.
     """
-    from streamlit.web import bootstrap
+    from streamlit.starlette import App
 
-    script, options = str(main_script()), settings(address)
-    with _opening(address) if browser else contextlib.nullcontext():
-        bootstrap.load_config_options(flag_options=options)
-        bootstrap.run(script, False, [], options)
+    explorer = App(main_script(), middleware=[Middleware(KnowsItsRoot)])
+    # The server ends in good order for either signal, and then raises it again.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=_import_early, daemon=True).start()
+    with _opening(address) if browser else contextlib.nullcontext(), contextlib.suppress(KeyboardInterrupt):
+        explorer.run(config=settings(address))
+
+
+def _import_early() -> None:
+    """What the first pages need, while the browser still loads them."""
+    for module in ("duckdb", "pyarrow", "plotly.subplots", "plotly.graph_objects", "forensics.ribbon_picture"):
+        import_module(module)
+
+
+class KnowsItsRoot(BaseHTTPMiddleware):
+    """Tells each page where the server's root is.
+
+    Of a page `/run`, Streamlit's script first asks for a server at `/run/…`, and a browser logs each such question as
+    an error. It asks nothing where the page says so, in the way that is meant for sites which show Streamlit inside
+    theirs.
+    """
+
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        if request.method != "GET" or "." in request.url.path or "/_stcore/" in request.url.path:
+            return await call_next(request)  # a file, or a question to the server; all else is answered with the page
+        # Else it comes compressed, or not at all.
+        unwanted = (b"accept-encoding", b"if-none-match", b"if-modified-since", b"range")
+        request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] not in unwanted]
+        answer: Any = await call_next(request)
+        page = b"".join([part async for part in answer.body_iterator]).replace(b"<head>", b"<head>" + ROOT_SCRIPT, 1)
+        kept = {name: value for name, value in answer.headers.items() if name not in ("content-length", "etag")}
+        return Response(page, answer.status_code, kept)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from data_index.errors import ForensicsError
@@ -65,26 +67,40 @@ def _learned(workspace: Workspace, name: str) -> list[str]:
 
 
 def known_issues(workspace: Workspace | None = None) -> list[Row]:
-    """Known issues of checkpoints, and what the last audit of each run found: run, step, what, issue."""
+    """Known issues of checkpoints, and what the last audit of each run found: run, step, what, kind, issue.
+
+    `kind`: the audit's check, `known issue`, or `cannot be read`.
+    """
     workspace = workspace or Workspace()
     found: list[Row] = []
     for name in [*workspace.run_names(), *workspace.fork_ids()]:
         try:
             run = workspace.run(name)
             found += [
-                {"run": name, "step": c.step, "what": "checkpoint", "issue": printable(issue)}
+                {"run": name, "step": c.step, "what": "checkpoint", "kind": "known issue", "issue": printable(issue)}
                 for c in workspace.checkpoints(run)
                 for issue in c.issues
             ]
             found += [
-                {"run": name, "step": row["step"], "what": printable(row["artifact"]), "issue": _audited(row)}
+                {"run": name, "step": row["step"], "what": printable(row["artifact"]), **_audited(row)}
                 for row in workspace.learned(workspace.home(name), "audit")
                 if row["result"] != "ok"
             ]
         except ForensicsError as error:
-            found.append({"run": name, "step": None, "what": "run", "issue": printable(str(error))})
+            found.append(
+                {"run": name, "step": None, "what": "run", "kind": "cannot be read", "issue": printable(str(error))}
+            )
     return found
 
 
-def _audited(row: Row) -> str:
-    return printable(f"{row['check']}: {row['result']}{', ' + row['detail'] if row['detail'] else ''}")
+def _audited(row: Row) -> Row:
+    detail = f", {row['detail']}" if row["detail"] else ""
+    return {"kind": printable(row["check"]), "issue": printable(f"{row['result']}{detail}")}
+
+
+def issue_matrix(issues: Sequence[Row]) -> list[Row]:
+    """One row for each run that has any: how many issues of each kind; null where there is none."""
+    kinds = sorted({row["kind"] for row in issues})
+    counts = Counter((row["run"], row["kind"]) for row in issues)
+    runs = dict.fromkeys(row["run"] for row in issues)
+    return [{"run": run} | {kind: counts.get((run, kind)) for kind in kinds} for run in runs]

@@ -9,16 +9,24 @@ from typing import Any
 import numpy as np
 
 from data_index.files import read_json
+from data_index.finding_files import findings_folder
 from data_index.run import Run
 from data_index.store import run_query
 from data_index.text import decode
 from data_index.workspace import Workspace
 from forensics.attribution import blame
-from forensics.attribution_picture import picture_of
+from forensics.attribution_picture import page_below
 from forensics.cli.output import show_value
 from forensics.divergence import NO_NULLS, compare
 from forensics.figure import write_figure
+from forensics.finding import Finding, keep_finding
 from forensics.forking import fork
+from forensics.kept_findings import (
+    finding_of_blame,
+    finding_of_comparison,
+    finding_of_spikes,
+    finding_of_trajectory,
+)
 from forensics.lookup import batch, where
 from forensics.mixture import mixture_figure
 from forensics.probe_options import ProbeOptions
@@ -62,6 +70,14 @@ class Walk:
             self.show("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
         if len(rows) > most:
             self.show(f"  … and {len(rows) - most} more")
+
+    def keep(self, finding: Finding, below: str = "") -> None:
+        keep_finding(self.workspace, finding)
+        base = findings_folder(self.workspace) / finding.name
+        for ending in (".png", ".html"):
+            assert finding.figure is not None
+            write_figure(finding.figure, base.with_name(f"{base.name}{ending}"), below)
+        self.show(f"  picture: {base}.png")
 
     def query(self, query: str) -> dict[str, Any]:
         row: dict[str, Any] = run_query(self.workspace, query).to_pylist()[0]
@@ -147,7 +163,6 @@ def ask_tokens(walk: Walk) -> None:
 
 
 def ask_probes(walk: Walk) -> None:
-    from forensics.trajectory_picture import figure_of
 
     names = ("loss", "loss-by-frequency", "next-batch", "norms")
     walk.ask(
@@ -163,10 +178,10 @@ def ask_probes(walk: Walk) -> None:
             of_metric = metrics.setdefault((row["probe"], row["metric"]), {**dict.fromkeys(shown), **row})
             of_metric[f"step {row['step']}"] = round(row["value"], 3)
     walk.rows(list(metrics.values()), shown, most=18)
-    walk.ask("And drawn?", f"forensics trajectory {walk.run.name} {' '.join(names[:3])}")
-    picture = walk.workspace.folder / "findings" / f"trajectory-{walk.run.name}.png"
-    write_figure(figure_of(trajectory(walk.run.name, names[:3], workspace=walk.workspace), "steps"), picture)
-    walk.show(f"  picture: {picture}")
+    command = f"forensics trajectory {walk.run.name} {' '.join(names[:3])}"
+    walk.ask("And drawn?", command)
+    drawn = trajectory(walk.run.name, names[:3], workspace=walk.workspace)
+    walk.keep(finding_of_trajectory(drawn, "steps", command))
 
 
 def ask_mixture(walk: Walk) -> None:
@@ -201,22 +216,23 @@ def ask_replay(walk: Walk) -> None:
 def ask_spikes(walk: Walk) -> None:
     """And who is to blame for the largest one of the loss; a run too short to tell has none."""
     run = walk.run
-    walk.ask("Where does its loss or gradient norm spike?", f"forensics spikes {run.name}")
+    command = f"forensics spikes {run.name}"
+    walk.ask("Where does its loss or gradient norm spike?", command)
     found = spikes(run.name, workspace=walk.workspace)
     walk.rows(found.robust_rows, ["onset", "peak", "recovery", "kind", "series", "peak_value", "peak_z"])
+    walk.keep(finding_of_spikes(found, command))
     of_loss = [event for event in found.events if event.is_spike and "loss" in event.series and event.peak is not None]
     if not of_loss:
         return
     peak = max(of_loss, key=lambda event: event.peak_z or 0.0).peak
     assert peak is not None
-    walk.ask(f"Which data made the spike at step {peak}?", f"forensics blame {run.name} {peak}")
+    command = f"forensics blame {run.name} {peak}"
+    walk.ask(f"Which data made the spike at step {peak}?", command)
     answer = blame(run.name, peak, device="cpu", workspace=walk.workspace)
     shown = ["rank", "step", "instance", "loss", "share", "loss_if_removed", "null_low", "null_high", "signals"]
     walk.rows(answer.candidates, shown, most=5)
     walk.show(f"  {answer.verdict}: {answer.reason}")
-    picture = walk.workspace.folder / "findings" / f"blame-{run.name}-{peak}.png"
-    write_figure(picture_of(answer), picture)
-    walk.show(f"  picture: {picture}")
+    walk.keep(finding_of_blame(answer, command), page_below(answer))
 
 
 def ask_fork(walk: Walk) -> None:
@@ -246,17 +262,15 @@ def ask_fork(walk: Walk) -> None:
 
 
 def _show_comparison(walk: Walk, fork_id: str, bad_step: int) -> None:
-    walk.ask("How far is that from what happened?", f"forensics compare {fork_id}")
+    command = f"forensics compare {fork_id}"
+    walk.ask("How far is that from what happened?", command)
     comparison = compare(fork_id, workspace=walk.workspace)
     steps = (bad_step - 1, bad_step, bad_step + 1, walk.spec.fork_from + walk.spec.fork_steps)
     metrics = ("loss", "heldout_loss", "distance/all")
     rows = [row for row in comparison.rows if row["metric"] in metrics and row["step"] in steps]
     shown = [row | {"treatment": f"{row['treatment']:+.3f}"} for row in rows]
     walk.rows(shown, ["metric", "step", "treatment"])
-    for ending in (".png", ".html"):
-        picture = walk.workspace.folder / "findings" / f"compare-{fork_id}{ending}"
-        write_figure(comparison.figure, picture)
-        walk.show(f"  picture: {picture}")
+    walk.keep(finding_of_comparison(comparison, command))
     walk.show(f"  ({NO_NULLS})")
 
 

@@ -23,6 +23,7 @@ pytest_plugins = ["tests.servers.fixtures"]
 FIXTURES = Path(__file__).parent / "fixtures"
 
 ALLOWED_SKIPS = (
+    "no Chromium is installed",
     "needs root to mount a small disk",
     "published listings are not beside the checkout",
     "published metrics are not beside the checkout",

@@ -83,7 +83,11 @@ for row in rows:
 
 st.subheader("Known issues", anchor=False, divider="grey")
 if issues:
-    frame.show_table(issues, key="issues_table")
+    kinds_tab, each_tab = st.tabs(["By kind", "One by one"])
+    with kinds_tab:
+        frame.show_table(data.issue_matrix(issues), key="issues_matrix")
+    with each_tab:
+        frame.show_table(issues, key="issues_table")
     frame.downloads("known-issues", table=frame.table_of_dicts(issues))
 else:
     st.text("None is known. forensics audit RUN --deep looks for them.")

@@ -18,9 +18,10 @@ from forensics.cli.options import (
     PrecisionOption,
     RunArgument,
     WorkspaceOption,
+    command_line,
     open_workspace,
 )
-from forensics.cli.output import Format, StepProgress, emit_object, emit_rows, print_table, say
+from forensics.cli.output import Format, StepProgress, emit_object, emit_rows, keep, print_table, say
 
 
 def demo(workspace: WorkspaceOption = None, plan: PlanOption = False) -> None:
@@ -260,14 +261,11 @@ def compare(
     Example: forensics compare 3f9c0a1b2d4e
     """
     from forensics.divergence import compare as compare_forks
-    from forensics.figure import write_figure
+    from forensics.kept_findings import finding_of_comparison
 
     there = open_workspace(workspace)
     result = compare_forks(*forks, workspace=there)
-    base = output or there.folder / "findings" / f"compare-{'-'.join(forks)}"
-    for ending in (".png", ".html"):
-        write_figure(result.figure, base.with_suffix(ending))
-        say(f"picture: {base.with_suffix(ending)}")
+    keep(there, finding_of_comparison(result, command_line()), base=output)
     columns = ["fork", "metric", "step", "treatment", "null_low", "null_high", "p_value"]
     emit_rows(result.rows, format, columns)
     for note in result.notes:

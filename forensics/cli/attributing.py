@@ -20,12 +20,12 @@ from forensics.cli.options import (
     PrecisionOption,
     RunArgument,
     WorkspaceOption,
+    command_line,
     open_workspace,
 )
-from forensics.cli.output import Format, emit_object, print_table, say
+from forensics.cli.output import Format, emit_object, keep, print_table, say
 
 if TYPE_CHECKING:
-    from data_index.workspace import Workspace
     from forensics.attribution import Blame
 
 SHOWN = {
@@ -59,7 +59,9 @@ def blame(
     Example: forensics blame demo 154
     """
     from forensics.attribution import blame as find
+    from forensics.attribution_picture import page_below
     from forensics.investigation import Search
+    from forensics.kept_findings import finding_of_blame
 
     there, search = open_workspace(workspace), Search(before=before, top=top, nulls=nulls)
     given: dict[str, Any] = {
@@ -78,7 +80,7 @@ def blame(
         emit_object(cost, format, lambda: _print_plan(cost))
         return
     found = find(run, step, workspace=there, search=search, verify=verify, progress=StageProgress(), **given)
-    _keep(found, picture, there)
+    keep(there, finding_of_blame(found, command_line()), picture, page_below(found))
     emit_object(found.to_json(), format, lambda: _print_answer(found))
     say(f"order of {run}: {found.order_trust}")
     for note in found.notes:
@@ -121,22 +123,6 @@ def _print_answer(found: Blame) -> None:
         say(f"the update of step {row['step']} changed the loss of step {window.peak}'s batch by {row['moved']:+.4g}")
     for command in found.commands:
         print(f"\nThe same removal as a fork: {command}")
-
-
-def _keep(found: Blame, picture: Path | None, workspace: Workspace) -> None:
-    """The answer and its pictures among the findings."""
-    from data_index.files import write_json
-    from forensics.attribution_picture import page_below, picture_of
-    from forensics.figure import write_figure
-
-    base = workspace.folder / "findings" / f"blame-{found.run}-{found.found.window.peak}"
-    write_json(base.with_name(f"{base.name}.json"), found.to_json())
-    figure, below = picture_of(found), page_below(found)
-    for place in (
-        [picture] if picture is not None else [base.with_name(f"{base.name}{end}") for end in (".png", ".html")]
-    ):
-        write_figure(figure, place, below)
-        say(f"picture: {place}")
 
 
 class StageProgress:

@@ -7,8 +7,16 @@ from typing import Annotated
 
 import typer
 
-from forensics.cli.options import FormatOption, MaxFetchOption, PlanOption, RunArgument, WorkspaceOption, open_workspace
-from forensics.cli.output import Format, emit_object, emit_rows, print_table, printable, say
+from forensics.cli.options import (
+    FormatOption,
+    MaxFetchOption,
+    PlanOption,
+    RunArgument,
+    WorkspaceOption,
+    command_line,
+    open_workspace,
+)
+from forensics.cli.output import Format, emit_object, emit_rows, keep, print_table, printable, say
 
 
 def audit(
@@ -39,7 +47,7 @@ def audit(
         emit_object(cost, format, lambda: print_table(list(cost), [cost]))
         return
     from forensics.audit_rows import COLUMNS
-    from forensics.figure import write_figure
+    from forensics.kept_findings import finding_of_audit
     from forensics.soundness import audit as check
 
     result = check(
@@ -50,13 +58,7 @@ def audit(
         workspace=there,
         progress=lambda text: say(f"{run}: {text}"),
     )
-    base = output or there.folder / "findings" / f"audit-{run}"
-    if base.suffix in (".png", ".html"):
-        base = base.with_suffix("")
-    for ending in (".png", ".html"):
-        path = base.with_name(base.name + ending)
-        write_figure(result.figure, path)
-        say(f"picture: {path}")
+    keep(there, finding_of_audit(result, command_line()), base=output)
     emit_rows(result.rows, format, COLUMNS)
     for note in result.notes:
         say(note)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -11,13 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_index.errors import InvalidRange
-from forensics.cli.options import FormatOption, WorkspaceOption, open_workspace
-from forensics.cli.output import Format, draw, emit_rows, printable, say
+from forensics.cli.options import FormatOption, WorkspaceOption, command_line, open_workspace
+from forensics.cli.output import Format, emit_rows, keep, printable, say
 
 if TYPE_CHECKING:
     from forensics.trajectories import Row, Trajectories
-
-MOST_CHARACTERS = 80  # of the default name of a picture
 
 
 class XAxis(StrEnum):
@@ -58,8 +55,8 @@ def trajectory(
 
     Example: forensics trajectory demo loss norms
     """
+    from forensics.kept_findings import finding_of_trajectory
     from forensics.trajectories import trajectory as follow
-    from forensics.trajectory_picture import figure_of
 
     if measured_only and published_only:
         raise typer.BadParameter("--measured-only and --published-only leave nothing")
@@ -74,7 +71,7 @@ def trajectory(
         published=not measured_only,
         workspace=there,
     )
-    figure = figure_of(found, x.value)
+    finding = finding_of_trajectory(found, x.value, command_line())
     if breaks or crossings:
         rows, columns = _changes(found, breaks)
         emit_rows(rows, format, columns)
@@ -82,7 +79,7 @@ def trajectory(
         _print(found, format)
     for message in found.messages:
         say(printable(message))
-    draw(lambda: figure, picture, there.folder / "findings" / _name(found))
+    keep(there, finding, picture)
 
 
 def _print(found: Trajectories, format: Format) -> None:
@@ -109,12 +106,6 @@ def _changes(found: Trajectories, breaks: bool) -> tuple[list[Row], Sequence[str
     if len(found.runs) < 2:
         raise InvalidRange(f"only {found.runs[0]} was asked for; curves cross where there are two runs: RUN,RUN")
     return crossing_rows(found), CROSSING_COLUMNS
-
-
-def _name(found: Trajectories) -> str:
-    """Of the runs and probes, as far as a file's name can hold them."""
-    name = "-".join(["trajectory", *found.runs, *found.probes])
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:MOST_CHARACTERS]
 
 
 COMMANDS = (trajectory,)

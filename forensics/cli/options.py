@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
+from click.core import ParameterSource
 
 from data_index.workspace import Workspace
 from forensics.cli.output import Format
+
+# Where a verb works and how it prints; not part of what it is asked.
+ASIDE = ("workspace", "format", "picture", "output", "plan")
 
 WorkspaceOption = Annotated[
     Path | None,
@@ -40,6 +46,27 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run or a fork
 
 def open_workspace(folder: Path | None) -> Workspace:
     return Workspace(folder)
+
+
+def command_line() -> str:
+    """The verb that is running with all that it was given, for a shell; less where it works and how it prints."""
+    context = click.get_current_context()
+    words = ["forensics", context.info_name or ""]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        value = context.params.get(name)
+        if not given or name in ASIDE or value is None:
+            continue
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        if isinstance(parameter, click.Argument):
+            words += map(str, values)
+        elif isinstance(value, bool):
+            words.append((parameter.opts if value else parameter.secondary_opts)[0])
+        else:
+            option = max(parameter.opts, key=len)
+            words += [word for one in values for word in (option, str(one))]
+    return shlex.join(words)
 
 
 def pairs_of(option: str, given: Sequence[str] | None) -> dict[str, str]:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from data_index.errors import DiskFull, NotWritable
 
 if TYPE_CHECKING:
+    from data_index.workspace import Workspace
     from forensics.figure import Figure
+    from forensics.finding import Finding
 
 MAX_CELL = 60
 
@@ -120,9 +122,44 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def draw(figure_of: Callable[[], Figure], picture: Path | None, base: Path | None) -> None:
+def keep(
+    workspace: Workspace,
+    finding: Finding,
+    picture: Path | None = None,
+    below: str = "",
+    *,
+    base: Path | None = None,
+) -> None:
+    """Keep an answer among the findings, and draw it: where that was asked for, else beside it.
+
+    Args:
+        picture: one file that was asked for. base: two of one name, FILE.png and FILE.html.
+        below: HTML that follows the picture, whatever comes from data in it escaped.
+    Raises:
+        DiskFull, NotWritable: the picture was asked for. Else it is only said.
+    """
+    from data_index.finding_files import findings_folder
+    from forensics.finding import keep_finding
+
+    try:
+        say(f"finding: {keep_finding(workspace, finding)}")
+    except (DiskFull, NotWritable) as error:
+        say(f"the finding is not kept: {error}")
+    if (figure := finding.figure) is None:
+        return
+    if base is not None:
+        base = base.with_suffix("") if base.suffix in (".png", ".html") else base
+        for ending in (".png", ".html"):
+            draw(lambda: figure, base.with_name(f"{base.name}{ending}"), None, below)
+    else:
+        draw(lambda: figure, picture, findings_folder(workspace) / finding.name, below)
+
+
+def draw(figure_of: Callable[[], Figure], picture: Path | None, base: Path | None, below: str = "") -> None:
     """Draw a picture where it was asked for; else, if anywhere, as PNG and HTML named like `base`.
 
+    Args:
+        below: HTML that follows it.
     Raises:
         DiskFull, NotWritable: it was asked for. Else it is only said.
     """
@@ -135,7 +172,7 @@ def draw(figure_of: Callable[[], Figure], picture: Path | None, base: Path | Non
     for place in places:
         assert figure is not None
         try:
-            write_figure(figure, place)
+            write_figure(figure, place, below)
         except (DiskFull, NotWritable) as error:
             if picture is not None:
                 raise

@@ -20,9 +20,10 @@ from forensics.cli.options import (
     PlanOption,
     RunArgument,
     WorkspaceOption,
+    command_line,
     open_workspace,
 )
-from forensics.cli.output import CheckpointProgress, Format, emit_arrow, emit_rows, print_table, printable, say
+from forensics.cli.output import CheckpointProgress, Format, emit_arrow, emit_rows, keep, print_table, printable, say
 
 if TYPE_CHECKING:
     from data_index.workspace import Workspace
@@ -194,9 +195,8 @@ def _side_by_side(
     format: Format,
 ) -> None:
     """Numbers as rows; texts below them, one under the other."""
-    from forensics.figure import write_figure
+    from forensics.kept_findings import finding_of_sides
     from forensics.side_by_side import COLUMNS, side_by_side
-    from forensics.side_by_side_picture import figure_of_sides
 
     if checkpoints != "all" and not checkpoints.isdecimal():
         raise typer.BadParameter("--against takes one checkpoint: --checkpoints STEP [default: the last]")
@@ -215,9 +215,7 @@ def _side_by_side(
     for message in (*found.messages, *found.problems):
         say(printable(message))
     say(printable(f"value: {found.one}; other: {found.other}"))
-    if picture is not None:
-        write_figure(figure_of_sides(found), picture)
-        say(f"picture: {picture}")
+    keep(workspace, finding_of_sides(run, against, found, command_line(), workspace), picture)
     if found.problems:
         raise typer.Exit(1)
 

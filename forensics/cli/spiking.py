@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forensics.cli.options import FormatOption, WorkspaceOption, open_workspace, pairs_of
-from forensics.cli.output import Format, draw, emit_object, emit_rows, print_table, printable, say
+from forensics.cli.options import FormatOption, WorkspaceOption, command_line, open_workspace, pairs_of
+from forensics.cli.output import Format, draw, emit_object, emit_rows, keep, print_table, printable, say
 
 if TYPE_CHECKING:
     from data_index.workspace import Workspace
@@ -78,14 +78,14 @@ def spikes(
 
 
 def _draw(found: Spikes, picture: Path | None, workspace: Workspace) -> None:
-    """Where it was asked for; else, of a run of the workspace, among its findings."""
+    """Of a run of the workspace it is kept among its findings; of a log file drawn where it was asked for."""
+    from forensics.kept_findings import finding_of_spikes
     from forensics.spike_picture import picture_of
 
-    base = None
     if found.is_run:
-        names = [found.run] if found.coincidence is None else [found.run, Path(found.coincidence.other).name]
-        base = workspace.folder / "findings" / f"spikes-{'-'.join(names)}"
-    draw(lambda: picture_of(found), picture, base)
+        keep(workspace, finding_of_spikes(found, command_line()), picture)
+    else:
+        draw(lambda: picture_of(found), picture, None)
 
 
 def _print_events(found: Spikes) -> None:

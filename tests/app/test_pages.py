@@ -380,7 +380,7 @@ def test_hostile_text_of_data_stands_as_text(opened: Open, tiny: Workspace) -> N
     tags = [frame.value for frame in step.dataframe if "tag" in frame.value.columns]
     assert tags and tags[0]["tag"].tolist() == [shown]
     runs = opened(tiny, "runs")
-    assert runs.dataframe[1].value["what"].tolist() == [shown]
+    assert runs.dataframe[2].value["what"].tolist() == [shown]
     query = opened(tiny, "sql", query="select source from documents limit 1")
     assert query.dataframe[0].value["source"].tolist() == [shown]
     for page in (step, runs, query):

@@ -22,6 +22,7 @@ from data_index.workspace import Workspace
 from forensics.lookup import batch
 
 VIEWS = {
+    "findings": "finding verb runs command made_at",
     "runs": "run layout source first_step last_step sequence_length num_instances trust parent parent_step",
     "forks": "run layout source first_step last_step sequence_length num_instances trust parent parent_step",
     "segments": "run first_step num_steps attempt epoch first_position instances_per_batch loss_denominator outcome",

@@ -121,7 +121,7 @@ def test_fork_and_compare_have_the_documented_keys(tiny: Workspace) -> None:
 
     assert (fork["parent"], fork["from_step"], len(fork["steps"])) == ("tiny", 5, 10)
     assert set(rows[0]) == {"fork", "metric", "step", "treatment", "null_low", "null_high", "p_value"}
-    assert [path.suffix for path in sorted((tiny.folder / "findings").glob("compare-*"))] == [".html", ".png"]
+    assert [path.suffix for path in sorted((tiny.folder / "findings").glob("compare-*"))] == [".html", ".json", ".png"]
 
 
 def test_exposures_have_the_documented_keys_and_a_picture(tiny: Workspace, tmp_path: Path) -> None:
@@ -151,7 +151,11 @@ def test_trajectory_has_the_documented_keys_and_a_picture(tiny: Workspace, tmp_p
 
     assert len(found) == 40 and {"step", "tokens", "probe", "metric", "value", "low", "high", "unit"} <= set(found[0])
     assert (found[1]["run"], found[1]["step"], found[1]["tokens"], found[1]["value"]) == ("tiny", 5, 2560, 5.5)
-    assert [path.suffix for path in sorted((tiny.folder / "findings").glob("trajectory-*"))] == [".html", ".png"]
+    assert [path.suffix for path in sorted((tiny.folder / "findings").glob("trajectory-*"))] == [
+        ".html",
+        ".json",
+        ".png",
+    ]
     options = ["--metric", "norm, layer [28]", "--metric", "norm, layer 1"]
     assert forensics(tiny, "trajectory", "tiny", "norms", *options).returncode == 1  # brackets are no pattern
     options = ["--metric", "*layer 2", "--metric", "norm, layer 1", "--x", "tokens", "-o", str(tmp_path / "p.html")]
@@ -305,6 +309,8 @@ def test_the_truth_file_is_never_needed(
     codes = {" ".join(arguments[:1]): forensics(tiny, *arguments).returncode for arguments in runs}
 
     assert set(codes.values()) == {0}, codes
+    kept = {row["finding"]: row["command"] for row in answer(tiny, "sql", "from findings")}
+    assert kept["blame-tiny-9"] == "forensics blame tiny 9 --top 2 --nulls 2" and "spikes-tiny" in kept
     assert {verb for verb in VERBS if verb not in codes} == {"app", "catalog", "demo", "fork"}
     for package in ("data_index", "replay", "probes", "app"):
         assert not any("truth.json" in path.read_text() for path in (ROOT / package).rglob("*.py"))

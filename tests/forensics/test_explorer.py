@@ -31,7 +31,7 @@ from forensics.explorer_server import (
     open_when_ready,
     settings,
 )
-from forensics.overview import known_issues, overview
+from forensics.overview import issue_matrix, known_issues, overview
 from forensics.step_text import step_text, tiled
 from forensics.tables import shown_cell, shown_columns, table_file
 
@@ -99,7 +99,9 @@ def test_it_serves_from_any_folder_with_an_empty_home_and_ends_cleanly(
     )
     try:
         assert answers(f"http://{THIS_MACHINE}:{port}/_stcore/health", process) == "ok"
-        assert "<html" in answers(f"http://{THIS_MACHINE}:{port}/", process)
+        for page in ("/", "/run?run=tiny", "/step"):
+            html = answers(f"http://{THIS_MACHINE}:{port}{page}", process)
+            assert "<html" in html and html.count("BACKEND_BASE_URL: location.origin") == 1
         here = f"{THIS_MACHINE}:{port}"
         assert handshake(port, here, here) == 101
         # As a page of another site would ask, its name made to lead here or not.
@@ -146,9 +148,9 @@ def test_without_a_port_the_first_free_one_is_taken(monkeypatch: pytest.MonkeyPa
 def test_only_share_listens_to_other_machines() -> None:
     private, shared = Address(port=FIRST_PORT, shared=False), Address(port=FIRST_PORT, shared=True)
 
-    assert settings(private)["server_address"] == THIS_MACHINE
-    assert settings(shared)["server_address"] == ALL_ADDRESSES
-    assert settings(shared)["client_showErrorDetails"] == "none"  # no paths of this machine in tracebacks
+    assert settings(private)["server.address"] == THIS_MACHINE
+    assert settings(shared)["server.address"] == ALL_ADDRESSES
+    assert settings(shared)["client.showErrorDetails"] == "none"  # no paths of this machine in tracebacks
 
 
 def test_every_setting_is_one_that_streamlit_has() -> None:
@@ -156,7 +158,7 @@ def test_every_setting_is_one_that_streamlit_has() -> None:
     from streamlit import config
 
     known = set(config.get_config_options(force_reparse=True))
-    asked = {name.replace("_", ".") for name in settings(Address(port=FIRST_PORT, shared=False))}
+    asked = {name for name in settings(Address(port=FIRST_PORT, shared=False))}
 
     assert asked <= known, asked - known
 
@@ -277,8 +279,18 @@ def test_the_overview_counts_checkpoints_once_and_tells_issues(tiny: Workspace, 
     assert (row["run"], row["checkpoints"], row["available"], row["optimizer"]) == ("tiny", 4, 4, 4)
     assert (row["first_step"], row["last_step"], row["order"], row["problem"]) == (1, 20, "exact", "")
     assert known_issues(tiny) == [
-        {"run": "tiny", "step": 15, "what": "checkpoint 15", "issue": "there: failed, it is gone"}
+        {"run": "tiny", "step": 15, "what": "checkpoint 15", "kind": "there", "issue": "failed, it is gone"}
     ]
+
+
+def test_issues_are_counted_by_run_and_kind() -> None:
+    issues = [{"run": run, "kind": kind} for run, kind in ("bA", "aB", "bA", "bC")]
+
+    assert issue_matrix(issues) == [
+        {"run": "b", "A": 2, "B": None, "C": 1},
+        {"run": "a", "A": None, "B": 1, "C": None},
+    ]
+    assert issue_matrix([]) == []
 
 
 def test_a_run_that_cannot_be_read_does_not_hide_the_others(tiny: Workspace, tiny_copy: Path) -> None:

@@ -14,7 +14,9 @@ from data_index.run_file import read_run
 from data_index.sources.native import read_table
 from data_index.workspace import Workspace
 from forensics.attribution import blame
+from forensics.cli.output import to_json
 from forensics.divergence import compare
+from forensics.finding import read_finding
 from forensics.forking import forks_of
 from forensics.lookup import batch, where
 from forensics.reproduction import prepare, replay, replay_folder
@@ -147,6 +149,11 @@ def test_both_bad_stretches_are_found_and_blamed(demo_workspace: Workspace) -> N
     assert batch_of_112.cause == "batch" and batch_of_112.batch is not None
     assert batch_of_112.batch["steps"] == [112] and batch_of_112.batch["restored"] > 0.8
     assert all(row["instance"] in repetitive for row in batch_of_112.candidates)
+    kept = read_finding(demo_workspace, "blame-demo-154")
+    first = rows.found.gradients[154].token_losses[rows.found.suspects[0].place[1]]
+    assert kept.answer["candidates"] == json.loads(to_json(rows.candidates))
+    assert kept.command == "forensics blame demo 154" and len(kept.texts) == 3
+    np.testing.assert_array_equal(kept.texts[0].losses[1:], first)
 
 
 @pytest.mark.slow
