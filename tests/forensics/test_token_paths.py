@@ -24,6 +24,8 @@ from forensics.counting_plan import count_of
 from forensics.forking import fork
 from forensics.gathered_origins import OTHER, OriginsOfTokens
 from forensics.kept_paths import Choice, PathPoint
+from forensics.kept_token_paths import COLUMNS as KEPT
+from forensics.kept_token_paths import kept_token_paths
 from forensics.path_exposures import PathExposures, path_exposures
 from forensics.token_path_answer import TokenPaths, answered, counted_for
 from forensics.token_path_report import path_facts, write_path_report
@@ -449,3 +451,26 @@ def test_every_interesting_token_is_drawn(most_points: int, most_paths: int, mon
     }
     assert f"{3 + min(2, most_paths) + min(ordinary, most_paths)} of {len(found.rows)} tokens" in paths.title
     assert ("all" in end.title) == (most_points > ordinary)
+
+
+# --- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_says_the_same_as_the_answer(tracked: tuple[Workspace, TokenPaths]) -> None:
+    """It is read without a lock, and without the weights."""
+    workspace, before = tracked
+    found = token_paths(
+        "tiny", indicator=OUTPUT_COSINE, unused=before.choice.unused.tolist(), workspace=workspace
+    )  # the last one to be asked is kept
+    kept = kept_token_paths("tiny", workspace=workspace)
+    assert kept is not None and kept.steps == found.steps and kept.often == found.often
+    assert kept.counted == found.counted and kept.indicator == found.indicator
+    assert np.array_equal(kept.exposures_at(), found.exposures_at())  # type: ignore[arg-type]
+
+    for mine, theirs in zip(kept.points, found.points, strict=True):
+        assert np.array_equal(mine.values, theirs.values) and mine.limit == theirs.cluster.limit
+        assert np.array_equal(mine.inside, theirs.inside)  # type: ignore[arg-type]
+    answers = {row["token_id"]: row for row in found.rows}
+    for row in kept.rows:
+        expected = answers[row["token_id"]]
+        assert all(row[name] == expected[name] for name in KEPT if name != "text"), row
