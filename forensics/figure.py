@@ -179,6 +179,8 @@ def shown_names(figure: Figure, most: int) -> list[int]:
 
 
 def _draw_panel(axis: Any, panel: Panel) -> None:
+    from matplotlib.ticker import ScalarFormatter
+
     floor: list[float] = []
     for series in panel.series:
         steps, y = _drawn(series)
@@ -214,7 +216,7 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
         axis.set_yscale("log")
     if panel.log_x:
         axis.set_xscale("log")
-    else:
+    elif isinstance(axis.xaxis.get_major_formatter(), ScalarFormatter):  # else a panel that shares x has set its own
         axis.ticklabel_format(axis="x", style="plain", useOffset=False)
     if panel.x_label:
         axis.set_xlabel(_as_text(panel.x_label), fontsize=9)

@@ -36,7 +36,7 @@ def usual_pairs(pairs: Sequence[Pair], most: int = 3) -> list[Pair]:
 def probe_panels(
     run: str, pairs: Sequence[Pair], first: int, last: int, *, workspace: Workspace | None = None
 ) -> list[Curves]:
-    """A panel for each of these metrics that has a value from checkpoint `first` to checkpoint `last`, or around them.
+    """A panel for each of these metrics that has a value at checkpoints `first` to `last`, or on both sides of them.
 
     Raises:
         UnknownRun, MissingMetric, CorruptFile
@@ -50,11 +50,17 @@ def probe_panels(
 def _panels(found: Trajectories, pairs: Sequence[Pair], first: int, last: int) -> Iterator[Curves]:
     for pair in pairs:
         cut = [_cut(curve, first, last) for curve in found.curves if (curve.probe, curve.metric) == pair]
-        curves = tuple(curve for curve in cut if curve.finite_rows)
+        curves = tuple(curve for curve in cut if _is_seen(curve, first, last))
         if curves:
             panel = figure_of(replace(found, curves=curves, shown=frozenset([pair]))).panels[0]
             assert isinstance(panel, Curves)
             yield replace(panel, title=f"probe {label_of(pair)}", x_range=(first, last), inches=INCHES, legend=False)
+
+
+def _is_seen(curve: Curve, first: int, last: int) -> bool:
+    """Does a point lie at the steps that are looked at, or a line go through them?"""
+    steps = [row["step"] for row in curve.finite_rows]
+    return bool(steps) and min(steps) <= last and max(steps) >= first
 
 
 def _cut(curve: Curve, first: int, last: int) -> Curve:
