@@ -12,7 +12,7 @@ from forensics.trajectory_names import shown_metrics
 from forensics.trajectory_picture import figure_of
 
 Pair = tuple[str, str]  # a probe and one of its metrics
-INCHES = 1.7
+INCHES, MARGIN = 1.7, 0.01
 
 
 def label_of(pair: Pair) -> str:
@@ -54,7 +54,14 @@ def _panels(found: Trajectories, pairs: Sequence[Pair], first: int, last: int) -
         if curves:
             panel = figure_of(replace(found, curves=curves, shown=frozenset([pair]))).panels[0]
             assert isinstance(panel, Curves)
-            yield replace(panel, title=f"probe {label_of(pair)}", x_range=(first, last), inches=INCHES, legend=False)
+            margin = MARGIN * (last - first)  # points at the ends are not cut
+            yield replace(
+                panel,
+                title=f"probe {label_of(pair)}",
+                x_range=(first - margin, last + margin),
+                inches=INCHES,
+                legend=False,
+            )
 
 
 def _is_seen(curve: Curve, first: int, last: int) -> bool:
