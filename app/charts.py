@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
 from forensics.figure import BAND, Figure, interactive, panel_inches
@@ -115,23 +115,19 @@ def label_logarithms(canvas: Any) -> None:
         for axis in axes:
             if axis.type != "log" or axis.tickvals is not None:
                 continue
-            decades = axis.range[1] - axis.range[0] if axis.range else _decades(canvas, letter, axis.plotly_name)
-            if decades < FEW_DECADES:
+            low, high = axis.range or _decades(canvas, letter, axis.plotly_name)
+            if high - low < FEW_DECADES:
                 axis.update(dtick="D2", tickformat="~g")
             else:
-                axis.update(dtick=max(round(decades / MOST_LABELS), 1))
+                axis.update(dtick=max(round((high - low) / MOST_LABELS), 1), tickformat=None if high >= 4 else "~g")
 
 
-def _decades(canvas: Any, letter: str, name: str) -> float:
-    """That the values on an axis span."""
+def _decades(canvas: Any, letter: str, name: str) -> tuple[float, float]:
+    """The logarithms of the smallest and the largest value on an axis."""
     axis = letter + name.removeprefix(f"{letter}axis")
-    values = [
-        np.array([value for value in trace[letter] if value is not None and value > 0], dtype=float)
-        for trace in canvas.data
-        if (trace[f"{letter}axis"] or letter) == axis and trace[letter] is not None
-    ]
-    there = np.concatenate([np.ones(0), *values])
-    return float(np.log10(there.max() / there.min())) if len(there) else 0.0
+    drawn = [trace[letter] for trace in canvas.data if (trace[f"{letter}axis"] or letter) == axis]
+    values = [value for some in drawn if some is not None for value in some if value is not None and value > 0]
+    return (math.log10(min(values)), math.log10(max(values))) if values else (0.0, 0.0)
 
 
 def recolour_band(trace: Any, colours: dict[str, str]) -> None:

@@ -22,11 +22,12 @@ def figure_canvas(figure: Figure, *, dark: bool) -> Any:
     canvas = interactive(figure)
     colours = ON_DARK | MORE_ON_DARK if dark else {}
     legends: set[str] = set()
+    small = sum(len(trace.x) for trace in canvas.data if trace.type == "scatter" and trace.mode == "markers") > MANY
     for trace in canvas.data:
         if trace.type == "bar":
             _recolour_bars(trace, colours, legends)
         elif trace.type == "scatter":
-            _recolour_trace(trace, colours)
+            _recolour_trace(trace, colours, small)
     recolour(canvas, colours)
     canvas.update_layout(
         template="plotly_dark" if dark else "plotly_white",
@@ -67,7 +68,7 @@ def _part_legends(canvas: Any) -> None:
         trace.update(legend=(trace.yaxis or "y").replace("y", "legend"))
 
 
-def _recolour_trace(trace: Any, colours: dict[str, str]) -> None:
+def _recolour_trace(trace: Any, colours: dict[str, str], small: bool) -> None:
     """Lines, points and bands; those that stand out when they are chosen keep the others as they are."""
     if trace.hoverinfo == "skip":
         recolour_band(trace, colours)
@@ -78,7 +79,7 @@ def _recolour_trace(trace: Any, colours: dict[str, str]) -> None:
         trace.update(marker={"color": colours[trace.marker.color]})
     if trace.marker.line.color in colours:
         trace.update(marker={"line": {"color": colours[trace.marker.line.color]}})
-    if trace.mode == "markers" and len(trace.x) > MANY:
+    if small and trace.mode == "markers":
         trace.update(marker={"size": 4})
     if "markers" in (trace.mode or ""):
         trace.update(unselected={"marker": {"opacity": trace.marker.opacity or 1}}, selected={"marker": {"size": 11}})

@@ -110,4 +110,8 @@ frame.downloads(
     table=lambda: data.logged_values(data.version(), run, found.query()),
     figure=figure,
 )
-frame.reproduce([frame.command("sql", found.query()), frame.command("checkpoints", run)], found.query())
+measured = [frame.command("trajectory", run, *dict.fromkeys(pairs[label][0] for label in chosen))] if chosen else []
+frame.reproduce(
+    [frame.command("sql", found.query()), frame.command("checkpoints", run), *measured],
+    found.query(),
+)
