@@ -30,6 +30,7 @@ class TokenPage:
             the cluster of untrained rows ends.
         documents: ids of the first ones that it was read in. tags: (tag, readings) of all its readings, most first.
         traced: both were looked for.
+        counted_from: the checkpoint that a fork begins at; None: the run is none.
     """
 
     run: str
@@ -43,6 +44,20 @@ class TokenPage:
     documents: tuple[int, ...] = ()
     tags: tuple[tuple[str, int], ...] = ()
     traced: bool = False
+    counted_from: int | None = None
+
+    @property
+    def note(self) -> str:
+        """What has to be known to read its picture."""
+        parts = ["Low indicators are suspicious."]
+        parts += ["Inside the cluster: untrained."] if self.limits else []
+        parts += [counted_from(self.counted_from)] if self.exposures else []
+        return " ".join(filter(None, parts))
+
+
+def counted_from(step: int | None) -> str:
+    """Of a fork, counts are its own."""
+    return "" if step is None else f"Readings are counted from checkpoint {step} on, where the fork begins."
 
 
 def token_page(run: str, token_id: int, *, workspace: Workspace | None = None) -> TokenPage:
@@ -72,6 +87,7 @@ def token_page(run: str, token_id: int, *, workspace: Workspace | None = None) -
         documents=tuple(origin["document_ids"] or ()) if origin else (),
         tags=tuple(zip(origin["tags"] or (), origin["tag_counts"] or (), strict=True)) if origin else (),
         traced=bool(workspace.learned_files(workspace.home(run), "token_origins")),
+        counted_from=record.parent[1] if record.parent else None,
     )
 
 
@@ -94,7 +110,7 @@ def token_figure(found: TokenPage) -> Figure | None:
         x_label="",
         panels=panels,
         shared_x=False,
-        note=_note(found),
+        note=found.note,
     )
 
 
@@ -160,10 +176,6 @@ def _both(found: TokenPage) -> Panel | None:
         log_x=True,
         inches=_INCHES,
     )
-
-
-def _note(found: TokenPage) -> str:
-    return "Low indicators are suspicious." + (" Inside the cluster: untrained." if found.limits else "")
 
 
 def shown_tags(found: TokenPage, most: int) -> Sequence[dict[str, Any]]:

@@ -21,6 +21,7 @@ from data_index.workspace import Workspace
 from forensics.chosen_points import MOST_POINTS, chosen_points
 from forensics.figure import BLACK, GREY, Figure, Panel, Series
 from forensics.step_text import readable_text
+from forensics.token_page import counted_from
 
 INDICATOR, RANK, AS_INPUT, AS_TARGET = "indicator", "rank", "exposures as input", "exposures as target"
 PROBABILITY, AT = "highest probability", "indicator at "  # and a step
@@ -47,6 +48,7 @@ class TokenScatter:
         num_tokens: that have both numbers; num_drawn of them are drawn.
         num_covered: flagged ones (of what a point is drawn as, the first three) that another one covers.
         cuts: (name, value of the main indicator).
+        counted_from: the checkpoint that a fork begins at; None: the run is none.
     """
 
     run: str
@@ -59,6 +61,7 @@ class TokenScatter:
     num_drawn: int
     num_covered: int
     cuts: tuple[tuple[str, float], ...]
+    counted_from: int | None = None
 
 
 def axes(workspace: Workspace, run: Run, step: int) -> list[str]:
@@ -117,6 +120,7 @@ def scatter(
         num_drawn=len(kept),
         num_covered=int((finite & marked).sum() - marked[kept].sum()),
         cuts=tuple((name, float(cut)) for name, cut in cuts if cut is not None),
+        counted_from=record.parent[1] if record.parent else None,
     )
 
 
@@ -229,5 +233,5 @@ def _note(found: TokenScatter) -> str:
             f"All candidates, known-unused and prompted tokens{covered}, and all extremes are drawn, of others some."
         )
     if {found.x, found.y} & {AS_INPUT, AS_TARGET}:
-        parts.append("A token without an exposure is drawn at 0.5.")
-    return " ".join(parts)
+        parts += ["A token without an exposure is drawn at 0.5.", counted_from(found.counted_from)]
+    return " ".join(filter(None, parts))

@@ -214,7 +214,7 @@ def test_gaps_are_hatched_as_high_as_the_panel_in_both_pictures(tiny: Workspace)
     axis = canvas.layout[hatch.yaxis.replace("y", "yaxis")]
 
     assert hatch.x == (4.5, 4.5, 10.5, 10.5, 4.5, None, 16.5, 16.5, 18.5, 18.5, 16.5, None)
-    assert set(hatch.y) == {0, 1, None} and (axis.range, axis.overlaying) == ((0, 1), "y") and axis.fixedrange
+    assert hatch.y == (0, 1, 1, 0, 0, None) * 2 and (axis.range, axis.overlaying) == ((0, 1), "y") and axis.fixedrange
     assert hatch.xaxis == "x" and hatch.hoverinfo == "skip" and "hatched: not logged" in figure.note
     words = re.findall(r">([^<]+)</text>", picture(figure, "svg").decode())
     assert words.count("not logged") == 2
@@ -239,6 +239,8 @@ def test_probes_lie_under_the_ribbon_over_its_steps(tiny: Workspace) -> None:
     assert list(loss.curves[0].x) == [5, 10, 15] and loss.curves[0].at[0] == ("tiny", 5)
     assert [panel.title for panel in probe_panels("tiny", pairs, 16, 20, workspace=tiny)] == ["probe loss"]
     assert probe_panels("tiny", [], 0, 20, workspace=tiny) == []
+    (whole,) = probe_panels("tiny", pairs[1:], 0, 20, workspace=tiny)
+    assert list(whole.gaps[0].x) == [0, 5, 15, 20] and not whole.told_apart  # the note tells what the marks are
     figure = ribbon_figure(ribbon("tiny", workspace=tiny), [loss])
     assert figure is not None and figure.panels[-2] == loss and "95 % intervals" in figure.note
     assert picture(figure, "png")[:4] == b"\x89PNG"

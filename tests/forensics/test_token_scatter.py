@@ -111,11 +111,13 @@ def test_the_other_axes_hold_what_they_say(kept: Workspace) -> None:
     assert {token: x for rows in early.points.values() for token, _, x, _ in rows}[4] == 40.0
 
 
-def test_candidates_are_never_thinned_away(kept: Workspace) -> None:
-    found = scatter("tiny", 20, RANK, INDICATOR, most=8, workspace=kept)
+def test_candidates_are_never_thinned_away(kept: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forensics.chosen_points._STRETCHES", 2)
+    found = scatter("tiny", 20, RANK, INDICATOR, most=10, workspace=kept)
     drawn = {token for rows in found.points.values() for token, *_ in rows}
 
-    assert {0, 1, 2, 3, 37} <= drawn and found.num_covered == 0 and found.num_drawn == len(drawn) <= NUM
+    assert {0, 1, 2, 3, 37} <= drawn and found.num_covered == 0 and found.num_drawn == len(drawn) == 10
+    assert "All candidates, known-unused and prompted tokens, and all extremes" in scatter_figure(found).note
     assert "All candidates" not in scatter_figure(scatter("tiny", 20, RANK, INDICATOR, workspace=kept)).note
 
 
