@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_index.errors import ForensicsError, MissingFile
+from data_index.errors import ForensicsError
 from data_index.files import read_json_object
 from data_index.run import Run
 from data_index.token_queries import (
@@ -101,7 +101,10 @@ def kept_token_paths(run: str, *, workspace: Workspace | None = None) -> KeptTok
         "fell_back_step": _from_0(left.fell_back),
     }
     if counts is None:
-        told.append(f"how often tokens were read is not kept of every checkpoint (forensics exposures {run} counts it)")
+        lacking = _uncounted(workspace, record, steps)
+        told.append(
+            f"how often tokens were read is not kept of every checkpoint (forensics exposures {lacking} counts it)"
+        )
     return KeptTokenPaths(
         run=run,
         indicator=indicator,
@@ -174,28 +177,38 @@ def counted_of(workspace: Workspace, run: str, indicator: str) -> str:
     return "as_input" if indicator == INPUT_NORM else "as_target"
 
 
-def _counts(workspace: Workspace, run: Run, steps: Sequence[int], num_rows: int, counted: str) -> np.ndarray | None:
-    """Up to each checkpoint, int64 of shape [steps, rows]; those of a fork's parents are added."""
-    records = counted_steps(workspace, run)
-    needed = [step for step in steps if step >= run.first_step]
-    if not records or set(needed) - set(records):
+def _uncounted(workspace: Workspace, run: Run, steps: Sequence[int]) -> str | None:
+    """The run, of this one and the parents that a fork has, whose counts are not kept of all these checkpoints."""
+    if set(_own(run, steps)) - set(counted_steps(workspace, run)):
+        return run.name
+    if run.parent is None:
         return None
-    base = np.zeros(num_rows, dtype=np.int64)
+    name, at = run.parent
+    return _uncounted(workspace, workspace.run(name), [at])
+
+
+def _own(run: Run, steps: Sequence[int]) -> list[int]:
+    """Those of these checkpoints that come after a step of the run."""
+    return [step for step in steps if step >= run.first_step]
+
+
+def _counts(workspace: Workspace, run: Run, steps: Sequence[int], num_rows: int, counted: str) -> np.ndarray | None:
+    """Up to each checkpoint, int64 of shape [steps, rows], with those of a fork's parents; None: not all are kept."""
+    if _uncounted(workspace, run, steps) is not None:
+        return None
+    counts = np.zeros((len(steps), num_rows), dtype=np.int64)
     if run.parent is not None:
         name, at = run.parent
         before = _counts(workspace, workspace.run(name), [at], num_rows, counted)
-        if before is None:
-            return None
-        base = before[0]
-    found = exposure_arrays(workspace, run, needed)
-    counts = np.zeros((len(steps), num_rows), dtype=np.int64)
-    number = np.searchsorted(steps, np.asarray(found["step"]))
-    token = np.asarray(found["token_id"])
+        assert before is not None
+        counts += before[0]
+    found = exposure_arrays(workspace, run, _own(run, steps))
+    number, token = np.searchsorted(steps, np.asarray(found["step"])), np.asarray(found["token_id"])
     here = token < num_rows
-    columns = [np.ma.filled(found[name], 0) for name in ("as_input", "as_target")]
-    values = np.maximum(*columns) if counted == "either" else columns[counted == "as_target"]
-    counts[number[here], token[here]] = values[here]
-    return counts + base
+    as_input, as_target = (np.ma.filled(found[name], 0) for name in ("as_input", "as_target"))
+    values = {"either": np.maximum(as_input, as_target), "as_input": as_input, "as_target": as_target}[counted]
+    counts[number[here], token[here]] += values[here]
+    return counts
 
 
 def _texts(workspace: Workspace, run: Run, num_rows: int) -> tuple[list[str | None], list[str]]:
@@ -207,13 +220,3 @@ def _texts(workspace: Workspace, run: Run, num_rows: int) -> tuple[list[str | No
         ]
     texts = texts_of_tokens(workspace, run, kept[-1]["step"], range(num_rows))
     return [texts.get(token) for token in range(num_rows)], []
-
-
-def require_paths(found: KeptTokenPaths | None, run: str) -> KeptTokenPaths:
-    """
-    Raises:
-        MissingFile: none are kept.
-    """
-    if found is None:
-        raise MissingFile(f"no paths of the tokens of {run} are kept (forensics tokens {run} --track follows them)")
-    return found

@@ -27,6 +27,7 @@ from forensics.kept_paths import Choice, PathPoint
 from forensics.kept_token_paths import COLUMNS as KEPT
 from forensics.kept_token_paths import kept_token_paths
 from forensics.path_exposures import PathExposures, path_exposures
+from forensics.token_counts import exposures
 from forensics.token_page import token_page
 from forensics.token_path_answer import TokenPaths, answered, counted_for
 from forensics.token_path_report import path_facts, write_path_report
@@ -172,6 +173,9 @@ def test_a_fork_has_what_its_parent_had_read_before(tmp_path: Path, tiny: Worksp
     first = np.where(before["first_step"], before["first_step"], own["first_step"])
     assert np.array_equal(found.exposures.first_step[1], first)
     assert any("of tiny" in message for message in found.messages)
+    kept = kept_token_paths(made.id, workspace=tiny)
+    assert kept is not None and kept.counts is None and "forensics exposures tiny counts it" in kept.messages[-1]
+    exposures("tiny", workspace=tiny)
     kept = kept_token_paths(made.id, workspace=tiny)
     assert kept is not None and np.array_equal(kept.exposures_at(), found.exposures_at())  # type: ignore[arg-type]
     assert "from checkpoint 5 on" in token_page(made.id, 3, workspace=tiny).note
