@@ -9,7 +9,8 @@ from typing import Any
 import streamlit as st
 
 from app import data, frame, spike_data
-from app.charts import show_figure, show_ribbon
+from app.charts import show_ribbon
+from app.figures import show_figure
 from app.marked import show_colours, show_losses, show_marked
 from forensics.figure import Bars, Figure
 from forensics.ribbon_picture import ribbon_figure
@@ -67,14 +68,15 @@ def show_columns(rows: Sequence[Mapping[str, Any]], *names: str, key: str, **col
 
 def show_events(figure: Figure | None) -> None:
     """The run's log with its spikes: a click chooses one."""
-    event: Any = None
+    clicked: list[Any] = []
     if figure is not None:
-        event = show_figure(figure, key=f"spikes {run} {found.made_at}", clickable=True)
+        clicked = show_figure(figure, key=f"spikes {run} {found.made_at}", clickable=True)
     elif found.searched:
         ribbon = data.ribbon(data.version(), run, None, None)
         if (drawn := ribbon_figure(ribbon)) is not None:
             event = show_ribbon(drawn, ribbon, key=f"spikes {run}")
-    points = [point["x"] for point in event["selection"]["points"]] if event else []
+            clicked = event["selection"]["points"] if event else []
+    points = [point["x"] for point in clicked]
     if frame.just_changed("points", points) and points and (near := event_at(round(points[0]))) is not None:
         frame.select(peak=near["peak"])
         st.rerun()
