@@ -1,7 +1,7 @@
 """Everything that can go wrong with a stated reason.
 
     ForensicsError
-    ├── UnknownRun, RunExists, UnknownLayout, NewerWorkspace
+    ├── UnknownRun, RunExists, FindingExists, UnknownLayout, NewerWorkspace
     ├── StepOutOfRange, MissingCheckpoint, MissingState, UnknownInstance, UnknownDocument, UnknownOrigin,
     │   MissingMetric
     ├── MissingFile
@@ -12,6 +12,7 @@
     ├── TooMuchToFetch
     ├── CorruptFile
     │   ├── ChangedFile          not the file it was when it was first read
+    │   ├── RefusedPack          not byte for byte what `pack` writes, or nothing to be opened
     │   └── UnsafeFile           the file would run code, or lies about its size
     ├── OrderMismatch            the data are not proved to be the run's data
     ├── UnknownOrder             what the steps read was never published, or not said
@@ -62,6 +63,10 @@ class UnknownRun(ForensicsError, LookupError):
 
 class RunExists(ForensicsError, FileExistsError):
     """A run of that name is already registered."""
+
+
+class FindingExists(ForensicsError, FileExistsError):
+    """Another finding of that name is kept already."""
 
 
 class UnknownLayout(ForensicsError, ValueError):
@@ -134,6 +139,11 @@ class ChangedFile(CorruptFile):
 
 class UnsafeFile(CorruptFile):
     """A file that would run code, reach outside its folder, or claim an absurd size."""
+
+
+class RefusedPack(CorruptFile):
+    """A pack that was changed, is not of the one form that packs have, or holds what no pack may; nothing of it was
+    written."""
 
 
 class OrderMismatch(ForensicsError, ValueError):

@@ -36,6 +36,10 @@ _PUBLIC = {
     "token_paths": "forensics.token_paths",
     "trajectory": "forensics.trajectories",
     "jobs": "forensics.background_jobs",
+    "pack": "forensics.packing",
+    "open_pack": "forensics.opening",
+    "report": "forensics.run_page",
+    "cite": "forensics.citation",
 }
 __all__ = sorted(_PUBLIC)
 

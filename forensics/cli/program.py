@@ -22,6 +22,7 @@ from forensics.cli import (
     releases,
     repeating,
     searching,
+    sharing,
     spiking,
     undertraining,
 )
@@ -63,6 +64,7 @@ COMMANDS = (
     *probing.COMMANDS,
     *following.COMMANDS,
     *auditing.COMMANDS,
+    *sharing.COMMANDS,
     *releases.COMMANDS,
     *exploring.COMMANDS,
     *background.COMMANDS,
