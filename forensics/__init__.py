@@ -33,13 +33,14 @@ _PUBLIC = {
     "blame": "forensics.attribution",
     "probe": "forensics.probing",
     "tokens": "forensics.undertrained_tokens",
+    "token_losses": "forensics.step_losses",
     "token_paths": "forensics.token_paths",
     "trajectory": "forensics.trajectories",
-    "jobs": "forensics.background_jobs",
     "pack": "forensics.packing",
     "open_pack": "forensics.opening",
     "report": "forensics.run_page",
     "cite": "forensics.citation",
+    "jobs": "forensics.background_jobs",
 }
 __all__ = sorted(_PUBLIC)
 

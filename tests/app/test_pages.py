@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from streamlit.testing.v1 import AppTest
 from data_index.files import write_json
 from data_index.kinds import table_of_rows
 from data_index.workspace import Workspace, learn
-from forensics.explorer_server import main_script
 
 PAGES = {
     "runs": "views/runs.py",
     "search": "views/search.py",
     "run": "views/run.py",
     "step": "views/step.py",
+    "spikes": "views/spikes.py",
     "sql": "views/query.py",
     "released": "views/released.py",
 }
@@ -27,26 +27,6 @@ PAGES |= {"forks": "views/forks.py"}
 HOSTILE = "<script>alert(1)</script> **bold** [link](http://x) $x^2$ :red[no] \x1b[31m\u202egnol"
 
 Open = Callable[..., AppTest]
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    """Opens a page of a workspace with what its link says."""
-    import streamlit
-
-    streamlit.cache_data.clear()
-
-    def open_page(workspace: Workspace, page: str, **link: str) -> AppTest:
-        monkeypatch.setenv("FORENSICS_WORKSPACE", str(workspace.folder))
-        found = AppTest.from_file(str(main_script()), default_timeout=30)
-        found.run()
-        found.query_params.clear()
-        for name, value in link.items():
-            found.query_params[name] = value
-        return found.switch_page(PAGES[page]).run()
-
-    yield open_page
-    streamlit.cache_data.clear()
 
 
 def texts(page: AppTest) -> str:
