@@ -17,7 +17,7 @@ MIME_TYPES = {
     ".png": "image/png",
 }
 # On a dark ground black cannot be seen, and the darker ones of Okabe and Ito's colours hardly.
-ON_DARK = {"#000000": "#FFFFFF", "#0072B2": "#56B4E9", "#555555": "#AAB2BA", BAND: "#4A3A2C"}
+ON_DARK = {"#000000": "#FFFFFF", "#0072B2": "#3D86F0", "#555555": "#AAB2BA", BAND: "#4A3A2C"}
 CLICKABLE = 4  # size of points that can be clicked; plotly selects no point of a bare line
 FEW_DECADES, MOST_LABELS = 3.2, 10
 PIXELS_AN_INCH = 78

@@ -11,8 +11,7 @@ from app.charts import ON_DARK, is_dark, label_logarithms, recolour, recolour_ba
 from forensics.figure import Figure, interactive
 from forensics.figure_bars import BAND as INTERVAL
 
-# Where the lighter blue is a line as well, the darker one must not become it.
-MORE_ON_DARK = {INTERVAL: "#4A525B", "#0072B2": "#3E97DB", "#56B4E9": "#A5DFFF"}
+MORE_ON_DARK = {INTERVAL: "#4A525B"}
 MANY = 1_000  # points are drawn smaller
 PLAIN_INK, DARK_INK = "#1C2127", "#E6E9EC"
 

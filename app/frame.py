@@ -26,6 +26,7 @@ CARRIED = (
     "what",
     "query",
     "released",
+    *("view", "compare", "start", "num_steps", "edits", "set", "fresh"),  # a fork as it is composed
 )  # from page to page; the rest of a selection is its page's own
 KEPT = "kept_"  # before the names of these in the session
 
@@ -119,6 +120,7 @@ def choose_run() -> str:
 def _take_run() -> None:
     if st.session_state["run_choice"] is not None:
         select(run=st.session_state["run_choice"], step=None, first=None, last=None, row=None, probes=None)
+        select(start=None, num_steps=None, edits=None, set=None, fresh=None)
 
 
 def choose_step(run: str) -> int:

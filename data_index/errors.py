@@ -1,7 +1,7 @@
 """Everything that can go wrong with a stated reason.
 
     ForensicsError
-    ├── UnknownRun, RunExists, UnknownLayout, NewerWorkspace
+    ├── UnknownRun, RunExists, FindingExists, UnknownLayout, NewerWorkspace
     ├── StepOutOfRange, MissingCheckpoint, MissingState, UnknownInstance, UnknownDocument, UnknownOrigin,
     │   MissingMetric
     ├── MissingFile
@@ -12,6 +12,7 @@
     ├── TooMuchToFetch
     ├── CorruptFile
     │   ├── ChangedFile          not the file it was when it was first read
+    │   ├── RefusedPack          not byte for byte what `pack` writes, or nothing to be opened
     │   └── UnsafeFile           the file would run code, or lies about its size
     ├── OrderMismatch            the data are not proved to be the run's data
     ├── UnknownOrder             what the steps read was never published, or not said
@@ -22,6 +23,7 @@
     ├── MissingPackage           an extra of the toolkit is not installed
     ├── UnknownTask, UnusableTask
     ├── RefusedQuery, FailedQuery
+    ├── RefusedJob, UnknownJob
     └── Busy, AddressInUse, DiskFull, NotWritable, OutOfMemory, NotDeterministic
 
 Each class is also the builtin it resembles, so that callers may catch either. A message says what was asked, what is
@@ -30,7 +32,12 @@ there, and what to do.
 
 
 class ForensicsError(Exception):
-    """Base of every error the toolkit states on purpose."""
+    """Base of every error the toolkit states on purpose.
+
+    `edit_number`: of several edits the one that it is about, from 0.
+    """
+
+    edit_number: int | None = None
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else type(self).__name__
@@ -56,6 +63,10 @@ class UnknownRun(ForensicsError, LookupError):
 
 class RunExists(ForensicsError, FileExistsError):
     """A run of that name is already registered."""
+
+
+class FindingExists(ForensicsError, FileExistsError):
+    """Another finding of that name is kept already."""
 
 
 class UnknownLayout(ForensicsError, ValueError):
@@ -130,6 +141,11 @@ class UnsafeFile(CorruptFile):
     """A file that would run code, reach outside its folder, or claim an absurd size."""
 
 
+class RefusedPack(CorruptFile):
+    """A pack that was changed, is not of the one form that packs have, or holds what no pack may; nothing of it was
+    written."""
+
+
 class OrderMismatch(ForensicsError, ValueError):
     """The data or their order contradict the trainer's own record."""
 
@@ -176,6 +192,14 @@ class RefusedQuery(ForensicsError, PermissionError):
 
 class FailedQuery(ForensicsError, ValueError):
     """SQL that DuckDB could not answer."""
+
+
+class RefusedJob(ForensicsError, PermissionError):
+    """A command line that does not run on its own."""
+
+
+class UnknownJob(ForensicsError, LookupError):
+    """No job of that name in the workspace."""
 
 
 class Busy(ForensicsError, BlockingIOError):

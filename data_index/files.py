@@ -159,12 +159,51 @@ def copy_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def copy_stretch(source: Path, start: int, stop: int, target: Path, *, skip_bytes: int = 0) -> str:
+    """Copy bytes [start, stop) of a file into a folder that is being built; returns their sha256.
+
+    Args:
+        skip_bytes: of their beginning, which are hashed and not written.
+    Raises:
+        MissingFile, UnsafeFile, DiskFull
+        CorruptFile: the file ends before.
+    """
+    digest = hashlib.sha256()
+    with disk_errors(target), open_existing(source) as file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.seek(start)
+        with target.open("xb") as out:
+            while start < stop:
+                block = file.read(min(BLOCK_BYTES, stop - start))
+                if not block:
+                    raise CorruptFile(f"{source} [{start}:{stop}]: the file ends early; it was truncated")
+                digest.update(block)
+                out.write(block[skip_bytes:])
+                skip_bytes = max(skip_bytes - len(block), 0)
+                start += len(block)
+    return digest.hexdigest()
+
+
 def overwrite(path: Path, stretches: Iterable[tuple[int, bytes]]) -> None:
     """Replace bytes of a file in a folder that is being built, each stretch from its first byte on; its size stays."""
     with disk_errors(path), path.open("r+b") as file:
         for first, content in stretches:
             file.seek(first)
             file.write(content)
+
+
+@contextlib.contextmanager
+def open_log(path: Path) -> Iterator[Any]:
+    """Open a file that a process of its own writes to, line by line; it is read by people and proves nothing.
+
+    Raises:
+        DiskFull, NotWritable
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    with file:
+        yield file
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -149,7 +149,7 @@ def register(
                 f"with forensics remove {name}"
             )
         remove_dead_siblings(home)
-        with atomic_folder(home) as building, _said_of(building, home):
+        with atomic_folder(home) as building, said_of(building, home):
             imported = build(building)
             given = read_record(metrics) if metrics is not None else {}
             tables = dict(imported.tables) | given
@@ -203,7 +203,7 @@ def _learn_documents(run: Run, building: Path, progress: Progress) -> None:
 
 
 @contextmanager
-def _said_of(building: Path, home: Path) -> Iterator[None]:
+def said_of(building: Path, home: Path) -> Iterator[None]:
     """Messages about a home that is being built name it as it will be called."""
     try:
         yield

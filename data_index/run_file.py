@@ -154,27 +154,43 @@ def read_run(folder: Path, cache: Path | None = None) -> Run:
 def _read_run(folder: Path, cache: Path, identity: tuple[int, int, int]) -> Run:
     """One for each content, as far as inode, size and time tell: of a run of 1,000 files, parsing takes 50 ms."""
     path = folder / "run.toml"
-    content = read_limited(path, MAX_RUN_BYTES)
+    return parse_run(read_limited(path, MAX_RUN_BYTES), folder, cache, path)
+
+
+def parse_toml(content: bytes, source: object) -> dict[str, Any]:
+    """
+    Raises:
+        CorruptFile, UnsafeFile
+    """
     # The parser's time grows with the square of the parts of a key.
     if any(line.partition(b"=")[0].count(b".") > MAX_KEY_PARTS for line in content.splitlines()):
-        raise UnsafeFile(f"{path} has a key of more than {MAX_KEY_PARTS} parts")
+        raise UnsafeFile(f"{source} has a key of more than {MAX_KEY_PARTS} parts")
     try:
-        table = tomllib.loads(content.decode())
+        return tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
-        raise CorruptFile(f"{path} is not TOML: {error}") from error
+        raise CorruptFile(f"{source} is not TOML: {error}") from error
+
+
+def parse_run(content: bytes, folder: Path, cache: Path, source: object) -> Run:
+    """A run from the bytes of its run.toml, as if that lay in `folder`.
+
+    Raises:
+        CorruptFile, UnsafeFile, NewerWorkspace
+    """
+    table = parse_toml(content, source)
     if table.get("format") != "forensics-run":
-        raise CorruptFile(f'{path} does not say format = "forensics-run"')
+        raise CorruptFile(f'{source} does not say format = "forensics-run"')
     version = table.get("version", 0)
     if not isinstance(version, int) or isinstance(version, bool):
-        raise CorruptFile(f"{path} states no version")
+        raise CorruptFile(f"{source} states no version")
     if version > RUN_FORMAT_VERSION:
         raise NewerWorkspace(
-            f"{path} is version {table['version']}, this toolkit reads up to {RUN_FORMAT_VERSION}: update it"
+            f"{source} is version {table['version']}, this toolkit reads up to {RUN_FORMAT_VERSION}: update it"
         )
     try:
         return _run_from_table(table, folder, cache)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CorruptFile(f"{path} lacks or misstates {error}") from error
+        raise CorruptFile(f"{source} lacks or misstates {error}") from error
 
 
 def _run_from_table(table: Mapping[str, Any], base: Path, cache: Path) -> Run:

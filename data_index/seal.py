@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,14 @@ _NOT_SEALED = (SEAL, "current.json")
 _NAMED_BY_HASH = re.compile(r"[0-9a-f]{16}\.parquet\Z")
 
 
-def write_seal(home: Path) -> None:
-    """Hash every file of a home that is being built; called when all else is written."""
-    files = sorted(path for path in home.rglob("*") if path.is_file())
+def write_seal(home: Path, *, without: Collection[str] = ()) -> None:
+    """Hash every file of a home that is being built; called when all else is written.
+
+    Args:
+        without: folders whose files are verified otherwise, and may be taken away.
+    """
+    every = sorted(path for path in home.rglob("*") if path.is_file())
+    files = [path for path in every if path.relative_to(home).parts[0] not in without]
     sealed = {
         path.relative_to(home).as_posix(): {"sha256": sha256_of_file(path), "num_bytes": path.stat().st_size}
         for path in files

@@ -35,6 +35,11 @@ _PUBLIC = {
     "tokens": "forensics.undertrained_tokens",
     "token_paths": "forensics.token_paths",
     "trajectory": "forensics.trajectories",
+    "pack": "forensics.packing",
+    "open_pack": "forensics.opening",
+    "report": "forensics.run_page",
+    "cite": "forensics.citation",
+    "jobs": "forensics.background_jobs",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -177,6 +177,7 @@ def test_what_that_machine_lacks_is_really_blocked(name: str) -> None:
         ["batch", "tiny", "0:5", "--by", "tag", "--format", "json"],
         ["where", "tiny", "--instance", "50"],
         ["at", "tiny", "3"],
+        ["cite", "tiny"],
     ],
     ids=" ".join,
 )

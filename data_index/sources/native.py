@@ -92,7 +92,7 @@ def read_table(path: Path) -> pyarrow.Table | None:
         return None
     size = require_file(path)
     try:
-        _require_plausible(path, size)
+        require_plausible_table(path, size, path)
         return pyarrow.parquet.read_table(path, partitioning=None)
     except UnsafeFile:
         raise
@@ -100,19 +100,21 @@ def read_table(path: Path) -> pyarrow.Table | None:
         raise CorruptFile(f"{path} is not a whole Parquet file: {error}") from error
 
 
-def _require_plausible(path: Path, num_bytes: int) -> None:
+def require_plausible_table(source: Any, num_bytes: int, name: object) -> None:
     """Equal values take next to no room in a file, so that a small one may hold a column of any length.
 
+    Args:
+        source: a Parquet file: its path, or it opened.
     Raises:
         UnsafeFile
     """
     import pyarrow.parquet
 
-    described = pyarrow.parquet.read_metadata(path)
+    described = pyarrow.parquet.read_metadata(source)
     # Not by column: pyarrow ends the process where a column's statistics are damaged.
     packed = sum(described.row_group(number).total_byte_size for number in range(described.num_row_groups))
     if is_absurd(max(8 * described.num_rows * described.num_columns, packed), num_bytes):
-        raise UnsafeFile(f"{path} claims {described.num_rows:,} rows and {packed:,} bytes; it has {num_bytes:,}")
+        raise UnsafeFile(f"{name} claims {described.num_rows:,} rows and {packed:,} bytes; it has {num_bytes:,}")
 
 
 def read_pieces(folder: Path, kind: str) -> pyarrow.Table | None:
@@ -122,6 +124,15 @@ def read_pieces(folder: Path, kind: str) -> pyarrow.Table | None:
     pieces = [(read_table(path), path) for path in committed_pieces(folder, kind)]
     tables = [conform(table, kind, path) for table, path in pieces if table is not None]
     return pyarrow.concat_tables(tables) if tables else None
+
+
+def metrics_by_step(folder: Path) -> dict[int, dict[str, float]]:
+    """What a run folder has saved of each step: step -> name -> value."""
+    table = read_pieces(folder, "metrics")
+    metrics: dict[int, dict[str, float]] = {}
+    for row in table.to_pylist() if table is not None else []:
+        metrics.setdefault(row["step"], {})[row["name"]] = row["value"]
+    return metrics
 
 
 def committed_pieces(folder: Path, kind: str) -> list[Path]:

@@ -18,6 +18,7 @@ PAGES = {
     "sql": "views/query.py",
     "released": "views/released.py",
 }
+PAGES |= {"forks": "views/forks.py"}
 PAGES |= {"tokens": "views/tokens.py", "trajectories": "views/trajectories.py"}
 
 Open = Callable[..., AppTest]
