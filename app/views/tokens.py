@@ -325,7 +325,7 @@ elif not kept and not tracked:
     nothing_yet()
 else:
     about = choose_checkpoint(kept) if kept else None
-    view = frame.choice("view", "View", [SCATTER, TABLE, PATHS], label_visibility="collapsed")
+    view = frame.choice("show", "Show", [SCATTER, TABLE, PATHS], label_visibility="collapsed")
     if about is not None:
         frame.facts(
             {

@@ -53,7 +53,7 @@ runs = choose_runs()
 with frame.stated():
     there = {run: trajectory_data.probe_names(version, run) for run in runs}
 known = list(dict.fromkeys(name for of_run in there.values() for name in of_run))
-view = frame.choice("view", "View", [OVER, SIDES, MISSING], label_visibility="collapsed")
+view = frame.choice("show", "Show", [OVER, SIDES, MISSING], label_visibility="collapsed")
 
 
 def wrong_names(kind: str, options: list[str]) -> None:

@@ -65,9 +65,9 @@ def test_a_link_chooses_checkpoint_and_axes(opened: Open, kept: Workspace) -> No
 
 
 def test_rows_are_filtered_by_category_kind_and_text(opened: Open, kept: Workspace) -> None:
-    page = opened(kept, "tokens", run="tiny", view="Table", category=["single_byte"], only="candidates")
+    page = opened(kept, "tokens", run="tiny", show="Table", category=["single_byte"], only="candidates")
     assert not page.exception and page.dataframe[0].value["token_id"].tolist() == [0]
-    page = opened(kept, "tokens", run="tiny", view="Table")
+    page = opened(kept, "tokens", run="tiny", show="Table")
     assert page.dataframe[0].value["text"].tolist()[2] == SHOWN and len(page.dataframe[0].value) == 40
     page = page.text_input[0].set_value("T17").run()
     assert page.dataframe[0].value["token_id"].tolist() == [17] and page.query_params["find"] in ("T17", ["T17"])
@@ -76,7 +76,7 @@ def test_rows_are_filtered_by_category_kind_and_text(opened: Open, kept: Workspa
 
 
 def test_paths_come_from_what_was_kept(opened: Open, kept: Workspace) -> None:
-    page = opened(kept, "tokens", run="tiny", view="Paths")
+    page = opened(kept, "tokens", run="tiny", show="Paths")
     findings = page.dataframe[0].value
 
     assert not page.exception and findings["finding"].tolist() == ["never read"]
@@ -104,7 +104,7 @@ def test_a_token_is_opened_by_its_id(opened: Open, kept: Workspace) -> None:
 
 
 def test_hostile_tokens_stand_as_text(opened: Open, kept: Workspace) -> None:
-    for link in ({"token": "2"}, {"view": "Table"}, {}, {"view": "Paths"}):
+    for link in ({"token": "2"}, {"show": "Table"}, {}, {"show": "Paths"}):
         page = opened(kept, "tokens", run="tiny", **link)
 
         assert not page.exception and "alert(1)" not in read_as_markdown(page)
@@ -125,7 +125,7 @@ def test_nothing_kept_names_the_commands(opened: Open, tiny_shared: Workspace) -
 def test_tokens_that_were_not_prompted_or_tracked_say_how(opened: Open, tiny: Workspace) -> None:
     rows = [row | {"verified": None, "max_probability": None} for row in token_rows()]
     learn(tiny.home("tiny"), "tokens", table_of_rows("tokens", rows, "test"))
-    table, paths = (opened(tiny, "tokens", run="tiny", view=view) for view in ("Table", "Paths"))
+    table, paths = (opened(tiny, "tokens", run="tiny", show=show) for show in ("Table", "Paths"))
 
     assert not table.exception and "forensics tokens tiny --verify" in texts(table)
     assert not paths.exception and paths.subheader[0].value == "No paths are kept yet"
@@ -138,7 +138,7 @@ def test_paths_alone_are_shown_without_the_rest(opened: Open, tiny: Workspace) -
     """`tokens --track` was asked, `tokens` was not."""
     rows = [path_row(step, n, 1.0 + n, None) for step in (5, 10) for n in range(3)]
     learn(tiny.home("tiny"), "token_paths", table_of_rows("token_paths", rows, "test"))
-    page = opened(tiny, "tokens", run="tiny", view="Paths")
+    page = opened(tiny, "tokens", run="tiny", show="Paths")
     scatter = opened(tiny, "tokens", run="tiny")
 
     assert not page.exception and "ids stand for them" in texts(page) and drawn(page)
@@ -153,7 +153,7 @@ def test_paths_alone_are_shown_without_the_rest(opened: Open, tiny: Workspace) -
         ({"checkpoint": "<b>"}, "no tokens of checkpoint <b> of tiny are kept, those of 10, 20 are"),
         ({"x": "<b>"}, "'<b>' is not kept of the tokens of tiny"),
         ({"run": "<b>"}, "no run or fork is called '<b>'"),
-        ({"view": "Table", "only": "<b>", "category": "<b>"}, ""),
+        ({"show": "Table", "only": "<b>", "category": "<b>"}, ""),
     ],
 )
 def test_a_wrong_link_is_said(opened: Open, kept: Workspace, link: dict[str, str], said: str) -> None:
@@ -174,7 +174,7 @@ def test_nothing_is_written_for_who_looks_from_afar(
 ) -> None:
     monkeypatch.setenv("FORENSICS_SHARED", "1")
     before = {path: path.stat().st_mtime_ns for path in kept.folder.rglob("*")}
-    for page, link in (("tokens", {"view": "Paths"}), ("tokens", {"token": "2"}), ("trajectories", {}), ("run", {})):
+    for page, link in (("tokens", {"show": "Paths"}), ("tokens", {"token": "2"}), ("trajectories", {}), ("run", {})):
         assert not opened(kept, page, run="tiny", **link).exception
 
     assert {path: path.stat().st_mtime_ns for path in kept.folder.rglob("*")} == before

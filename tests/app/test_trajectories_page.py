@@ -124,19 +124,19 @@ def test_published_evaluations_stand_beside_what_was_measured(opened: Open, kept
 
 
 def test_two_checkpoints_stand_side_by_side(opened: Open, kept: Workspace) -> None:
-    page = opened(kept, "trajectories", run="tiny", view="Two side by side", one="tiny@0", other="twin@20")
+    page = opened(kept, "trajectories", run="tiny", show="Two side by side", one="tiny@0", other="twin@20")
     table = page.dataframe[0].value
 
     assert not page.exception and table["difference"].round(2).tolist()[0] == -1.82
     assert "forensics probe tiny loss norms --checkpoints 0 --against twin@20" in texts(page)
-    usual = opened(kept, "trajectories", run="tiny", view="Two side by side")
+    usual = opened(kept, "trajectories", run="tiny", show="Two side by side")
     assert [box.value for box in usual.selectbox] == ["tiny@0", "tiny@20"]
-    wrong = opened(kept, "trajectories", run="tiny", view="Two side by side", one="<b>@1")
+    wrong = opened(kept, "trajectories", run="tiny", show="Two side by side", one="<b>@1")
     assert not wrong.exception and wrong.error and "<b>" not in read_as_markdown(wrong)
 
 
 def test_what_is_not_measured_yet_comes_with_its_command(opened: Open, kept: Workspace) -> None:
-    page = opened(kept, "trajectories", run="tiny", view="Not measured yet")
+    page = opened(kept, "trajectories", run="tiny", show="Not measured yet")
     missing, there = (frame.value for frame in page.dataframe)
 
     assert "loss" not in missing["probe"].tolist() and "induction" in missing["probe"].tolist()
@@ -146,8 +146,8 @@ def test_what_is_not_measured_yet_comes_with_its_command(opened: Open, kept: Wor
 
 def test_a_run_without_numbers_says_how_to_measure_them(opened: Open, tiny_shared: Workspace) -> None:
     page = opened(tiny_shared, "trajectories", run="tiny")
-    sides = opened(tiny_shared, "trajectories", run="tiny", view="Two side by side")
-    missing = opened(tiny_shared, "trajectories", run="tiny", view="Not measured yet")
+    sides = opened(tiny_shared, "trajectories", run="tiny", show="Two side by side")
+    missing = opened(tiny_shared, "trajectories", run="tiny", show="Not measured yet")
 
     for found in (page, sides):
         assert not found.exception and found.subheader[0].value == "Nothing is measured yet"
@@ -167,7 +167,7 @@ def test_an_empty_workspace_says_what_to_do_with_trajectories(opened: Open, work
         ({"runs": ["<b>no</b>"]}, "no run or fork is called '<b>no</b>'"),
         ({"run": "tiny", "probes": ["<b>no</b>", "loss"]}, "'<b>no</b>' is not among the probes"),
         ({"run": "tiny", "metrics": ["<b>no</b>"]}, "'<b>no</b>' is not among the metrics"),
-        ({"run": "tiny", "x": "<b>", "view": "<b>"}, ""),
+        ({"run": "tiny", "x": "<b>", "show": "<b>"}, ""),
     ],
 )
 def test_a_wrong_link_is_said(opened: Open, kept: Workspace, link: dict[str, Any], said: str) -> None:
@@ -188,7 +188,7 @@ def test_tokens_that_are_not_known_are_no_axis(opened: Open, tiny: Workspace) ->
 def test_hostile_names_of_probes_stand_as_text(opened: Open, tiny: Workspace) -> None:
     rows = [number(HOSTILE, HOSTILE, step, 1.0 + step, HOSTILE) for step in STEPS]
     learn(tiny.home("tiny"), "probes", table_of_rows("probes", rows, "test"))
-    for link in ({}, {"view": "Two side by side"}, {"view": "Not measured yet"}, {"more": ["breaks", "numbers"]}):
+    for link in ({}, {"show": "Two side by side"}, {"show": "Not measured yet"}, {"more": ["breaks", "numbers"]}):
         page = opened(tiny, "trajectories", run="tiny", **link)
 
         assert not page.exception and "alert(1)" not in read_as_markdown(page)
