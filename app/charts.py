@@ -18,7 +18,7 @@ MIME_TYPES = {
 }
 # On a dark ground black cannot be seen, and the darker ones of Okabe and Ito's colours hardly.
 ON_DARK = {
-    **{"#000000": "#FFFFFF", "#0072B2": "#56B4E9", "#555555": "#AAB2BA"},
+    **{"#000000": "#FFFFFF", "#0072B2": "#3D86F0", "#555555": "#AAB2BA"},
     **{BAND: "#4A3A2C", BAR_BAND: "#3A4149"},
 }
 CLICKABLE = 4  # size of points that can be clicked; plotly selects no point of a bare line

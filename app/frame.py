@@ -28,6 +28,7 @@ CARRIED = (
     "what",
     "query",
     "released",
+    *("view", "compare", "start", "num_steps", "edits", "set", "fresh"),  # a fork as it is composed
 )  # from page to page; the rest of a selection is its page's own
 KEPT = "kept_"  # before the names of these in the session
 
@@ -78,6 +79,7 @@ def _take_run() -> None:
     if st.session_state["run_choice"] is not None:
         nothing = dict.fromkeys(("step", "first", "last", "row", "peak", "under"))
         select(run=st.session_state["run_choice"], **nothing)
+        select(start=None, num_steps=None, edits=None, set=None, fresh=None)
 
 
 def choose_step(run: str) -> int:

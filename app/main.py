@@ -27,8 +27,9 @@ RUN = st.Page("views/run.py", title="Run", icon=":material/show_chart:", url_pat
 RELEASED = st.Page("views/released.py", title="Released runs", icon=":material/public:", url_path="released")
 STEP = st.Page("views/step.py", title="Step", icon=":material/article:", url_path="step")
 SEARCH = st.Page("views/search.py", title="Search", icon=":material/search:", url_path="search")
-SQL = st.Page("views/query.py", title="SQL", icon=":material/database:", url_path="sql")
 SPIKES = st.Page("views/spikes.py", title="Spikes", icon=":material/bolt:", url_path="spikes")
+FORKS = st.Page("views/forks.py", title="Forks", icon=":material/alt_route:", url_path="forks")
+SQL = st.Page("views/query.py", title="SQL", icon=":material/database:", url_path="sql")
 # What of the selection each page's link says.
 PAGES = {
     RUNS: ("run",),
@@ -36,6 +37,7 @@ PAGES = {
     STEP: ("run", "step"),
     SEARCH: ("run", "kind", "what"),
     SPIKES: ("run", "peak"),
+    FORKS: ("run", "view", "compare", "start", "num_steps", "edits", "set", "fresh"),
     SQL: ("query",),
     RELEASED: ("released",),
 }

@@ -23,6 +23,7 @@
     ├── MissingPackage           an extra of the toolkit is not installed
     ├── UnknownTask, UnusableTask
     ├── RefusedQuery, FailedQuery
+    ├── RefusedJob, UnknownJob
     └── Busy, AddressInUse, DiskFull, NotWritable, OutOfMemory, NotDeterministic
 
 Each class is also the builtin it resembles, so that callers may catch either. A message says what was asked, what is
@@ -31,7 +32,12 @@ there, and what to do.
 
 
 class ForensicsError(Exception):
-    """Base of every error the toolkit states on purpose."""
+    """Base of every error the toolkit states on purpose.
+
+    `edit_number`: of several edits the one that it is about, from 0.
+    """
+
+    edit_number: int | None = None
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else type(self).__name__
@@ -186,6 +192,14 @@ class RefusedQuery(ForensicsError, PermissionError):
 
 class FailedQuery(ForensicsError, ValueError):
     """SQL that DuckDB could not answer."""
+
+
+class RefusedJob(ForensicsError, PermissionError):
+    """A command line that does not run on its own."""
+
+
+class UnknownJob(ForensicsError, LookupError):
+    """No job of that name in the workspace."""
 
 
 class Busy(ForensicsError, BlockingIOError):

@@ -192,6 +192,20 @@ def overwrite(path: Path, stretches: Iterable[tuple[int, bytes]]) -> None:
             file.write(content)
 
 
+@contextlib.contextmanager
+def open_log(path: Path) -> Iterator[Any]:
+    """Open a file that a process of its own writes to, line by line; it is read by people and proves nothing.
+
+    Raises:
+        DiskFull, NotWritable
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    with file:
+        yield file
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     with atomic_file(path) as temporary:
         temporary.write_bytes(content)

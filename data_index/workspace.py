@@ -7,6 +7,7 @@
     trained/<run>/                  native run folders that this toolkit trained (the sample run)
     findings/                       answers with their evidence
     verifications/                  what models of no run answered about their tokens (of a run: in its folder)
+    jobs/<id>/                      command lines that the explorer started, and what they printed
     cache/                          bytes fetched from servers
 
 The folder of a run or fork is its *home*. current.json names the learned files in force; it is replaced by rename.
@@ -161,7 +162,7 @@ class Workspace:
         """
         there = self.checkpoints(run)
         if here := [checkpoint for checkpoint in there if checkpoint.step == step]:
-            return max(here, key=lambda checkpoint: (checkpoint.available is not False, len(checkpoint.states)))
+            return fullest(here)
         before = [c.step for c in there if c.step < step][-1:]
         after = [c.step for c in there if c.step > step][:1]
         near = " and ".join(map(str, before + after))
@@ -191,6 +192,11 @@ class Workspace:
             table = native.read_table(path)
             rows += table.to_pylist() if table is not None else []
         return rows
+
+
+def fullest(places: Sequence[Checkpoint]) -> Checkpoint:
+    """Of one checkpoint in several places, the one that answers and has most states."""
+    return max(places, key=lambda checkpoint: (checkpoint.available is not False, len(checkpoint.states)))
 
 
 def read_current(home: Path) -> dict[str, list[str]]:

@@ -40,6 +40,7 @@ _PUBLIC = {
     "open_pack": "forensics.opening",
     "report": "forensics.run_page",
     "cite": "forensics.citation",
+    "jobs": "forensics.background_jobs",
 }
 __all__ = sorted(_PUBLIC)
 

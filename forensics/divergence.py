@@ -9,9 +9,9 @@ from typing import Any
 from data_index.errors import InvalidEdit
 from data_index.metric_queries import logged_metrics
 from data_index.run import Run
+from data_index.sources.native import metrics_by_step
 from data_index.workspace import Workspace
 from forensics.figure import BLACK, Figure, Panel, Series
-from forensics.reproduction import metrics_by_step
 
 NO_NULLS = "no nulls, no claim: without null forks nothing says how much of this any change would have caused"
 

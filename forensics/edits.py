@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from data_index.batch import Denominator, Plan, StepPlan, batch_of, denominator_of_rows, read_batch
-from data_index.errors import CorruptFile, FailedQuery, InvalidEdit, MissingFile
+from data_index.batch import Denominator, IndexedPlan, Plan, StepPlan, batch_of, denominator_of_rows, read_batch
+from data_index.batch_queries import reader_of
+from data_index.errors import FailedQuery, ForensicsError, InvalidEdit
 from data_index.run import Run
 from data_index.store import locked_connection, query_locked, require_one_select
 from data_index.tokens import TokenReader
 from data_index.workspace import Workspace
+from forensics.edit_hits import EditHits, rows_added, rows_reached
+from forensics.given_rows import Inserted, json_lines, token_row
 from replay.intervention import (
     Edit,
     Insert,
@@ -32,6 +33,8 @@ from replay.intervention import (
 )
 
 Spans = dict[int, list[tuple[int, int]]]
+MOST_TIMES = 10_000  # a step of so many rows would hardly fit
+Reached = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 # What a where: condition can speak of: one row for each piece of a document in each row of each step.
 WHERE_ROWS = """
@@ -43,21 +46,6 @@ WHERE_ROWS = """
     LEFT JOIN (SELECT document_id, list(tag ORDER BY tag) AS tags FROM tags GROUP BY document_id) t
            ON t.document_id = s.document_id
 """
-
-
-@dataclass(slots=True, kw_only=True)
-class Inserted:
-    """Rows that come from files; they become instances after the run's own."""
-
-    first_instance: int
-    rows: list[np.ndarray] = field(default_factory=list)
-    masks: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
-
-    def add(self, token_ids: np.ndarray, num_padding: int) -> Row:
-        instance = self.first_instance + len(self.rows)
-        self.rows.append(token_ids)
-        length = len(token_ids)
-        return Row(instance, ((length - num_padding, length),) if num_padding else ())
 
 
 def row_weight(run: Run, rule: Denominator, reader: TokenReader, inserted: Inserted) -> RowWeight:
@@ -83,7 +71,7 @@ class Resolver:
     Attributes:
         plan: the parent's plan over the fork's steps.
         weight: what a row adds to the denominator of its step's loss.
-        described: what each edit hits, in a sentence, for the fork's record and its user.
+        hits: what each edit reached, for the fork's record and its user.
     """
 
     workspace: Workspace
@@ -91,7 +79,7 @@ class Resolver:
     plan: Plan
     inserted: Inserted
     weight: RowWeight
-    described: list[str] = field(default_factory=list)
+    hits: list[EditHits] = field(default_factory=list)
 
     def resolve(self, edit: Edit) -> Intervention:
         """
@@ -100,15 +88,23 @@ class Resolver:
         """
         steps = self._steps(edit)
         if edit.operation == "shuffle":
-            self.described.append(f"shuffle all rows of steps {steps.start}..{steps.stop - 1}")
+            self._hit(
+                f"shuffle all rows of steps {steps.start}..{steps.stop - 1}", rows_reached(self.plan, steps, None)
+            )
             return Shuffle(weight=self.weight, steps=steps, seed=option_number(edit, "seed", 0))
         if edit.operation == "swap" and edit.selector is None:
             return self._swap_steps(edit, steps)
         if edit.operation == "insert":
             rows = self._given_rows(edit)
-            self.described.append(f"insert {len(rows)} rows into each of steps {steps.start}..{steps.stop - 1}")
+            said = f"insert {len(rows)} rows into each of steps {steps.start}..{steps.stop - 1}"
+            self._hit(said, rows_added(self.plan, steps, rows))
             return Insert(weight=self.weight, steps=steps, rows=rows)
         return self._row_edit(edit, steps, self._selected(edit, steps))
+
+    def _hit(self, said: str, reached: Reached, spans: Spans | None = None) -> None:
+        steps, rows, instances = reached
+        where = {"steps": steps, "rows": rows, "instances": instances}
+        self.hits.append(EditHits(said=said, **where, spans=spans, sequence_length=self.run.sequence_length))
 
     def _steps(self, edit: Edit) -> range:
         whole = self.plan.steps
@@ -129,7 +125,8 @@ class Resolver:
                 f"swap takes two different steps of the fork (steps {self.plan.steps.start}.."
                 f"{self.plan.steps.stop - 1}), such as swap @{self.plan.steps.start} with={self.plan.steps.stop - 1}"
             )
-        self.described.append(f"swap the batches of steps {steps.start} and {second}")
+        both = sorted((steps.start, second))
+        self._hit(f"swap the batches of steps {steps.start} and {second}", rows_reached(self.plan, both, None))
         return SwapSteps(weight=self.weight, first=steps.start, second=second)
 
     def _row_edit(self, edit: Edit, steps: range, spans: Spans) -> RowEdit:
@@ -145,6 +142,8 @@ class Resolver:
             hide = {instance: tuple(pieces) for instance, pieces in spans.items()}
         elif edit.operation == "repeat":
             times = dict.fromkeys(instances, option_number(edit, "times", 2))
+            if instances and times[instances[0]] > MOST_TIMES:
+                raise InvalidEdit(f"repeat times={times[instances[0]]}: at most {MOST_TIMES:,} times in a step")
         elif edit.operation == "swap":
             if len(instances) != 2:
                 raise InvalidEdit(
@@ -172,17 +171,16 @@ class Resolver:
         )
 
     def _describe(self, edit: Edit, steps: range, spans: Spans, rescale: bool) -> None:
-        hit = [(step, sum(row.instance in spans for row in rows_of(self.plan[step]))) for step in steps]
-        touched = [step for step, count in hit if count]
-        rows = sum(count for _, count in hit)
-        text = f"{edit.operation} {rows} rows in {len(touched)} steps ({touched[0]}..{touched[-1]})"
+        reached = rows_reached(self.plan, steps, spans)
+        touched = np.unique(reached[0])
+        text = f"{edit.operation} {len(reached[0])} rows in {len(touched)} steps ({touched[0]}..{touched[-1]})"
         if edit.operation in ("drop", "mask"):
             text += (
                 "; the loss is divided by the targets that remain"
                 if rescale
                 else "; the loss is divided by as many targets as before"
             )
-        self.described.append(text)
+        self._hit(text, reached, spans if edit.operation == "mask" else None)
 
     # --- selectors ---------------------------------------------------------------------------------------------
 
@@ -215,7 +213,7 @@ class Resolver:
         return self._whole(_numbers(text, "instance"))
 
     def _span(self, text: str) -> Spans:
-        match = re.fullmatch(r"(\d+):(\d+)-(\d+)", text)
+        match = re.fullmatch(r"(\d{1,18}):(\d{1,9})-(\d{1,9})", text)
         if not match or not int(match[2]) < int(match[3]) <= self.run.sequence_length:
             raise InvalidEdit(
                 f"span:{text} is not I:START-STOP with 0 <= START < STOP <= {self.run.sequence_length} (tokens)"
@@ -261,52 +259,50 @@ class Resolver:
             return rows
         return tuple(
             self.inserted.add(*token_row(line, number, Path(value), self.run))
-            for number, line in enumerate(_json_lines(Path(value)), 1)
+            for number, line in enumerate(json_lines(Path(value)), 1)
         )
+
+
+def _no_weight(row: Row) -> int:
+    return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EditedSteps:
+    """What a fork's steps read once its edits are resolved; `hits`: what each of them reached."""
+
+    steps: tuple[StepPlan, ...]
+    inserted: Inserted
+    hits: tuple[EditHits, ...]
+
+
+def edited_steps(
+    workspace: Workspace, run: Run, plan: Plan, edits: Sequence[Edit], rule: Denominator | None
+) -> EditedSteps:
+    """Apply edits in order, each to what those before it left.
+
+    Args:
+        plan: the parent's, over the fork's steps.
+        rule: what the fork's loss is divided by; None: that is not asked for, and no token is read.
+    Raises:
+        InvalidEdit, MissingFile, CorruptFile: the error's `edit_number` says which of them, from 0.
+    """
+    inserted = Inserted(first_instance=run.num_instances)
+    weight = row_weight(run, rule, reader_of(workspace, run), inserted) if rule is not None else _no_weight
+    resolver = Resolver(workspace=workspace, run=run, plan=plan, inserted=inserted, weight=weight)
+    for number, edit in enumerate(edits):
+        try:
+            changed = resolver.resolve(edit)(resolver.plan)
+            # Every step is looked at here, so that what is wrong with one is known to be of this edit.
+            resolver.plan = IndexedPlan(by_step={step: changed[step] for step in changed.steps})
+        except ForensicsError as error:
+            error.edit_number = number
+            raise
+    steps = tuple(resolver.plan[step] for step in resolver.plan.steps)
+    return EditedSteps(steps=steps, inserted=inserted, hits=tuple(resolver.hits))
 
 
 def _numbers(text: str, what: str) -> list[int]:
-    if not re.fullmatch(r"\d+(,\d+)*", text):
+    if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", text):
         raise InvalidEdit(f"{what}:{text} is not a list of numbers such as {what}:12,40")
     return [int(number) for number in text.split(",")]
-
-
-def _json_lines(path: Path) -> list[Any]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except FileNotFoundError as error:
-        raise MissingFile(f"{path}, named by with=, is not there") from error
-    except ValueError as error:
-        raise CorruptFile(f"{path} is not JSON lines: {error}") from error
-
-
-def token_row(line: Any, number: int, path: Path, run: Run) -> tuple[np.ndarray, int]:
-    """One row from a line {"token_ids": […]} or {"text": "…"}; shorter ones are padded with the end token.
-
-    Returns:
-        token ids, int64 of shape [sequence_length], and how many of them are padding (kept out of the loss).
-    Raises:
-        InvalidEdit: it does not fit one row.
-    """
-    if isinstance(line, dict) and isinstance(line.get("text"), str):
-        from data_index.text import encode
-
-        ids = encode(run, line["text"])
-    elif isinstance(line, dict) and isinstance(line.get("token_ids"), list):
-        ids = [int(token) for token in line["token_ids"]]
-    else:
-        raise InvalidEdit(f'{path} line {number} is neither {{"text": …}} nor {{"token_ids": […]}}')
-    length = run.sequence_length
-    if not 2 <= len(ids) <= length:
-        raise InvalidEdit(
-            f"{path} line {number} has {len(ids)} tokens; a row of {run.name} takes 2 to {length}: split it"
-        )
-    vocabulary = run.largest_token_id
-    if min(ids) < 0 or max(ids) > vocabulary:
-        raise InvalidEdit(f"{path} line {number}: token ids must lie in 0..{vocabulary}")
-    padding = length - len(ids)
-    if padding and run.eos_token_id is None:
-        raise InvalidEdit(
-            f"{path} line {number} is short of a row by {padding} tokens, and {run.name} has no end token"
-        )
-    return np.array(ids + [run.eos_token_id] * padding, dtype=np.int64), padding

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data_index.batch import Plan, StepPlan
+from data_index.batch import StepPlan
 from data_index.batch_queries import plan_of, reader_of
 from data_index.errors import InvalidEdit, InvalidRange
 from data_index.files import (
@@ -36,17 +35,18 @@ from data_index.index import build_index
 from data_index.kinds import table_of_rows
 from data_index.run import Order, OrderTrust, Run, Segment, TokenFile, parse_steps
 from data_index.run_check import LINES
-from data_index.run_file import read_run, write_run
+from data_index.run_file import write_run
 from data_index.seal import write_seal
-from data_index.sources.native import saved_steps
+from data_index.sources.native import metrics_by_step
 from data_index.witness import block_rows, remember_first_seen
 from data_index.workspace import Workspace, learn
 from forensics.configured import configured_run
-from forensics.edits import Inserted, Resolver, row_weight
+from forensics.edits import edited_steps
+from forensics.fork_list import described, file_of_edit, parsed_edits
+from forensics.given_rows import Inserted
 from forensics.reproduction import (
     Progress,
     fingerprint_of,
-    metrics_by_step,
     prepare,
     saved_checkpoint,
     start_state,
@@ -54,7 +54,7 @@ from forensics.reproduction import (
 from forensics.starting import plan_as_taken, require_optimizer
 from forensics.tracing import NormTrace, ParentComparison, layers_of_model
 from replay.determinism import deterministic, environment
-from replay.intervention import Edit, parse_edit
+from replay.intervention import Edit
 from replay.models import require_architecture
 from replay.recipe import Recipe, apply_overrides, recipe_of_run
 from replay.recording import Recording, SavePolicy, advance
@@ -95,9 +95,8 @@ class ForkRequest:
         """fork.toml: what makes a fork this one. Files named by edits count by content."""
         tables = [edit.to_table() for edit in self.edits]
         for edit, table in zip(self.edits, tables, strict=True):
-            given = edit.options.get("with", "")
-            if given and not given.startswith("instance:") and not given.isdigit():
-                table["file_sha256"] = sha256_of_file(Path(given))
+            if (given := file_of_edit(edit)) is not None:
+                table["file_sha256"] = sha256_of_file(given)
         return {
             "parent": self.parent.name,
             "from_step": self.first,
@@ -145,18 +144,14 @@ def fork(
         DiskFull, OutOfMemory
     """
     workspace = workspace or Workspace()
-    parent = workspace.run(run)
-    if num_steps < 1:
-        raise InvalidRange(f"--num-steps {num_steps}: a fork takes at least one step")
-    first, last = parse_steps(f"{from_step}:{from_step + num_steps}", parent)
-    require_optimizer(workspace, parent, workspace.checkpoint(parent, first), fresh_optimizer)
-    overrides = dict(overrides or {}) | ({"precision": "fp32"} if precision == "fp32" else {})
-    asked = ForkRequest(
-        parent=configured_run(parent, first, last, approximate=approximate),
-        first=first,
-        last=last,
-        edits=tuple(parse_edit(edit) for edit in edits),
+    asked = fork_request(
+        workspace,
+        run,
+        from_step,
+        num_steps,
+        edits=edits,
         overrides=overrides,
+        precision=precision,
         approximate=approximate,
         fresh_optimizer=fresh_optimizer,
         device=device,
@@ -175,6 +170,42 @@ def fork(
     return result_of(workspace, folder.name)
 
 
+def fork_request(
+    workspace: Workspace,
+    run: str,
+    from_step: int,
+    num_steps: int,
+    *,
+    edits: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    precision: str = "recipe",
+    approximate: bool = False,
+    fresh_optimizer: bool = False,
+    device: str = "auto",
+) -> ForkRequest:
+    """What `fork` was asked for, once it is known that it can start there; its arguments are `fork`'s.
+
+    Raises:
+        InvalidEdit: an edit cannot be read; the error's `edit_number` says which, from 0.
+        InvalidRange, UnknownRun, StepOutOfRange, MissingCheckpoint, MissingState, UnsupportedRecipe
+    """
+    parent = workspace.run(run)
+    if num_steps < 1:
+        raise InvalidRange(f"--num-steps {num_steps}: a fork takes at least one step")
+    first, last = parse_steps(f"{from_step}:{from_step + num_steps}", parent)
+    require_optimizer(workspace, parent, workspace.checkpoint(parent, first), fresh_optimizer)
+    return ForkRequest(
+        parent=configured_run(parent, first, last, approximate=approximate),
+        first=first,
+        last=last,
+        edits=parsed_edits(edits),
+        overrides=dict(overrides or {}) | ({"precision": "fp32"} if precision == "fp32" else {}),
+        approximate=approximate,
+        fresh_optimizer=fresh_optimizer,
+        device=device,
+    )
+
+
 def _remember_saving(folder: Path, save_every: int | None) -> int | None:
     """Which states a fork keeps is the fork's, not the call's: going on without --save-every must delete none."""
     path = folder / "saving.json"
@@ -187,11 +218,6 @@ def _remember_saving(folder: Path, save_every: int | None) -> int | None:
 
 def fork_id(table: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(table)).hexdigest()[:12]
-
-
-def described(folder: Path) -> list[str]:
-    said: list[str] = tomllib.loads((folder / "fork.toml").read_text()).get("described", [])
-    return said
 
 
 def result_of(workspace: Workspace, fork_name: str) -> ForkResult:
@@ -216,17 +242,12 @@ def result_of(workspace: Workspace, fork_name: str) -> ForkResult:
 def create_fork(workspace: Workspace, asked: ForkRequest, folder: Path) -> None:
     """Resolve the edits, write the plan down as a native run folder, and index it; all in one rename."""
     parent, recipe = asked.parent, asked.recipe()
-    plan: Plan = plan_as_taken(workspace, parent, asked.first, asked.last, recipe)
-    inserted = Inserted(first_instance=parent.num_instances)
-    weight = row_weight(parent, recipe.denominator, reader_of(workspace, parent), inserted)
-    resolver = Resolver(workspace=workspace, run=parent, plan=plan, inserted=inserted, weight=weight)
-    for edit in asked.edits:
-        resolver.plan = plan
-        plan = resolver.resolve(edit)(plan)
-    steps = [plan[step] for step in plan.steps]
+    plan = plan_as_taken(workspace, parent, asked.first, asked.last, recipe)
+    edited = edited_steps(workspace, parent, plan, asked.edits, recipe.denominator)
+    steps, inserted = edited.steps, edited.inserted
     remove_dead_siblings(folder)
     with atomic_folder(folder) as building:
-        write_toml(building / "fork.toml", asked.to_table() | {"described": resolver.described})
+        write_toml(building / "fork.toml", asked.to_table() | {"described": [hits.said for hits in edited.hits]})
         files = _write_inserted(building, parent, inserted)
         child = _child_run(workspace, asked, building, steps, files)
         write_run(child, building)
@@ -407,25 +428,3 @@ def heldout_rows(workspace: Workspace, run: Run) -> np.ndarray | None:
         tokens = reader.read(file, 0, min(file.num_bytes // np.dtype(file.dtype).itemsize, wanted * length))
         rows += list(tokens[: len(tokens) // length * length].reshape(-1, length).astype(np.int64))
     return np.stack(rows) if rows else None
-
-
-def forks_of(workspace: Workspace, run: str | None = None) -> list[dict[str, Any]]:
-    """All forks, or those of one run: id, parent, steps, how far each has come, edits."""
-    rows = []
-    for name in workspace.fork_ids():
-        child = read_run(workspace.home(name))
-        if child.parent is None or (run is not None and child.parent[0] != run):
-            continue
-        saved = saved_steps(workspace.home(name))
-        rows.append(
-            {
-                "id": name,
-                "parent": child.parent[0],
-                "from_step": child.parent[1],
-                "num_steps": child.last_step - child.parent[1],
-                "done": (saved[-1] - child.parent[1]) if saved else 0,
-                "edits": "; ".join(described(workspace.home(name))) or "none",
-                "recipe": ", ".join(f"{k}={v}" for k, v in child.recipe_overrides.items()) or "as the parent's",
-            }
-        )
-    return rows

@@ -25,7 +25,7 @@ from data_index.files import (
 )
 from data_index.metric_queries import logged_metrics
 from data_index.run import Checkpoint, Run, parse_steps
-from data_index.sources.native import read_pieces
+from data_index.sources.native import metrics_by_step
 from data_index.witness import remember_first_seen
 from data_index.workspace import Workspace
 from forensics.configured import configured_run
@@ -211,14 +211,6 @@ def saved_checkpoint(folder: Path, run: str, step: int, tokens: int) -> Checkpoi
         layout="native",
         states=("weights", "optimizer", "trainer"),
     )
-
-
-def metrics_by_step(folder: Path) -> dict[int, dict[str, float]]:
-    table = read_pieces(folder, "metrics")
-    metrics: dict[int, dict[str, float]] = {}
-    for row in table.to_pylist() if table is not None else []:
-        metrics.setdefault(row["step"], {})[row["name"]] = row["value"]
-    return metrics
 
 
 class ParameterHashes:

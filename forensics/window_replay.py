@@ -12,7 +12,8 @@ from data_index.batch import Batch, IndexedPlan, StepPlan, read_batch
 from data_index.batch_queries import reader_of
 from data_index.run import Checkpoint
 from data_index.tokens import TokenReader
-from forensics.edits import Inserted, row_weight
+from forensics.edits import row_weight
+from forensics.given_rows import Inserted
 from forensics.reproduction import Setup, start_state
 from forensics.starting import plan_as_taken
 from replay.batch_losses import batch_losses

@@ -85,8 +85,27 @@ def parse_edit(text: str) -> Edit:
     return edit
 
 
+def text_of_edit(edit: Edit) -> str:
+    """The edit as `parse_edit` reads it."""
+    words = [edit.operation]
+    if edit.selector:
+        kind, value = edit.selector
+        words.append(f"{kind}:{shell_word(value)}")
+    if edit.steps:
+        first, last = edit.steps
+        words.append(f"@{last}" if last == first + 1 else f"@{first}:{last}")
+    return " ".join([*words, *(f"{name}={shell_word(value)}" for name, value in edit.options.items())])
+
+
+def shell_word(text: str) -> str:
+    """A text as one word of a command line, of a shell or of an edit; as legible as may be where it holds quotes."""
+    if "'" not in text or any(special in text for special in "$`\\!"):
+        return shlex.quote(text)
+    return '"{}"'.format(text.replace('"', '\\"'))
+
+
 def _parse_edit_steps(text: str, edit: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    match = re.fullmatch(r"(\d{1,18})(?::(\d{1,18}))?", text)
     if not match:
         raise InvalidEdit(f"@{text} in {edit!r} is neither a step nor a range; {GRAMMAR}")
     first, last = int(match[1]), int(match[2] or 0)
@@ -115,7 +134,7 @@ def _require_operands(edit: Edit, text: str) -> None:
 
 def option_number(edit: Edit, name: str, default: int) -> int:
     text = edit.options.get(name, str(default))
-    if not re.fullmatch(r"\d+", text):
+    if not re.fullmatch(r"\d{1,18}", text):
         raise InvalidEdit(f"{name}={text} of {edit.operation} is not a whole number")
     return int(text)
 

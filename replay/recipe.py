@@ -16,6 +16,8 @@ from data_index.errors import CorruptFile, UnsupportedRecipe
 from data_index.run import Run
 from replay.schedule import Schedule
 
+NOT_TO_SET = {"model", "unfaithful", "approximated"}  # fields of Recipe that no override names
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkipRule:
@@ -173,7 +175,7 @@ def apply_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 def _override(record: Any, path: list[str], value: Any, name: str) -> Any:
     if isinstance(record, Schedule):
         return record.with_field(".".join(path), value)
-    known = {field.name for field in fields(record)} - {"model", "unfaithful", "approximated"}
+    known = {field.name for field in fields(record)} - NOT_TO_SET
     if path[0] not in known:
         raise UnsupportedRecipe(f"the recipe has no field {name!r}; it has {', '.join(sorted(known))}")
     if len(path) > 1:
@@ -202,3 +204,17 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
     if kind is bool and isinstance(value, bool):
         return value
     raise UnsupportedRecipe(f"{name} = {value!r} is not a {getattr(kind, '__name__', kind)}")
+
+
+def fields_of_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Every field that `apply_overrides` can set, by dotted name, with its value; lists count as one."""
+    found: dict[str, Any] = {}
+    for field in fields(recipe):
+        value = getattr(recipe, field.name)
+        if field.name == "schedule":
+            found |= {f"recipe.schedule.{name}": item for name, item in recipe.schedule.to_table().items()}
+        elif is_dataclass(value) and not isinstance(value, type):
+            found |= {f"recipe.{field.name}.{name}": item for name, item in asdict(value).items()}
+        elif field.name not in NOT_TO_SET:
+            found[f"recipe.{field.name}"] = value
+    return found

@@ -126,6 +126,15 @@ def read_pieces(folder: Path, kind: str) -> pyarrow.Table | None:
     return pyarrow.concat_tables(tables) if tables else None
 
 
+def metrics_by_step(folder: Path) -> dict[int, dict[str, float]]:
+    """What a run folder has saved of each step: step -> name -> value."""
+    table = read_pieces(folder, "metrics")
+    metrics: dict[int, dict[str, float]] = {}
+    for row in table.to_pylist() if table is not None else []:
+        metrics.setdefault(row["step"], {})[row["name"]] = row["value"]
+    return metrics
+
+
 def committed_pieces(folder: Path, kind: str) -> list[Path]:
     """Pieces whose last step has been saved, in step order."""
     last = max(saved_steps(folder), default=-1)

@@ -1,4 +1,4 @@
-"""Verbs that compute or write: demo, add, replay, fork, compare, remove, prune."""
+"""Verbs that compute or write: demo, add, replay, remove, prune."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from forensics.cli.options import (
     PrecisionOption,
     RunArgument,
     WorkspaceOption,
-    command_line,
     open_workspace,
 )
-from forensics.cli.output import Format, StepProgress, emit_object, emit_rows, keep, print_table, say
+from forensics.cli.output import Format, StepProgress, emit_object, print_table, say
 
 
 def demo(workspace: WorkspaceOption = None, plan: PlanOption = False) -> None:
@@ -139,7 +138,6 @@ def _print_plan(
     approximate: bool,
     fresh_optimizer: bool,
     format: Format,
-    states: int = 1,
 ) -> None:
     from data_index.run import parse_steps
     from forensics.configured import configured_run
@@ -156,9 +154,7 @@ def _print_plan(
     setup = prepare(workspace, record, device, precision, approximate=approximate)
     tokens = record.tokens_after(last) - record.tokens_after(first)
     cost = (
-        {"run": run, "from": first, "to": last}
-        | asdict(estimate(setup, last - first, tokens, states))
-        | {"download": download}
+        {"run": run, "from": first, "to": last} | asdict(estimate(setup, last - first, tokens)) | {"download": download}
     )
     emit_object(cost, format, lambda: print_table(list(cost), [cost]))
 
@@ -172,104 +168,6 @@ def _print_report(report: Any, explain: bool) -> None:
         print()
         for line in explain_report(report):
             print(line)
-
-
-def fork(
-    run: RunArgument,
-    from_step: Annotated[int, typer.Option("--from", help="The checkpoint to start at.")],
-    num_steps: Annotated[int, typer.Option("--num-steps", help="How many steps to take.")],
-    edit: Annotated[
-        list[str] | None,
-        typer.Option("--edit", help="An edit, repeatable, or @edits.toml: OP SELECTOR [@STEPS] [key=value …]."),
-    ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="recipe.field=value, repeatable.")] = None,
-    save_every: Annotated[int | None, typer.Option(help="Keep every K-th state; else the last one.")] = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "recipe",
-    deterministic: DeterministicOption = True,
-    approximate: ApproximateOption = False,
-    fresh_optimizer: FreshOptimizerOption = False,
-    plan: PlanOption = False,
-    workspace: WorkspaceOption = None,
-    format: FormatOption = Format.table,
-) -> None:
-    """Replay from a checkpoint with altered data or recipe; the same command finds or continues it.
-
-    Edits: drop, replace, insert, mask, swap, shuffle, repeat. Selectors: instance:I,…  document:D,…  span:I:START-STOP
-    tag:T  where:"SQL condition". Steps: @137 or @100:160.
-
-    Example: forensics fork demo --from 140 --num-steps 20 --edit "drop instance:12,40 @154"
-    """
-    from forensics.cli.edits import read_edits, read_overrides
-
-    there = open_workspace(workspace)
-    edits, overrides = read_edits(edit or []), read_overrides(set_ or [])
-    if plan:
-        states = num_steps // save_every + 1 if save_every else 1
-        _print_plan(
-            there,
-            run,
-            f"{from_step}:{from_step + num_steps}",
-            device,
-            precision,
-            approximate,
-            fresh_optimizer,
-            format,
-            states,
-        )
-        return
-    from forensics.forking import fork as fork_run
-
-    result = fork_run(
-        run,
-        from_step=from_step,
-        num_steps=num_steps,
-        edits=edits,
-        overrides=overrides,
-        save_every=save_every,
-        workspace=there,
-        device=device,
-        precision=precision,
-        enforce_determinism=deterministic,
-        approximate=approximate,
-        fresh_optimizer=fresh_optimizer,
-        progress=StepProgress(f"forking {run}"),
-        say=say,
-    )
-    emit_object(asdict(result), format, lambda: _print_fork(result))
-
-
-def _print_fork(result: Any) -> None:
-    print(f"fork {result.id} of {result.parent} from step {result.from_step}: {len(result.steps)} steps")
-    for line in result.edits or ("no edit: equals its parent",):
-        print(f"  {line}")
-    last = result.steps[-1]
-    print(f"  step {last['step']}: loss {last['loss']:.3f}, gradient norm {last['grad_norm']:.3f}")
-    print(f"next: forensics compare {result.id}")
-
-
-def compare(
-    forks: Annotated[list[str], typer.Argument(metavar="FORK…", help="Forks of one parent.")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to draw it: FILE.png and FILE.html.")
-    ] = None,
-    workspace: WorkspaceOption = None,
-    format: FormatOption = Format.table,
-) -> None:
-    """Compare forks with their parent: loss per step, held-out loss, distance of the weights per layer.
-
-    Example: forensics compare 3f9c0a1b2d4e
-    """
-    from forensics.divergence import compare as compare_forks
-    from forensics.kept_findings import finding_of_comparison
-
-    there = open_workspace(workspace)
-    result = compare_forks(*forks, workspace=there)
-    keep(there, finding_of_comparison(result, command_line()), base=output)
-    columns = ["fork", "metric", "step", "treatment", "null_low", "null_high", "p_value"]
-    emit_rows(result.rows, format, columns)
-    for note in result.notes:
-        say(note)
 
 
 def remove(
@@ -303,4 +201,4 @@ def prune(
         print(line)
 
 
-COMMANDS = (demo, add, replay, fork, compare, remove, prune)
+COMMANDS = (demo, add, replay, remove, prune)

@@ -293,7 +293,7 @@ def forks(
 
     Example: forensics forks demo
     """
-    from forensics.forking import forks_of
+    from forensics.fork_list import forks_of
 
     there = open_workspace(workspace)
     if run is not None:

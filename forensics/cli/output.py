@@ -51,8 +51,10 @@ def emit_object(value: Mapping[str, Any], format: Format, show: Callable[[], Non
     if format is Format.json:
         print(to_json(value))
     elif format is Format.csv:
-        rows = value.get("steps") or [{"field": key, "value": item} for key, item in value.items()]
-        emit_rows(list(rows), format)
+        steps = value.get("steps")
+        # Of a plan that is how many.
+        rows = steps if isinstance(steps, list | tuple) and steps else None
+        emit_rows(rows or [{"field": key, "value": item} for key, item in value.items()], format)
     else:
         show()
 

@@ -10,9 +10,11 @@ from forensics.cli import (
     acting,
     attributing,
     auditing,
+    background,
     counting,
     exploring,
     following,
+    forking,
     importing,
     labelling,
     looking,
@@ -49,6 +51,7 @@ def root(workspace: WorkspaceOption = None, show_version: bool = typer.Option(Fa
 
 COMMANDS = (
     *acting.COMMANDS,
+    *forking.COMMANDS,
     *looking.COMMANDS,
     *searching.COMMANDS,
     *labelling.COMMANDS,
@@ -64,6 +67,7 @@ COMMANDS = (
     *sharing.COMMANDS,
     *releases.COMMANDS,
     *exploring.COMMANDS,
+    *background.COMMANDS,
 )
 for command in COMMANDS:
     app.command()(command)

@@ -23,6 +23,7 @@ PAGES = {
     "sql": "views/query.py",
     "released": "views/released.py",
 }
+PAGES |= {"forks": "views/forks.py"}
 HOSTILE = "<script>alert(1)</script> **bold** [link](http://x) $x^2$ :red[no] \x1b[31m\u202egnol"
 
 Open = Callable[..., AppTest]
@@ -222,7 +223,7 @@ def test_a_released_run_that_nobody_knows_is_said(opened: Open, workspace: Works
 # --- nothing there ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", ["runs", "run", "step", "search"])
+@pytest.mark.parametrize("page", ["runs", "run", "step", "search", "forks"])
 def test_an_empty_workspace_says_what_to_do(opened: Open, workspace: Workspace, page: str) -> None:
     found = opened(workspace, page)
 
@@ -281,7 +282,7 @@ def test_a_run_whose_spikes_nobody_sought_says_how_to(opened: Open, tiny_shared:
 # --- what cannot be shown --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", ["run", "step", "search"])
+@pytest.mark.parametrize("page", ["run", "step", "search", "forks"])
 def test_a_run_that_is_not_here_is_named(opened: Open, tiny_shared: Workspace, page: str) -> None:
     found = opened(tiny_shared, page, run="<b>none</b>")
 

@@ -295,6 +295,7 @@ def test_the_truth_file_is_never_needed(
         ["sql", "from runs"],
         ["audit", "tiny", "--deep"],
         ["forks", "tiny"],
+        ["jobs"],
         ["exposures", "tiny"],
         ["spikes", "tiny"],
         ["probe", "tiny", "loss", "norms"],

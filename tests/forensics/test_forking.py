@@ -10,7 +10,8 @@ from data_index.batch_queries import plan_of
 from data_index.errors import InvalidEdit, InvalidRange, MissingCheckpoint, UnsupportedRecipe
 from data_index.workspace import Workspace
 from forensics.divergence import compare
-from forensics.forking import ForkResult, fork, forks_of
+from forensics.fork_list import forks_of
+from forensics.forking import ForkResult, fork
 from forensics.lookup import at, batch, where
 from forensics.reproduction import replay
 from forensics.tidying import prune, remove

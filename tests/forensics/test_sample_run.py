@@ -17,7 +17,7 @@ from forensics.attribution import blame
 from forensics.cli.output import to_json
 from forensics.divergence import compare
 from forensics.finding import read_finding
-from forensics.forking import forks_of
+from forensics.fork_list import forks_of
 from forensics.lookup import batch, where
 from forensics.reproduction import prepare, replay, replay_folder
 from forensics.spike_detection import spikes

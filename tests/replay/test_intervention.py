@@ -1,9 +1,23 @@
+import shlex
+
 import numpy as np
 import pytest
 
 from data_index.batch import IndexedPlan, StepPlan
 from data_index.errors import InvalidEdit
-from replay.intervention import Edit, Insert, Row, RowEdit, Shuffle, SwapSteps, merged, parse_edit, rows_of
+from replay.intervention import (
+    Edit,
+    Insert,
+    Row,
+    RowEdit,
+    Shuffle,
+    SwapSteps,
+    merged,
+    parse_edit,
+    rows_of,
+    shell_word,
+    text_of_edit,
+)
 
 LENGTH = 8
 STEPS = range(1, 4)
@@ -167,3 +181,20 @@ def test_rows_keep_their_masks_when_repeated_or_swapped() -> None:
 
 def test_overlapping_spans_are_one_span() -> None:
     assert merged(((3, 8), (2, 5), (10, 12), (8, 9))) == ((2, 9), (10, 12))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        Edit(operation="drop", selector=("where", "source LIKE '%.py' AND \"offset\" > 3"), steps=(136, 137)),
+        Edit(operation="drop", selector=("where", "source = '$HOME `x` \\\\ !'"), options={"rescale": "false"}),
+        Edit(operation="mask", selector=("tag", "source:code:x")),
+        Edit(operation="insert", steps=(100, 160), options={"with": "my rows's.jsonl"}),
+        Edit(operation="shuffle", options={"seed": "1"}),
+    ],
+)
+def test_an_edit_is_read_back_as_it_was_written(edit: Edit) -> None:
+    text = text_of_edit(edit)
+
+    assert parse_edit(text) == edit
+    assert shlex.split(f"forensics --edit {shell_word(text)}") == ["forensics", "--edit", text]
