@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from app.theme import PIXELS_AN_INCH, dress, is_dark, recolour, tell_once
-from forensics.figure import Curves, Figure, interactive, panel_inches
+from forensics.figure import Bars, Figure, interactive, panel_inches
 
 MANY = 1_000  # points are drawn smaller
 CLICKABLE = 4  # size of the points of a line that can be clicked
@@ -38,7 +38,8 @@ def figure_canvas(figure: Figure, *, dark: bool, clickable: bool = False) -> Any
         height=70 + round(sum(heights)),
         width=None,
     )
-    if not any(isinstance(panel, Curves) for panel in figure.panels) and not _part_legends(canvas):
+    _part_legends(canvas)
+    if all(isinstance(panel, Bars) for panel in figure.panels):  # they need the width
         canvas.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.01, "yanchor": "bottom"})
     return canvas
 
@@ -54,12 +55,12 @@ def _make_clickable(trace: Any, clickable: bool, small: bool) -> None:
         trace.update(unselected={"marker": {"opacity": trace.marker.opacity or 1}}, selected={"marker": {"size": 11}})
 
 
-def _part_legends(canvas: Any) -> bool:
-    """Where several panels tell lines apart, each does so beside itself; were there any?"""
+def _part_legends(canvas: Any) -> None:
+    """Where several panels tell lines apart, each does so beside itself."""
     told = [trace for trace in canvas.data if trace.showlegend and trace.legend is None and trace.type == "scatter"]
     axes = list(dict.fromkeys(trace.yaxis or "y" for trace in told))
     if len(axes) < 2:
-        return False
+        return
     for axis in axes:
         number = axis.removeprefix("y")
         top = canvas.layout[f"yaxis{number}"].domain[1]
@@ -67,7 +68,6 @@ def _part_legends(canvas: Any) -> bool:
         canvas.update_layout({f"legend{number}": place})
     for trace in told:
         trace.update(legend=(trace.yaxis or "y").replace("y", "legend"))
-    return True
 
 
 def show_figure(figure: Figure, *, key: str, clickable: bool = False, note: bool = True) -> list[Point]:
