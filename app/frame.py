@@ -13,21 +13,28 @@ from typing import Any
 import streamlit as st
 
 from app import data
-from app.charts import MIME_TYPES
 from data_index.errors import ForensicsError
 from forensics.cli.output import printable
 from forensics.figure import Figure, picture
-from forensics.tables import shown_columns, table_file, table_of_dicts
+from forensics.tables import shown_columns, table_file, table_of_any_rows
+from forensics.tables import table_of_dicts as table_of_dicts
 
 CARRIED = (
     "run",
     "step",
+    "peak",
     "kind",
     "what",
     "query",
     "released",
     *("view", "compare", "start", "num_steps", "edits", "set", "fresh"),  # a fork as it is composed
 )  # from page to page; the rest of a selection is its page's own
+MIME_TYPES = {
+    ".csv": "text/csv",
+    ".parquet": "application/vnd.apache.parquet",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+}
 KEPT = "kept_"  # before the names of these in the session
 
 
@@ -119,7 +126,8 @@ def choose_run() -> str:
 
 def _take_run() -> None:
     if st.session_state["run_choice"] is not None:
-        select(run=st.session_state["run_choice"], step=None, first=None, last=None, row=None, probes=None)
+        nothing = dict.fromkeys(("step", "first", "last", "row", "peak", "under", "probes"))
+        select(run=st.session_state["run_choice"], **nothing)
         select(start=None, num_steps=None, edits=None, set=None, fresh=None)
 
 
@@ -144,7 +152,7 @@ def choose_step(run: str) -> int:
 
 
 def _take_step() -> None:
-    select(step=st.session_state["step_choice"], row=None)
+    select(step=st.session_state["step_choice"], row=None, under=None)
 
 
 def no_runs() -> None:
@@ -215,7 +223,7 @@ def _content(table: Any, figure: Figure | None, suffix: str) -> Any:
 
 def show_table(table: Any, *, key: str, height: int | str = "auto", **columns: Any) -> None:
     """An Arrow table, or rows, as cells of numbers and text."""
-    table = table_of_dicts(table) if isinstance(table, list) else table
+    table = table_of_any_rows(table) if isinstance(table, list) else table
     shown = shown_columns(table, data.MOST_ROWS)
     st.dataframe(shown, hide_index=True, key=key, height=height, column_config=columns or None, placeholder="")  # type: ignore[arg-type]
     if table.num_rows > data.MOST_ROWS:
@@ -223,7 +231,7 @@ def show_table(table: Any, *, key: str, height: int | str = "auto", **columns: A
 
 
 def choose_row(table: Any, *, key: str, height: Any = "auto", **columns: Any) -> int | None:
-    """A table of which one row can be chosen; its number, or None."""
+    """A table of which one row can be chosen; the row's number when that was just done."""
     shown: Any = shown_columns(table, data.MOST_ROWS)
     event: Any = st.dataframe(
         shown,
@@ -237,8 +245,15 @@ def choose_row(table: Any, *, key: str, height: Any = "auto", **columns: Any) ->
     )
     if table.num_rows > data.MOST_ROWS:
         st.caption(f"the first {data.MOST_ROWS:,} of {table.num_rows:,} rows; a download has all of them")
-    picked = event["selection"]["rows"] if event else []
-    return int(picked[0]) if picked else None
+    rows = event["selection"]["rows"] if event else []
+    return int(rows[0]) if just_changed(key, rows) and rows else None
+
+
+def just_changed(key: str, chosen: object) -> bool:
+    """What is chosen stays so in a table or picture; is it chosen since the page was last run?"""
+    before = st.session_state.get(f"seen {key}", [])
+    st.session_state[f"seen {key}"] = chosen
+    return chosen != before
 
 
 def facts(values: Mapping[str, object]) -> None:

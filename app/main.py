@@ -27,6 +27,7 @@ RUN = st.Page("views/run.py", title="Run", icon=":material/show_chart:", url_pat
 RELEASED = st.Page("views/released.py", title="Released runs", icon=":material/public:", url_path="released")
 STEP = st.Page("views/step.py", title="Step", icon=":material/article:", url_path="step")
 SEARCH = st.Page("views/search.py", title="Search", icon=":material/search:", url_path="search")
+SPIKES = st.Page("views/spikes.py", title="Spikes", icon=":material/bolt:", url_path="spikes")
 FORKS = st.Page("views/forks.py", title="Forks", icon=":material/alt_route:", url_path="forks")
 TOKENS = st.Page("views/tokens.py", title="Tokens", icon=":material/abc:", url_path="tokens")
 TRAJECTORIES = st.Page(
@@ -39,6 +40,7 @@ PAGES = {
     RUN: ("run", "step"),
     STEP: ("run", "step"),
     SEARCH: ("run", "kind", "what"),
+    SPIKES: ("run", "peak"),
     FORKS: ("run", "view", "compare", "start", "num_steps", "edits", "set", "fresh"),
     TOKENS: ("run",),
     TRAJECTORIES: ("run",),

@@ -171,6 +171,17 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "tags": "VARCHAR[]",
         "tag_counts": "BIGINT[]",
     },
+    # What `batch --losses` computed: `token` counts from 0 in its row; no loss where it is no target.
+    "token_losses": {
+        "step": "BIGINT",
+        "attempt": "INTEGER",
+        "instance": "BIGINT",
+        "position": "BIGINT",
+        "checkpoint": "BIGINT",
+        "token": "BIGINT",
+        "token_id": "BIGINT",
+        "loss": "DOUBLE",
+    },
     # What `repeats` hashed. `documents` names the documents table whose ids these are.
     "document_hashes": {
         "document_id": "BIGINT",

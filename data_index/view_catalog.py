@@ -132,6 +132,10 @@ DESCRIPTIONS: Mapping[str, tuple[str, str]] = {
         "the first documents each token was read in, and how often with which tags (forensics tokens --track)",
         "from token_origins where len(document_ids) < 3",
     ),
+    "token_losses": (
+        "losses of the tokens of a step's rows under a checkpoint's weights, as forensics batch --losses computed them",
+        "select instance, avg(loss) from token_losses where run = 'demo' and step = 154 group by instance order by 2",
+    ),
     "batch()": ("batch(run, step): the rows of a step", "from batch('demo', 137)"),
     "exposures()": (
         "exposures(run, step): counts of each token id up to the last record not after a step",

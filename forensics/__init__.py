@@ -33,6 +33,7 @@ _PUBLIC = {
     "blame": "forensics.attribution",
     "probe": "forensics.probing",
     "tokens": "forensics.undertrained_tokens",
+    "token_losses": "forensics.step_losses",
     "token_paths": "forensics.token_paths",
     "trajectory": "forensics.trajectories",
     "pack": "forensics.packing",

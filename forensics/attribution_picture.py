@@ -9,7 +9,7 @@ import numpy as np
 
 from forensics.attribution import Blame
 from forensics.figure import BLACK, COLOURS, GREY, Bar, Bars, Figure, Panel, Series
-from forensics.marked_text import MarkedText, legend_html, marked_text
+from forensics.marked_text import MarkedText, colours_html, legend_html, marked_text
 from forensics.removal import Band, Removal, told_number
 from forensics.spike_window import logged_with_parents
 from forensics.window_replay import TakenStep, mean_of_targets
@@ -61,7 +61,7 @@ def texts_of(answer: Blame) -> list[MarkedText]:
 def page_below(answer: Blame) -> str:
     """What stands below the picture in HTML: the texts, coloured by the loss just before each row's step."""
     texts = texts_of(answer)
-    return legend_html() + "".join(text.as_html() for text in texts) if texts else ""
+    return colours_html() + legend_html() + "".join(text.as_html() for text in texts) if texts else ""
 
 
 # --- the event -----------------------------------------------------------------------------------------------------

@@ -62,6 +62,29 @@ def stages_of(setup: Setup, window: SpikeWindow, search: Search) -> list[StageCo
     return [StageCost(stage=s, does=does, forwards=n, seconds=n * per_forward) for s, does, n in counted]
 
 
+def plan_blame(run: str, step: int, *, workspace: Workspace | None = None, device: str = "auto") -> Mapping[str, Any]:
+    """What `blame` would cost of a run's spike, asked as it is without options; headers are read to tell.
+
+    Raises:
+        UnknownRun, StepOutOfRange, MissingCheckpoint, MissingState, CorruptFile, UnsupportedRecipe
+    """
+    from forensics.attribution import prepare_search
+
+    workspace, search = workspace or Workspace(), Search()
+    window, setup = prepare_search(
+        workspace,
+        workspace.run(run),
+        step,
+        search,
+        device=device,
+        precision="recipe",
+        enforce_determinism=True,
+        approximate=False,
+        fresh_optimizer=False,
+    )
+    return plan_attribution(workspace, setup, window, search)
+
+
 def plan_attribution(workspace: Workspace, setup: Setup, window: SpikeWindow, search: Search) -> Mapping[str, Any]:
     """The stages, and what they download, read and hold in memory."""
     run, first, last = setup.run, window.start.step, window.peak

@@ -115,7 +115,9 @@ def add_bars(canvas: Any, panel: Bars, row: int) -> None:
     )
     canvas.add_trace(texts, row=row, col=1)
     names = [html.escape(bar.name) for bar in panel.bars]
-    canvas.update_yaxes(tickvals=numbers, ticktext=names, autorange="reversed", row=row, col=1)
+    above = 1.1 if panel.lines else 0.6  # room for the labels of lines
+    extent = [len(panel.bars) - 0.4, -above]
+    canvas.update_yaxes(tickvals=numbers, ticktext=names, range=extent, row=row, col=1)
     canvas.update_xaxes(title_text=panel.x_label, range=list(panel.extent), row=row, col=1)
     canvas.update_layout(barmode="overlay")
     for x, label in panel.lines:

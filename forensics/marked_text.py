@@ -14,7 +14,9 @@ from data_index.text import load_tokenizer, token_bytes
 from forensics.cli.output import printable
 
 HIGHEST_LOSS = 12.0  # nats: the deepest colour
-COLOUR = (213, 94, 0)  # Okabe and Ito's vermilion, over white
+COLOUR = (213, 94, 0)  # Okabe and Ito's vermilion, over the page
+DEPTHS = 24  # that are told apart
+DEEPEST = 0.85  # of the colour: letters over it can be read
 AROUND_CHARACTERS = 80
 
 
@@ -44,20 +46,15 @@ class MarkedText:
         after = shown("".join(self.pieces[stop:]))[:AROUND_CHARACTERS]
         return f"{before}⟦{inside}⟧{after}"
 
-    def as_html(self) -> str:
-        """A paragraph; everything from data is escaped."""
-        parts = [
-            f"<h3>{html.escape(printable(self.title))}</h3>",
-            '<p style="font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7">',
-        ]
+    def as_html(self, *, titled: bool = True) -> str:
+        """A paragraph in the classes of `colours_html`; everything from data is escaped."""
+        parts = [f"<h3>{html.escape(printable(self.title))}</h3>"] if titled else []
+        parts.append('<p class="losses">')
         for number, (piece, loss) in enumerate(zip(self.pieces, self.losses.tolist(), strict=True)):
             inside = self.span is not None and self.span[0] <= number < self.span[1]
-            border = "border-bottom:2px solid #0072B2;" if inside else ""
-            told = "no target" if np.isnan(loss) else f"{loss:.2f} nats" if np.isfinite(loss) else "no number"
-            parts.append(
-                f'<span style="background:{_background(loss)};{border}" title="token {number}: {told}">'
-                f"{html.escape(shown(piece))}</span>"
-            )
+            classes = f"{_depth(loss)} inside" if inside else _depth(loss)
+            text = html.escape(shown(piece)).replace("⏎", "⏎\n")
+            parts.append(f'<span class="{classes}" title="token {number}: {told_loss(loss)}">{text}</span>')
         return "".join([*parts, "</p>"])
 
 
@@ -103,14 +100,42 @@ def _shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
-def _background(loss: float) -> str:
-    """White to vermilion; readers who cannot tell colours see it darken."""
-    depth = 0.0 if np.isnan(loss) else min(loss / HIGHEST_LOSS, 1.0)
-    red, green, blue = (round(255 + (channel - 255) * 0.85 * depth) for channel in COLOUR)
-    return f"rgb({red},{green},{blue})"
+def told_loss(loss: float) -> str:
+    return "no target" if np.isnan(loss) else f"{loss:.2f} nats" if np.isfinite(loss) else "no number"
+
+
+def _depth(loss: float) -> str:
+    """The class of a loss: how deep its colour is; `none` of what is no target, `broken` of what is no number."""
+    if not np.isfinite(loss):
+        return "none" if np.isnan(loss) else "broken"
+    return f"d{round(DEPTHS * min(max(loss, 0.0) / HIGHEST_LOSS, 1.0))}"
+
+
+def colours_html(*, dark: bool = False) -> str:
+    """The style of coloured text. Readers who cannot tell colours see light go to dark, on a dark page the reverse."""
+    rules = [
+        "p.losses{font-family:monospace;white-space:break-spaces;overflow-wrap:anywhere;line-height:1.7;direction:ltr}",
+        "p.losses span{unicode-bidi:isolate}",
+        f"p.losses .none{{color:{'#8A929A' if dark else '#6B737B'}}}",
+        f"p.losses .broken{{background:{'#FFFFFF;color:#000000' if dark else '#000000;color:#FFFFFF'}}}",
+        f"p.losses .inside{{border-bottom:2px solid {'#56B4E9' if dark else '#0072B2'}}}",
+        "p.scale span{padding:0 6px;font-family:monospace}",
+    ]
+    for depth in range(DEPTHS + 1):
+        red, green, blue = _over(14 if dark else 255, depth / DEPTHS)
+        rules.append(f".losses .d{depth},.scale .d{depth}{{background:rgb({red},{green},{blue})}}")
+    return f"<style>{''.join(rules)}</style>"
+
+
+def _over(page: int, depth: float) -> tuple[int, ...]:
+    """The colour over a page of some grey."""
+    return tuple(round(page + (channel - page) * DEEPEST * depth) for channel in COLOUR)
 
 
 def legend_html() -> str:
     steps = [0.0, 3.0, 6.0, 9.0, HIGHEST_LOSS]
-    boxes = "".join(f'<span style="background:{_background(loss)};padding:0 6px">{loss:g}</span>' for loss in steps)
-    return f"<p>Loss of each token, nats: {boxes}; the span that stands out is underlined.</p>"
+    boxes = "".join(f'<span class="{_depth(loss)}">{loss:g}</span>' for loss in steps)
+    return (
+        f'<p class="scale">Loss of each token, nats: {boxes} and more; grey: no target; the span that stands out is '
+        "underlined.</p>"
+    )

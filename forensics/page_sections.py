@@ -15,7 +15,7 @@ from typing import Any
 from data_index.files import write_bytes
 from data_index.pack_contents import PAGE_START
 from forensics.figure import Figure, picture
-from forensics.marked_text import MarkedText, legend_html, shown
+from forensics.marked_text import MarkedText, colours_html, legend_html, shown
 from forensics.report_file import (
     as_markdown,
     cell,
@@ -88,7 +88,7 @@ def _section_html(section: Section) -> str:
     if more := _more(section):
         parts.append(f'<p class="note">{more}</p>\n')
     if section.texts:
-        parts += [legend_html(), *(text.as_html() for text in section.texts), "\n"]
+        parts += [colours_html(), legend_html(), *(text.as_html() for text in section.texts), "\n"]
     return "".join([*parts, "</section>\n"])
 
 

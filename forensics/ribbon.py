@@ -103,7 +103,9 @@ def ribbon(
     there = [c for c in workspace.checkpoints(record) if first <= c.step <= last]
     kept = {c.step for c in there if c.is_available() is not False}
     home = workspace.home(run)
-    events = sorted(workspace.learned(home, "spikes"), key=lambda row: int(row["peak"]))
+    # Steps without a number, new levels and growth have no peak.
+    spikes = [row for row in workspace.learned(home, "spikes") if row["peak"] is not None]
+    events = sorted(spikes, key=lambda row: int(row["peak"]))
     return Ribbon(
         run=run,
         first=first,

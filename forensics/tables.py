@@ -30,6 +30,28 @@ def table_of_dicts(rows: Sequence[Mapping[str, Any]]) -> Any:
     return pyarrow.Table.from_pylist([dict(row) for row in rows])
 
 
+def table_of_any_rows(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Rows that may come from others: any columns, any values; a column of several types becomes text."""
+    import pyarrow
+
+    names = list(dict.fromkeys(str(name) for row in rows for name in row))
+    columns = {}
+    for name in names:
+        values = [_flat(row.get(name)) for row in rows]
+        try:
+            columns[name] = pyarrow.array(values)
+        except (pyarrow.ArrowException, OverflowError, TypeError, ValueError):
+            columns[name] = pyarrow.array([None if value is None else str(value) for value in values], pyarrow.string())
+    return pyarrow.table(columns)
+
+
+def _flat(value: Any) -> Any:
+    """Lists of numbers and words as they are read, what is nested as JSON."""
+    if isinstance(value, list | tuple) and all(isinstance(one, str | int | float) for one in value):
+        return ", ".join(map(str, value))
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, Mapping | list | tuple) else value
+
+
 def shown_columns(table: Any, most: int) -> dict[str, list[Any]]:
     """The first rows of an Arrow table as columns of numbers and text: names once each, lists as JSON.
 

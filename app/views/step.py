@@ -7,6 +7,8 @@ from typing import Any
 import streamlit as st
 
 from app import data, frame
+from app.coloured_rows import Coloured, choose_weights, coloured_rows
+from app.marked import show_losses, show_marked
 
 ROWS_A_PAGE = 8
 LONG_TEXT = 3_000  # characters; more are shown in a box that scrolls
@@ -91,14 +93,8 @@ def turn_to(row: int) -> None:
     frame.select(row=row)
 
 
-with text_tab, frame.stated():
-    start = page_of_rows()
-    stop = min(start + ROWS_A_PAGE, num_rows)
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.text(f"Rows {start} to {stop - 1} of {num_rows:,}")
-        earlier, later = start - ROWS_A_PAGE, start + ROWS_A_PAGE
-        st.button("Earlier rows", disabled=earlier < 0, on_click=turn_to, args=(max(earlier, 0),))
-        st.button("Later rows", disabled=later >= num_rows, on_click=turn_to, args=(later,))
+def show_rows(start: int, coloured: Coloured) -> None:
+    """The rows as text, those whose losses are known in colours."""
     to_fetch = data.bytes_of_text(version, run, step, start, ROWS_A_PAGE)
     fetched = st.session_state.setdefault("fetched", set())
     if to_fetch and (run, step, start) not in fetched:
@@ -113,8 +109,20 @@ with text_tab, frame.stated():
     text = data.text(version, run, step, start, ROWS_A_PAGE)
     if not text.in_words:
         st.text("No tokenizer is known of this run, so token ids stand for its text.")
+    marked_rows = {}
     for row in text.rows:
         st.text(f"Row {row.number} · instance {row.instance} · {row.file} at token {row.offset:,}")
+        if (marked := coloured.row(row.position, row.instance)) is not None:
+            told = [
+                f"document {piece.document_id}, tokens {piece.start}–{piece.stop}, {piece.source or 'no source known'}"
+                for piece in row.pieces
+                if piece.document_id is not None
+            ]
+            with st.container(gap=None):
+                st.text(frame.as_text(" · ".join(told)))
+                show_marked(marked)
+            marked_rows[f"row {row.number}"] = marked
+            continue
         for piece in row.pieces:
             told = [f"document {piece.document_id}" if piece.document_id is not None else "no document known"]
             told += [f"tokens {piece.start}–{piece.stop}", *([piece.source] if piece.source else []), *piece.tags]
@@ -123,6 +131,21 @@ with text_tab, frame.stated():
                 st.text(" · ".join(map(frame.as_text, told)))
                 height: Any = 260 if len(piece.text) > LONG_TEXT else "content"
                 st.code(piece.text, language=None, wrap_lines=True, height=height)
+    if marked_rows:
+        show_losses(marked_rows, key=f"losses {start}")
+
+
+with text_tab, frame.stated():
+    start = page_of_rows()
+    stop = min(start + ROWS_A_PAGE, num_rows)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.text(f"Rows {start} to {stop - 1} of {num_rows:,}")
+        earlier, later = start - ROWS_A_PAGE, start + ROWS_A_PAGE
+        st.button("Earlier rows", disabled=earlier < 0, on_click=turn_to, args=(max(earlier, 0),))
+        st.button("Later rows", disabled=later >= num_rows, on_click=turn_to, args=(later,))
+        under = choose_weights(run, step)
+    coloured = Coloured() if under is None else coloured_rows(run, step, under, batch, range(start, stop))
+    show_rows(start, coloured)
 
 frame.downloads(f"{run}-step-{step}", table=batch)
 frame.reproduce(
@@ -130,6 +153,7 @@ frame.reproduce(
         frame.command("at", run, step),
         frame.command("batch", run, step, "--tokens"),
         frame.command("batch", run, step, "--by", "tag"),
+        *([frame.command("batch", run, step, "--losses")] if frame.selected("under") else []),
     ],
     f"from batches where run = '{run}' and step = {step} order by position",
 )

@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from app import data, frame, token_data
-from app.figures import show_figure
+from app.figures import clicked_values, show_figure
 from data_index.token_queries import FILTERS
 from forensics.step_text import readable_text
 from forensics.token_page import shown_tags, token_figure
@@ -103,7 +103,7 @@ def one_token(asked: str) -> None:
             frame.link("views/step.py", f"Read step {step:,}", ":material/article:", run=run, step=step)
     figure = token_figure(found)
     if figure is not None:
-        show_figure(figure, key=f"token {run} {found.token_id}", clickable=False)
+        show_figure(figure, key=f"token {run} {found.token_id}")
     lacking(found)
     read_in(found)
     rows = numbers_of(found)
@@ -197,10 +197,8 @@ def show_scatter(about: dict[str, Any]) -> None:
         st.text("No token has both numbers.")
         return
     figure = scatter_figure(found)
-    points = show_figure(figure, key=f"tokens {run} {step} {x} {y}")
-    if points and (about_point := points[0].get("customdata")):
-        values = list(about_point.values()) if isinstance(about_point, dict) else list(about_point)
-        open_token(int(values[0]))
+    if clicked := clicked_values(show_figure(figure, key=f"tokens {run} {step} {x} {y}", clickable=True)):
+        open_token(int(clicked[0]))
         st.rerun()
     st.caption("A click on a point opens its token.")
     rows = [
@@ -291,7 +289,7 @@ def show_paths() -> None:
     for message in found.messages:
         st.text(frame.as_text(message))
     figure = figure_of(found)
-    show_figure(figure, key=f"paths {run}", clickable=False)
+    show_figure(figure, key=f"paths {run}")
     rows = [row for row in found.rows if row["finding"]]
     table = frame.table_of_dicts(rows) if rows else None
     if table is not None:

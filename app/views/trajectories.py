@@ -123,7 +123,7 @@ def draw(found: Any, x: Any) -> None:
     except ForensicsError as error:
         frame.failed(str(error), "There is no such axis: choose steps.")
         return
-    place = clicked_place(show_figure(figure, key=f"trajectory {runs} {x}"))
+    place = clicked_place(show_figure(figure, key=f"trajectory {runs} {x}", clickable=True))
     if place is None:
         return
     run, step = place
@@ -203,7 +203,7 @@ def side_by_side() -> None:
     figure = None
     try:
         figure = figure_of_sides(found)
-        show_figure(figure, key=f"sides {one} {other}", clickable=False)
+        show_figure(figure, key=f"sides {one} {other}")
     except MissingMetric as error:
         st.text(frame.as_text(str(error)))
     said = [name for name in found.rows[0] if any(row[name] is not None for row in found.rows)]

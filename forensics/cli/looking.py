@@ -8,11 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from data_index.exports import require_known_suffix
+from forensics.cli.losses import losses_of_batch
 from forensics.cli.options import (
+    ApproximateOption,
+    DeterministicOption,
+    DeviceOption,
     FormatOption,
     MaxFetchOption,
     OutputOption,
     PlanOption,
+    PrecisionOption,
     RunArgument,
     WorkspaceOption,
     open_workspace,
@@ -157,6 +162,16 @@ def batch(
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With --every: draw the mixture over time (.png or .html).")
     ] = None,
+    losses: Annotated[
+        bool, typer.Option("--losses", help="Of a step: the loss of every token, under a checkpoint's weights.")
+    ] = False,
+    checkpoint: Annotated[
+        int | None, typer.Option(help="With --losses: whose weights [default: the nearest one before the step].")
+    ] = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "recipe",
+    deterministic: DeterministicOption = True,
+    approximate: ApproximateOption = False,
     output: OutputOption = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check token files against hashes.")] = True,
     max_fetch: MaxFetchOption = None,
@@ -165,6 +180,8 @@ def batch(
     format: FormatOption = Format.table,
 ) -> None:
     """Show what a step, or a stretch between two checkpoints, read.
+
+    With --losses: how well a checkpoint predicts each token of it. They are kept, as the view token_losses.
 
     Example: forensics batch demo 100:160 --by tag
     """
@@ -175,6 +192,16 @@ def batch(
     record = there.run(run)
     if output is not None:
         require_known_suffix(output)
+    if losses:
+        if tokens or by is not None or every is not None or picture is not None:
+            raise typer.BadParameter("--losses goes with --instance and --checkpoint, not with other ways to look")
+        computing = {"device": device, "precision": precision, "enforce_determinism": deterministic}
+        rows = {"checkpoint": checkpoint, "instances": None if instance is None else [instance]}
+        options = {**rows, **computing, "approximate": approximate, "verify": verify, "max_fetch": max_fetch}
+        losses_of_batch(there, run, steps, options, output, plan, format)
+        return
+    if checkpoint is not None:
+        raise typer.BadParameter("--checkpoint goes with --losses")
     if plan:
         _print_batch_plan(there, record, steps, tokens, format)
         return

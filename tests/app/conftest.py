@@ -1,8 +1,10 @@
-"""What the tests of the explorer's pages share."""
+"""Pages of the explorer, opened as a link opens them."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -10,16 +12,20 @@ from streamlit.testing.v1 import AppTest
 from data_index.workspace import Workspace
 from forensics.explorer_server import main_script
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # tests is not installed
+
 PAGES = {
     "runs": "views/runs.py",
-    "search": "views/search.py",
     "run": "views/run.py",
     "step": "views/step.py",
+    "search": "views/search.py",
+    "spikes": "views/spikes.py",
+    "forks": "views/forks.py",
+    "tokens": "views/tokens.py",
+    "trajectories": "views/trajectories.py",
     "sql": "views/query.py",
     "released": "views/released.py",
 }
-PAGES |= {"forks": "views/forks.py"}
-PAGES |= {"tokens": "views/tokens.py", "trajectories": "views/trajectories.py"}
 
 Open = Callable[..., AppTest]
 

@@ -22,6 +22,7 @@ from data_index.workspace import Workspace
 from forensics.lookup import batch
 
 VIEWS = {
+    "token_losses": "run step attempt instance position checkpoint token token_id loss",
     "findings": "finding verb runs command made_at",
     "runs": "run layout source first_step last_step sequence_length num_instances trust parent parent_step",
     "forks": "run layout source first_step last_step sequence_length num_instances trust parent parent_step",

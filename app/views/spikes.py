@@ -1,0 +1,302 @@
+"""Spikes: which spikes a run has, and which data made one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import streamlit as st
+
+from app import data, frame, spike_data
+from app.charts import show_ribbon
+from app.figures import show_figure
+from app.marked import show_colours, show_losses, show_marked
+from forensics.figure import Bars, Figure
+from forensics.ribbon_picture import ribbon_figure
+from forensics.spike_answers import OTHER_KINDS, KeptBlame, KeptSpikes, number
+from forensics.tables import table_of_any_rows
+
+COLUMNS = ("onset", "peak", "recovery", "kind", "lead_steps", "series", "level", "peak_value", "peak_z", "detail")
+CANDIDATE = ("rank", "step", "row", "instance", "loss", "loss_z", "share", "grad_norm_share", "grad_norm_z")
+MEASURES = {"loss": "loss", "grad_norm": "gradient norm"}
+FACTS = {"onset": "onset", "peak": "peak", "from checkpoint": "checkpoint"}
+VERDICTS = {"instance": "One row did", "group": "A group of rows did", "batch": "A batch as a whole did"}
+
+ODDS = ("signal", "suspects_with", "suspects", "base_with", "base", "ratio", "low", "high", "p_value", "description")
+UPDATES = ("step", "loss", "grad_norm", "learning_rate", "peak_loss_before", "moved", "suspect")
+PERCENT = st.column_config.NumberColumn("excess gone", format="percent", help="share of what is above the usual")
+
+frame.begin("Spikes", "Which spikes does the run have, and which data made one?")
+run = frame.choose_run()
+with frame.stated():
+    version = spike_data.version_with_findings()
+    found: KeptSpikes = spike_data.spikes(version, run)
+    blamed = spike_data.blamed(version, run)
+
+
+def chosen_peak() -> int | None:
+    """The step that the link names; what is none counts as not given."""
+    asked = frame.selected("peak")
+    return int(asked) if asked is not None and asked.isascii() and asked.isdigit() and len(asked) < 16 else None
+
+
+def event_at(step: int | None) -> Mapping[str, Any] | None:
+    """The spike that a step belongs to, the one whose peak is nearest first."""
+    near = [row for row in found.spikes if step is not None and row["onset"] <= step <= last_of(row)]
+    return min(near, key=lambda row: abs(row["peak"] - (step or 0)), default=None)
+
+
+def last_of(row: Mapping[str, Any]) -> int:
+    return max(row["peak"], row["last"] if isinstance(row.get("last"), int) else row["peak"])
+
+
+def blamed_of(peak: int, event: Mapping[str, Any] | None) -> int:
+    """The step under which `blame` kept what it found of the spike: its own peak may be another measure's."""
+    if peak in blamed or event is None:
+        return peak
+    return next((step for step in blamed if event["onset"] <= step <= last_of(event)), peak)
+
+
+def show_columns(rows: Sequence[Mapping[str, Any]], *names: str, key: str, **columns: Any) -> None:
+    told = [{name: row.get(name) for name in names} for row in rows]
+    for row in told:
+        if isinstance(kind := row.get("kind"), str):
+            row["kind"] = OTHER_KINDS.get(kind, kind)
+    frame.show_table(told, key=key, **columns)
+
+
+def show_events(figure: Figure | None) -> None:
+    """The run's log with its spikes: a click chooses one."""
+    clicked: list[Any] = []
+    if figure is not None:
+        clicked = show_figure(figure, key=f"spikes {run} {found.made_at}", clickable=True)
+    elif found.searched:
+        ribbon = data.ribbon(data.version(), run, None, None)
+        if (drawn := ribbon_figure(ribbon)) is not None:
+            event = show_ribbon(drawn, ribbon, key=f"spikes {run}")
+            clicked = event["selection"]["points"] if event else []
+    points = [point["x"] for point in clicked]
+    if frame.just_changed("points", points) and points and (near := event_at(round(points[0]))) is not None:
+        frame.select(peak=near["peak"])
+        st.rerun()
+    rows = [dict(row) for row in (*found.spikes, *found.others, *found.published)]
+    frame.downloads(f"spikes-{run}", table=table_of_any_rows(rows), figure=figure)
+
+
+def show_more() -> None:
+    """What the log shows besides spikes, and how others count them."""
+    titles = [f"Other events ({len(found.others)})", "Definitions", "Restarts and remarks"]
+    others_tab, definitions_tab, remarks_tab = st.tabs(titles)
+    with others_tab:
+        if found.others:
+            show_columns(found.others, "onset", "last", "kind", "series", "detail", key="others")
+        else:
+            st.text("No step without a number, no new level, no growth of the gradient norm.")
+    with definitions_tab:
+        if found.definitions:
+            columns = ("definition", "series", "flagged", "percent", "events", "by_not_finite")
+            show_columns(found.definitions, *columns, key="definitions")
+            st.caption("`robust` is the toolkit's own; a count means nothing without its definition.")
+        else:
+            st.text("The counts by published definitions are kept with the finding:")
+            st.code(frame.command("spikes", run), language=None)
+        if found.published:
+            show_columns(found.published, "definition", "onset", "last", "series", "detail", key="published")
+    with remarks_tab:
+        for message in found.messages:
+            st.text(frame.as_text(message))
+        if not found.messages:
+            st.text("Nothing.")
+
+
+# --- the run's events ------------------------------------------------------------------------------------------------
+
+if found.missing:
+    st.text(f"The finding cannot be shown: {found.missing}")
+if not found.searched:
+    st.subheader("Spikes were not looked for yet", anchor=False)
+    st.text("This finds them in the log of the run, in a second or two, and they appear here:")
+    st.code(frame.command("spikes", run), language=None)
+
+if found.spikes:
+    told = [name for name in COLUMNS if any(row.get(name) not in (None, "", []) for row in found.spikes)]
+    shown = [{name: row.get(name) for name in told} for row in found.spikes]
+    asked = ["asked" if blamed_of(row["peak"], row) in blamed else "" for row in found.spikes]
+    shown = [row | {"blame": word} for row, word in zip(shown, asked, strict=True)]
+    picked = frame.choose_row(
+        table_of_any_rows(shown),
+        key=f"events {run}",
+        peak_z=st.column_config.NumberColumn(help="robust standard deviations above what is usual there"),
+        lead_steps=st.column_config.NumberColumn(help="steps by which the gradient norm came first"),
+        blame=st.column_config.TextColumn(help="whether forensics blame was asked which data made it"),
+    )
+    if picked is not None:
+        frame.select(peak=found.spikes[picked]["peak"])
+elif found.searched:
+    st.text("No spike: no value stands out of its window.")
+
+if found.searched:
+    with st.expander("The log and its spikes", expanded=chosen_peak() is None), frame.stated():
+        show_events(found.figure)
+    expanded = not found.spikes and bool(found.others)
+    with st.expander("Other events, published definitions, restarts", expanded=expanded):
+        show_more()
+
+
+# --- one of them -----------------------------------------------------------------------------------------------------
+
+
+def show_verdict(answer: KeptBlame) -> None:
+    made = "the data made it" if answer.verdict == "data" else "unexplained"
+    st.subheader(f"Step {answer.peak:,}: {made}", anchor=False)
+    st.text(frame.as_text(f"{VERDICTS.get(answer.cause or '', 'No data explain it')}: {answer.reason}."))
+    if answer.changed:
+        st.text(frame.as_text(f"Ask again: {answer.changed}."))
+    name, told = MEASURES[answer.measure], dict[str, Any]()
+    for label, end in (("usual", "_usual"), ("logged", "_logged"), ("replayed", "")):
+        value = number(answer.facts.get(answer.measure + end))
+        told[f"{name}, {label}"] = f"{value:.4g}" if value is not None else None
+    told |= {label: answer.facts.get(key) for label, key in FACTS.items()}
+    frame.facts(told | {"asked at": answer.finding.made.get("at")})
+
+
+def panels_of(figure: Figure | None, bars: bool) -> Figure | None:
+    """The waterfall, or what else the finding's picture holds."""
+    if figure is None:
+        return None
+    panels = [panel for panel in figure.panels if isinstance(panel, Bars) == bars]
+    return replace(figure, panels=panels, shared_x=False) if panels else None
+
+
+def show_candidates(answer: KeptBlame) -> None:
+    if answer.removals:
+        frame.show_table(list(answer.removals), key="removals", restored=PERCENT)
+        st.caption(
+            f"What the {MEASURES[answer.measure]} of the peak comes to without it; null_low to null_high: without as "
+            "many random rows."
+        )
+    if answer.candidates:
+        rows = [{name: row.get(name) for name in (*CANDIDATE, "documents", "signals")} for row in answer.candidates]
+        frame.show_table(rows, key="candidates")
+    with st.container(horizontal=True):
+        for place, row in enumerate(answer.candidates):
+            if isinstance(row.get("step"), int) and isinstance(row.get("row"), int):
+                where = {"run": run, "step": row["step"], "row": row["row"]}
+                where |= {"under": "traced"} if place < len(answer.finding.texts) else {}
+                frame.link("views/step.py", f"Row {row['row']} of step {row['step']:,}", ":material/article:", **where)
+
+
+def show_texts(answer: KeptBlame) -> None:
+    texts = answer.finding.texts
+    if not texts:
+        st.text("The finding holds no text.")
+        return
+    st.text("Each token is coloured by its loss under the weights just before its step. Point at one to read it.")
+    show_colours()
+    for text in texts:
+        with st.container(gap=None):
+            st.text(frame.as_text(text.title))
+            show_marked(text)
+    show_losses({str(place): text for place, text in enumerate(texts, 1)}, key="losses")
+
+
+def show_fork(answer: KeptBlame) -> None:
+    if not answer.commands:
+        st.text("Nothing that a fork could take away was called the cause.")
+    for command in answer.commands:
+        st.text("The same removal as a fork, to look at what follows it:")
+        st.code(command, language=None, wrap_lines=True)
+    for note in answer.notes:
+        st.text(frame.as_text(note))
+
+
+def show_blame(answer: KeptBlame) -> None:
+    show_verdict(answer)
+    if (waterfall := panels_of(answer.finding.figure, bars=True)) is not None:
+        show_figure(waterfall, key=f"waterfall {run} {answer.peak}", note=False)
+    names = ["Removals", "Text", "Rows and tokens", "Documents", "Content", "Updates", "Fork"]
+    removals, text, pictures, documents, content, updates, fork = st.tabs(names)
+    with removals:
+        show_candidates(answer)
+    with text:
+        show_texts(answer)
+    with pictures:
+        if (rest := panels_of(answer.finding.figure, bars=False)) is not None:
+            show_figure(rest, key=f"rest {run} {answer.peak}", note=False)
+    with documents:
+        if answer.documents:
+            hidden = f"{answer.measure}_if_hidden"
+            columns = ("document_id", "source", "num_tokens", hidden, "null_low", "null_high", "restored")
+            show_columns(answer.documents, *columns, key="documents", restored=PERCENT)
+            st.caption("What the suspect steps read of each document, hidden from the loss.")
+        else:
+            st.text("No document was hidden: none is known of these rows, or no row was called the cause.")
+    with content:
+        if answer.odds:
+            show_columns(answer.odds, *ODDS, key="odds", p_value=st.column_config.NumberColumn(format="%.2g"))
+            st.caption("What the rows in question hold beside the run's other rows, as odds ratios.")
+        else:
+            st.text("Nothing sets the rows in question apart from the run's other rows, or they were not compared.")
+    with updates:
+        if answer.steps:
+            show_columns(answer.steps, *UPDATES, key="steps")
+            st.caption("moved: by how much the update of a step changed the loss of the peak's batch.")
+    with fork:
+        show_fork(answer)
+    tables = [dict(row) for row in answer.candidates] or [dict(row) for row in answer.steps]
+    frame.downloads(answer.finding.name, table=table_of_any_rows(tables), figure=answer.finding.figure)
+
+
+def show_plan(peak: int) -> None:
+    """What it would take, once that is asked."""
+    asked = st.session_state.setdefault("planned", set())
+    if st.button("What would it take?", icon=":material/timer:"):
+        asked.add((run, peak))
+    if (run, peak) in asked:
+        with frame.stated(), st.spinner("Looking …"):
+            plan = spike_data.blame_plan(version, run, peak)
+        frame.facts(
+            {
+                "from checkpoint": plan["checkpoint"],
+                "about": f"{plan['seconds']:,.0f} s on this machine",
+                "memory": f"{plan['memory_bytes'] / 2**20:,.0f} MiB",
+                "to fetch": f"{plan['download']:,} bytes",
+                "parameters": f"{plan['parameters']:,}",
+            }
+        )
+        frame.show_table([dict(stage) for stage in plan["stages"]], key="stages")
+
+
+peak = chosen_peak()
+spike = event_at(peak)
+asked_of = None if peak is None else blamed_of(peak, spike)
+commands = [frame.command("spikes", run)]
+if asked_of is not None and peak is not None:
+    frame.select(peak=peak)  # it stays chosen on the way to other pages
+    commands.append(frame.command("blame", run, asked_of))
+    st.divider()
+    with frame.stated():
+        lowest, highest = data.steps_of(run)
+        answer = spike_data.blame(version, run, asked_of)
+    if not lowest <= peak <= highest:
+        frame.failed(f"{run} took steps {lowest}..{highest}, not {peak}", "No such step: choose a spike above.")
+    elif isinstance(answer, KeptBlame):
+        show_blame(answer)
+    else:
+        st.subheader(f"Step {peak:,}: which data made it was not asked", anchor=False)
+        if answer is not None:
+            st.text(frame.as_text(f"What is kept of it cannot be shown: {answer}"))
+        if spike is None:
+            st.text("No spike was found at this step.")
+        st.text("This takes the steps up to it again without its rows, one by one, and the answer appears here:")
+        st.code(frame.command("blame", run, peak), language=None)
+        if not data.shared():
+            show_plan(peak)
+    with st.container(horizontal=True):
+        frame.link("views/step.py", f"Read step {peak:,}", ":material/article:", run=run, step=peak)
+        frame.link("views/run.py", "See it on the run", ":material/show_chart:", run=run, step=peak)
+elif found.spikes:
+    st.caption("Choose a spike, in the picture or the table, to see which data made it.")
+
+frame.reproduce(commands, f"from spikes where run = '{run}' order by onset")
