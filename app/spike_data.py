@@ -8,21 +8,9 @@ from typing import Any
 
 import streamlit as st
 
-from app.data import Version, version, workspace
+from app.data import Version, workspace
 
 _computing = threading.Lock()  # torch's threads and kernels are set for the whole process
-
-
-def version_with_findings() -> Version:
-    """Changes when what is known of a run does, or a finding is kept or made again."""
-    found = []
-    for path in sorted((workspace().folder / "findings").glob("*.json")):
-        try:
-            status = path.stat()
-        except FileNotFoundError:  # it was removed while we looked
-            continue
-        found.append((path.name, status.st_size, status.st_mtime_ns))
-    return (*version(), *found)
 
 
 @st.cache_data(max_entries=16, show_spinner=False)

@@ -11,6 +11,7 @@ import streamlit as st
 from app import data, frame, spike_data
 from app.charts import show_ribbon
 from app.figures import show_figure
+from app.jobs_panel import offer
 from app.marked import show_colours, show_losses, show_marked
 from forensics.figure import Bars, Figure
 from forensics.ribbon_picture import ribbon_figure
@@ -30,7 +31,7 @@ PERCENT = st.column_config.NumberColumn("excess gone", format="percent", help="s
 frame.begin("Spikes", "Which spikes does the run have, and which data made one?")
 run = frame.choose_run()
 with frame.stated():
-    version = spike_data.version_with_findings()
+    version = data.version()
     found: KeptSpikes = spike_data.spikes(version, run)
     blamed = spike_data.blamed(version, run)
 
@@ -100,7 +101,7 @@ def show_more() -> None:
             st.caption("`robust` is the toolkit's own; a count means nothing without its definition.")
         else:
             st.text("The counts by published definitions are kept with the finding:")
-            st.code(frame.command("spikes", run), language=None)
+            offer("spikes", run)
         if found.published:
             show_columns(found.published, "definition", "onset", "last", "series", "detail", key="published")
     with remarks_tab:
@@ -117,7 +118,7 @@ if found.missing:
 if not found.searched:
     st.subheader("Spikes were not looked for yet", anchor=False)
     st.text("This finds them in the log of the run, in a second or two, and they appear here:")
-    st.code(frame.command("spikes", run), language=None)
+    offer("spikes", run)
 
 if found.spikes:
     told = [name for name in COLUMNS if any(row.get(name) not in (None, "", []) for row in found.spikes)]
@@ -290,7 +291,7 @@ if asked_of is not None and peak is not None:
         if spike is None:
             st.text("No spike was found at this step.")
         st.text("This takes the steps up to it again without its rows, one by one, and the answer appears here:")
-        st.code(frame.command("blame", run, peak), language=None)
+        offer("blame", run, peak)
         if not data.shared():
             show_plan(peak)
     with st.container(horizontal=True):
