@@ -8,10 +8,11 @@ from typing import Any
 import streamlit as st
 
 from app.theme import PIXELS_AN_INCH, dress, is_dark, recolour, tell_once
-from forensics.figure import Bars, Figure, interactive, panel_inches
+from forensics.figure import AnyPanel, Bars, Curves, Figure, interactive, panel_inches
 
 MANY = 1_000  # points are drawn smaller
 CLICKABLE = 4  # size of the points of a line that can be clicked
+NAME = 20  # pixels of one beside a panel of curves
 OWN_AXIS = 40  # pixels of the label below a panel whose x is its own
 
 Point = dict[str, Any]
@@ -31,7 +32,8 @@ def figure_canvas(figure: Figure, *, dark: bool, clickable: bool = False) -> Any
             _make_clickable(trace, clickable, small)
     tell_once(canvas)
     dress(canvas, dark=dark)
-    heights = [PIXELS_AN_INCH * panel_inches(panel) + (0 if figure.shared_x else OWN_AXIS) for panel in figure.panels]
+    pixels = max([PIXELS_AN_INCH, *map(_pixels_for_names, figure.panels)])
+    heights = [pixels * panel_inches(panel) + (0 if figure.shared_x else OWN_AXIS) for panel in figure.panels]
     canvas.update_layout(
         dragmode="zoom",
         clickmode="event+select" if clickable else "event",
@@ -42,6 +44,13 @@ def figure_canvas(figure: Figure, *, dark: bool, clickable: bool = False) -> Any
     if all(isinstance(panel, Bars) for panel in figure.panels):  # they need the width
         canvas.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.01, "yanchor": "bottom"})
     return canvas
+
+
+def _pixels_for_names(panel: AnyPanel) -> float:
+    """An inch must be so high that the names beside a panel do not run into those of the next one."""
+    if not isinstance(panel, Curves) or not panel.told_apart:
+        return 0.0
+    return (NAME * (len(panel.curves) + len(panel.gaps)) + NAME) / panel.inches
 
 
 def _make_clickable(trace: Any, clickable: bool, small: bool) -> None:
