@@ -251,8 +251,8 @@ def test_the_run_says_what_it_was_made_with(tiny_source: Path) -> None:
 # Of each page that is not on the way to the spike: a word of what it shows.
 PAGES_WALKED = {
     "Search": "A text is found however it was split",
-    "Forks": "drop 4 rows in 1 steps",
-    "Tokens": "cannot be repeated",
+    "Forks": "Compare with their parent",
+    "Tokens": "A click on a point opens its token",
     "Trajectories": "95 % intervals",
     "SQL": "Views and macros",
     "Released runs": "Family",
@@ -281,6 +281,6 @@ def test_a_visitor_finds_the_planted_spike_by_clicking_only(demo_workspace: Work
         cause = visitor.link()
         for page, shown in PAGES_WALKED.items():
             visitor.click(page, "link")
-            assert visitor.page.locator("h1").inner_text() == page and shown in visitor.text(), visitor.text()
+            assert visitor.page.locator("h1").inner_text() == page and shown in visitor.text()
         visitor.open(cause)
         assert f"Step {step}: the data made it" in visitor.text()
