@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_index.errors import ForensicsError
 from data_index.files import write_bytes
 from data_index.pack_contents import PAGE_START
-from forensics.figure import Figure, picture
+from forensics.figure import UNDRAWABLE, Figure, picture
 from forensics.marked_text import MarkedText, legend_html, shown
 from forensics.report_file import (
     as_markdown,
@@ -80,8 +81,7 @@ def _section_html(section: Section) -> str:
     if section.commands:
         parts.append("<pre>" + "\n".join(html.escape(shown(line)) for line in section.commands) + "</pre>\n")
     if section.figure is not None:
-        inline = base64.b64encode(picture(section.figure, "png")).decode()
-        parts.append(f'<img alt="{html.escape(shown(section.figure.title))}" src="data:image/png;base64,{inline}">\n')
+        parts.append(_image_html(section.figure))
     if section.rows:
         columns = [html.escape(shown(name)) for name in section.rows[0]]
         parts.append(f'<div class="wide">{html_table(columns, _cells(section))}</div>\n')
@@ -90,6 +90,14 @@ def _section_html(section: Section) -> str:
     if section.texts:
         parts += [legend_html(), *(text.as_html() for text in section.texts), "\n"]
     return "".join([*parts, "</section>\n"])
+
+
+def _image_html(figure: Figure) -> str:
+    try:
+        inline = base64.b64encode(picture(figure, "png")).decode()
+    except UNDRAWABLE as error:  # a finding of someone else
+        return f'<p class="note">its picture cannot be drawn: {html.escape(shown(repr(error)))}</p>\n'
+    return f'<img alt="{html.escape(shown(figure.title))}" src="data:image/png;base64,{inline}">\n'
 
 
 def _cells(section: Section) -> list[list[str]]:
@@ -121,8 +129,13 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> list[Path
         image = None
         if section.figure is not None:
             image = path.with_name(f"{path.stem}-{len(written) + 1}.png")
-            write_bytes(image, picture(section.figure, "png"))
-            written.append(image)
+            try:
+                write_bytes(image, picture(section.figure, "png"))
+                written.append(image)
+            except ForensicsError:
+                raise
+            except UNDRAWABLE:
+                image = None
         lines += _section_markdown(section, image)
     write_bytes(path, "\n".join(lines).encode())
     return [path, *written]
