@@ -276,6 +276,8 @@ def test_checkpoints_of_another_trainer_are_packed_in_the_native_form(workspace:
     opened = Workspace(tmp_path / "other")
     open_pack(tmp_path / "s.zip", workspace=opened)
     there, here = (w.checkpoint(w.run("skip"), 10) for w in (workspace, opened))
+    torch.manual_seed(5)  # what this process has drawn is none of the pack's
+    assert pack("skip", tmp_path / "again.zip", tokens=True, workspace=workspace).sha256 == done.sha256
 
     assert done.left_out == [] and opened.run("skip").config_format == "olmo_core"
     assert here.states == ("weights", "optimizer", "trainer") and here.layout == "native" != there.layout
