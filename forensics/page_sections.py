@@ -76,12 +76,12 @@ def page_of(title: str, body: str) -> str:
 def _section_html(section: Section) -> str:
     parts = [f"<section>\n<h2>{html.escape(shown(section.title))}</h2>\n"]
     parts += [f"<p>{html.escape(shown(line))}</p>\n" for line in section.lines]
+    if section.figure is not None:
+        parts.append(_image_html(section.figure))
     if section.facts:
         parts.append(html_facts((name, cell(value)) for name, value in section.facts) + "\n")
     if section.commands:
         parts.append("<pre>" + "\n".join(html.escape(shown(line)) for line in section.commands) + "</pre>\n")
-    if section.figure is not None:
-        parts.append(_image_html(section.figure))
     if section.rows:
         columns = [html.escape(shown(name)) for name in section.rows[0]]
         parts.append(f'<div class="wide">{html_table(columns, _cells(section))}</div>\n')
@@ -144,12 +144,12 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> list[Path
 def _section_markdown(section: Section, image: Path | None) -> list[str]:
     lines = [f"## {as_markdown(section.title)}", ""]
     lines += [line for text in section.lines for line in (as_markdown(text), "")]
+    if image is not None and section.figure is not None:
+        lines += [markdown_picture(as_markdown(section.figure.title), image.name), ""]
     if section.facts:
         lines += [*markdown_facts((name, cell(value)) for name, value in section.facts), ""]
     if section.commands:
         lines += [*(f"    {shown(command)}" for command in section.commands), ""]
-    if image is not None and section.figure is not None:
-        lines += [markdown_picture(as_markdown(section.figure.title), image.name), ""]
     if section.rows:
         lines += [*markdown_table([as_markdown(name) for name in section.rows[0]], _cells(section)), ""]
     if more := _more(section):
