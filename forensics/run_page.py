@@ -21,6 +21,7 @@ from forensics.run_card import Failure, failure_of, findings_of, issues_known, t
 
 SPIKE_COLUMNS = ("onset", "peak", "recovery", "kind", "lead_steps", "series", "peak_value", "peak_z", "detail")
 MOST_CURVES = 12  # of kept metrics that are drawn
+MOST_LISTED = 40
 
 
 def report(run: str, output: Path | str, *, workspace: Workspace | None = None) -> list[Path]:
@@ -157,9 +158,11 @@ def _measured(workspace: Workspace, run: Run) -> Section | None:
             "last step": curve.points[-1][0],
             "last value": curve.points[-1][1],
         }
-        for curve in curves
+        for curve in _chief_first(curves)[:MOST_LISTED]
     ]
-    return Section(title="Measured at its checkpoints", rows=rows, figure=_curves_drawn(curves))
+    all_of = f"{len(curves):,} metrics were measured; the chief ones of each probe are here. All of them: "
+    lines = [f"{all_of}forensics sql \"from probes where run = '{run.name}'\""] if len(curves) > len(rows) else []
+    return Section(title="Measured at its checkpoints", rows=rows, figure=_curves_drawn(curves), lines=lines)
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> list[_Curve]:
@@ -174,15 +177,19 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> list[_Curve]:
     ]
 
 
-def _curves_drawn(curves: Sequence[_Curve]) -> Figure | None:
-    """Of each probe its chief metric first, which has the shortest name; those of layers and heads come last."""
-    several = [curve for curve in curves if len(curve.points) > 1]
+def _chief_first(curves: Sequence[_Curve]) -> list[_Curve]:
+    """Of each probe its chief metric, which has the shortest name, then of each its second, and so on."""
     ranks: Counter[str] = Counter()
     ranked = []
-    for curve in sorted(several, key=lambda curve: (len(curve.metric), curve.metric)):
+    for curve in sorted(curves, key=lambda curve: (len(curve.metric), curve.metric)):
         ranked.append((ranks[curve.probe], curve))
         ranks[curve.probe] += 1
-    chosen = [curve for _, curve in sorted(ranked, key=lambda item: (item[0], item[1].probe))][:MOST_CURVES]
+    return [curve for _, curve in sorted(ranked, key=lambda item: (item[0], item[1].probe))]
+
+
+def _curves_drawn(curves: Sequence[_Curve]) -> Figure | None:
+    """The chief ones of those that have several checkpoints."""
+    chosen = _chief_first([curve for curve in curves if len(curve.points) > 1])[:MOST_CURVES]
     panels = [
         Panel(
             title=curve.metric if curve.metric.startswith(curve.probe) else f"{curve.probe} {curve.metric}",
