@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data_index.errors import UNFORESEEN
 from data_index.files import atomic_file
 from forensics.figure_bars import Bar as Bar
 from forensics.figure_bars import Bars, add_bars, draw_bars
@@ -95,6 +96,10 @@ class Figure:
     x_names: Sequence[str] = ()
     x_always: Sequence[int] = ()
     shared_x: bool = True
+
+
+# What drawing a figure of someone else may raise: its records have the right types, and may be no picture all the same.
+UNDRAWABLE = (*UNFORESEEN, MemoryError, RuntimeError)
 
 
 def write_png(figure: Figure, path: Path) -> None:

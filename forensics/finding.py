@@ -124,5 +124,5 @@ def rows_of(answer: Mapping[str, Any]) -> Mapping[str, Sequence[Mapping[str, Any
     return {
         name: rows
         for name, rows in answer.items()
-        if isinstance(rows, Sequence) and rows and not isinstance(rows, str) and isinstance(rows[0], Mapping)
+        if isinstance(rows, list | tuple) and rows and all(isinstance(row, Mapping) for row in rows)
     }

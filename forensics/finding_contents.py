@@ -15,7 +15,8 @@ from data_index.finding_files import read_finding_file
 from data_index.packed_run import portable_table
 from data_index.run import Run
 from data_index.workspace import Workspace, read_current, valid_name
-from forensics.figure import picture
+from forensics.cli.output import printable
+from forensics.figure import UNDRAWABLE, picture
 from forensics.finding import Finding, finding_name, parsed_finding, rows_of
 from forensics.marked_text import pieces_of
 from forensics.pack_budget import Contents
@@ -37,9 +38,14 @@ def contents_of_finding(workspace: Workspace, name: str, *, budget: int) -> tupl
     contents = Contents(budget=budget)
     contents.put("finding", {"finding.json": raw})
     if finding.figure is not None:
-        contents.put("picture", {"picture.png": picture(finding.figure, "png")})
+        try:
+            contents.put("picture", {"picture.png": picture(finding.figure, "png")})
+        except UNDRAWABLE as error:
+            contents.leave_out("picture", None, f"cannot be drawn: {error!r}")
     for table, rows in rows_of(finding.answer).items():
-        contents.offer(f"table {table}", {f"tables/{finding_name(table)}.parquet": table_bytes(as_table(rows))})
+        contents.offer(
+            f"table {printable(table)}", {f"tables/{finding_name(table)}.parquet": table_bytes(as_table(rows))}
+        )
     for run in finding.runs:
         _put_run(contents, workspace, finding, run)
     _offer_rows(contents, workspace, finding)
@@ -52,7 +58,7 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     import pyarrow
 
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return pyarrow.table({name: _column([row.get(name) for row in rows]) for name in names})
+    return pyarrow.table({printable(str(name)): _column([row.get(name) for row in rows]) for name in names})
 
 
 def _column(values: list[Any]) -> Any:
@@ -62,7 +68,7 @@ def _column(values: list[Any]) -> Any:
         values = [_NOT_NUMBERS.get(value, value) if isinstance(value, str) else value for value in values]
     try:
         return pyarrow.array(values)
-    except (pyarrow.ArrowException, OverflowError):
+    except (pyarrow.ArrowException, *UNFORESEEN):
         return pyarrow.array([None if value is None else json.dumps(value) for value in values])
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_index.errors import InvalidRange
-from data_index.pack_file import Content, content_bytes
+from data_index.pack_file import MAX_FILES, Content, content_bytes
 
 DEFAULT_BUDGET_BYTES = 100 * 10**6
 BYTES_PER_FILE = 400  # of a pack, besides a file's content and name: its headers and its line in the manifest
+MOST_FILES = MAX_FILES - 100  # that are chosen; the page and the like come besides
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
@@ -43,16 +44,25 @@ class Contents:
     told: list[dict[str, Any]] = field(default_factory=list)
     used: int = 0
 
-    def put(self, part: str, files: Mapping[str, Content]) -> None:
-        """What every pack of its kind holds."""
-        self._add(part, files, _bytes_of(files), "")
+    def put(self, part: str, files: Mapping[str, Content]) -> bool:
+        """What every pack of its kind holds, however large; says whether it could be taken."""
+        taken = {path.lower() for path in self.files}
+        if twice := [path for path in files if path.lower() in taken]:
+            self.leave_out(part, _bytes_of(files), f"another file of the pack is called as {twice[0]} on some disks")
+            return False
+        if len(self.files) + len(files) > MOST_FILES:
+            self.leave_out(part, _bytes_of(files), f"a pack holds {MOST_FILES:,} files at most")
+            return False
+        self.files |= files
+        self.used += (size := _bytes_of(files))
+        self.told.append({"part": part, "num_bytes": size, "packed": True, "why": ""})
+        return True
 
     def offer(self, part: str, files: Mapping[str, Content]) -> bool:
         """Take files, all or none, if they fit; says which."""
         size = _bytes_of(files)
         if self.fits(size):
-            self._add(part, files, size, "")
-            return True
+            return self.put(part, files)
         self.leave_out(part, size, f"does not fit: {max(self.budget - self.used, 0):,} bytes are left of the budget")
         return False
 
@@ -70,11 +80,6 @@ class Contents:
     @property
     def left_out(self) -> list[dict[str, Any]]:
         return [row for row in self.told if not row["packed"]]
-
-    def _add(self, part: str, files: Mapping[str, Content], size: int, why: str) -> None:
-        self.files |= files
-        self.used += size
-        self.told.append({"part": part, "num_bytes": size, "packed": True, "why": why})
 
 
 def _bytes_of(files: Mapping[str, Content]) -> int:

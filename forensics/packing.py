@@ -5,15 +5,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from data_index.errors import ForensicsError, InvalidRange, MissingFile, UnknownRun
+from data_index.errors import InvalidRange, MissingFile, UnknownRun
 from data_index.finding_files import finding_names
 from data_index.pack_file import write_pack
 from data_index.workspace import Workspace
-from forensics.finding import surroundings
+from forensics.citation import toolkit_version
+from forensics.finding import PACKAGES, surroundings
 from forensics.finding_contents import contents_of_finding
 from forensics.pack_budget import DEFAULT_BUDGET_BYTES, Contents, bytes_of_budget
 from forensics.run_contents import contents_of_run
@@ -112,21 +112,15 @@ def _written(contents: Contents, what: str, name: str, command: str, path: Path 
     planned = Packed(what=what, name=name, num_bytes=contents.used, parts=tuple(contents.told))
     if path is None:
         return planned
-    environment = {package: number for package, number in surroundings().items() if package not in ("at", "gpu")}
+    # Not when, nor what happens to be loaded: the same content gives the same bytes.
+    environment = {name: number for name, number in surroundings().items() if name in ("python", *PACKAGES)}
     told = {
         "what": what,
         "name": name,
         "command": command,
-        "toolkit": _toolkit(),
+        "toolkit": toolkit_version(),
         "environment": environment,
         "left_out": contents.left_out,
     }
     sha256 = write_pack(path, told, contents.files)
     return Packed(what=what, name=name, num_bytes=path.stat().st_size, parts=planned.parts, path=path, sha256=sha256)
-
-
-def _toolkit() -> str:
-    try:
-        return version("checkpoint-forensics")
-    except (ForensicsError, ModuleNotFoundError):  # a checkout that is not installed
-        return "unknown"

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_index.errors import ForensicsError
 from data_index.files import write_bytes
 from data_index.pack_contents import PAGE_START
-from forensics.figure import Figure, picture
+from forensics.figure import UNDRAWABLE, Figure, picture
 from forensics.marked_text import MarkedText, colours_html, legend_html, shown
 from forensics.report_file import (
     as_markdown,
@@ -75,13 +76,12 @@ def page_of(title: str, body: str) -> str:
 def _section_html(section: Section) -> str:
     parts = [f"<section>\n<h2>{html.escape(shown(section.title))}</h2>\n"]
     parts += [f"<p>{html.escape(shown(line))}</p>\n" for line in section.lines]
+    if section.figure is not None:
+        parts.append(_image_html(section.figure))
     if section.facts:
         parts.append(html_facts((name, cell(value)) for name, value in section.facts) + "\n")
     if section.commands:
         parts.append("<pre>" + "\n".join(html.escape(shown(line)) for line in section.commands) + "</pre>\n")
-    if section.figure is not None:
-        inline = base64.b64encode(picture(section.figure, "png")).decode()
-        parts.append(f'<img alt="{html.escape(shown(section.figure.title))}" src="data:image/png;base64,{inline}">\n')
     if section.rows:
         columns = [html.escape(shown(name)) for name in section.rows[0]]
         parts.append(f'<div class="wide">{html_table(columns, _cells(section))}</div>\n')
@@ -90,6 +90,14 @@ def _section_html(section: Section) -> str:
     if section.texts:
         parts += [colours_html(), legend_html(), *(text.as_html() for text in section.texts), "\n"]
     return "".join([*parts, "</section>\n"])
+
+
+def _image_html(figure: Figure) -> str:
+    try:
+        inline = base64.b64encode(picture(figure, "png")).decode()
+    except UNDRAWABLE as error:  # a finding of someone else
+        return f'<p class="note">its picture cannot be drawn: {html.escape(shown(repr(error)))}</p>\n'
+    return f'<img alt="{html.escape(shown(figure.title))}" src="data:image/png;base64,{inline}">\n'
 
 
 def _cells(section: Section) -> list[list[str]]:
@@ -121,8 +129,13 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> list[Path
         image = None
         if section.figure is not None:
             image = path.with_name(f"{path.stem}-{len(written) + 1}.png")
-            write_bytes(image, picture(section.figure, "png"))
-            written.append(image)
+            try:
+                write_bytes(image, picture(section.figure, "png"))
+                written.append(image)
+            except ForensicsError:
+                raise
+            except UNDRAWABLE:
+                image = None
         lines += _section_markdown(section, image)
     write_bytes(path, "\n".join(lines).encode())
     return [path, *written]
@@ -131,12 +144,12 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> list[Path
 def _section_markdown(section: Section, image: Path | None) -> list[str]:
     lines = [f"## {as_markdown(section.title)}", ""]
     lines += [line for text in section.lines for line in (as_markdown(text), "")]
+    if image is not None and section.figure is not None:
+        lines += [markdown_picture(as_markdown(section.figure.title), image.name), ""]
     if section.facts:
         lines += [*markdown_facts((name, cell(value)) for name, value in section.facts), ""]
     if section.commands:
         lines += [*(f"    {shown(command)}" for command in section.commands), ""]
-    if image is not None and section.figure is not None:
-        lines += [markdown_picture(as_markdown(section.figure.title), image.name), ""]
     if section.rows:
         lines += [*markdown_table([as_markdown(name) for name in section.rows[0]], _cells(section)), ""]
     if more := _more(section):

@@ -35,8 +35,9 @@ from forensics.page_sections import Section, page_of, sections_html
 from forensics.run_card import card_table, failure_of, findings_of
 from forensics.run_page import run_sections
 
-# Small ones that most questions stand on come first; then the others, the smallest first.
-FIRST_KINDS = ("metrics", "checkpoints", "spikes", "audit", "evaluations", "probes", "masks", "consumed", "documents")
+# The log and what was found in it are in every pack. Then come those that most questions stand on, then the smallest.
+ALWAYS = ("metrics", "checkpoints", "spikes", "audit")
+FIRST_KINDS = (*ALWAYS, "evaluations", "probes", "masks", "consumed", "documents")
 PIECE_KINDS = ("metrics", "consumed")  # of forks, written as they go
 MAX_VERBATIM_BYTES = 4 * 2**20
 _HASH = re.compile(r"[0-9a-f]{16}\Z")
@@ -126,11 +127,11 @@ def _order(contents: Contents, run: Run) -> tuple[Run, dict[str, Content]]:
         files |= _piece_files(run)
         size = sum(map(content_bytes, files.values()))
         if not contents.fits(size):
-            raise UnknownOrder(f"the order has {size:,} bytes, more than the budget")
+            raise UnknownOrder(f"it has {size:,} bytes, more than is left of the budget")
         return replace(run, order=order), files
     except ForensicsError as error:
         contents.leave_out("order", None, str(error))
-        missing = f"its order, which is not in the pack: {error}"
+        missing = f"its order, which is not in the pack ({error})"
         facts = dict(run.facts) | {"last_step": str(run.last_step)}
         trust = OrderTrust(level="unknown", witness="nothing", missing=missing)
         told = replace(
@@ -199,7 +200,8 @@ def _offer_tables(contents: Contents, workspace: Workspace, run: Run) -> dict[st
     sizes = {kind: sum(map(content_bytes, files.values())) for kind, files in found.items()}
     first = [kind for kind in FIRST_KINDS if kind in found]
     for kind in [*first, *sorted(found.keys() - set(first), key=lambda kind: (sizes[kind], kind))]:
-        if contents.offer(f"tables: {kind}", {f"tables/{kind}/{n}.parquet": c for n, c in found[kind].items()}):
+        take = contents.put if kind in ALWAYS else contents.offer
+        if take(f"tables: {kind}", {f"tables/{kind}/{name}.parquet": table for name, table in found[kind].items()}):
             packed[kind] = list(found[kind])
     return packed
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from forensics.run_card import Failure, failure_of, findings_of, issues_known, t
 
 SPIKE_COLUMNS = ("onset", "peak", "recovery", "kind", "lead_steps", "series", "peak_value", "peak_z", "detail")
 MOST_CURVES = 12  # of kept metrics that are drawn
+MOST_LISTED = 40
 
 
 def report(run: str, output: Path | str, *, workspace: Workspace | None = None) -> list[Path]:
@@ -129,43 +132,73 @@ def _spikes(run: Run, failure: Failure) -> Section:
     return Section(title="Spikes", rows=rows, lines=[] if rows else [asked])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Curve:
+    """A metric over checkpoints, measured with one choice of settings: (step, value), rising."""
+
+    probe: str
+    metric: str
+    unit: str
+    points: Sequence[tuple[int, float]]
+
+
 def _measured(workspace: Workspace, run: Run) -> Section | None:
-    """Metrics over checkpoints that were kept: each by its first and last value, and drawn."""
-    series: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
-    for row in workspace.learned(workspace.home(run.name), "probes"):
-        if row["value"] is not None:
-            series.setdefault((row["probe"], row["metric"], row["unit"] or ""), []).append((row["step"], row["value"]))
-    if not series:
+    """Metrics over checkpoints that were kept: each by its first and last value, and the chief ones drawn."""
+    curves = _curves(workspace.learned(workspace.home(run.name), "probes"))
+    if not curves:
         return None
-    curves = {key: sorted(points) for key, points in sorted(series.items())}
     rows = [
         {
-            "probe": probe,
-            "metric": metric,
-            "unit": unit,
-            "checkpoints": len(points),
-            "first step": points[0][0],
-            "first value": points[0][1],
-            "last step": points[-1][0],
-            "last value": points[-1][1],
+            "probe": curve.probe,
+            "metric": curve.metric,
+            "unit": curve.unit,
+            "checkpoints": len(curve.points),
+            "first step": curve.points[0][0],
+            "first value": curve.points[0][1],
+            "last step": curve.points[-1][0],
+            "last value": curve.points[-1][1],
         }
-        for (probe, metric, unit), points in curves.items()
+        for curve in _chief_first(curves)[:MOST_LISTED]
     ]
-    return Section(title="Measured at its checkpoints", rows=rows, figure=_curves(curves))
+    all_of = f"{len(curves):,} metrics were measured; the chief ones of each probe are here. All of them: "
+    lines = [f"{all_of}forensics sql \"from probes where run = '{run.name}'\""] if len(curves) > len(rows) else []
+    return Section(title="Measured at its checkpoints", rows=rows, figure=_curves_drawn(curves), lines=lines)
 
 
-def _curves(curves: dict[tuple[str, str, str], list[tuple[int, float]]]) -> Figure | None:
-    """The first metrics that have several checkpoints."""
+def _curves(rows: Sequence[Mapping[str, Any]]) -> list[_Curve]:
+    found: dict[tuple[str, str, str, str], list[tuple[int, float]]] = {}
+    for row in rows:
+        if row["value"] is not None:
+            key = (row["probe"], row["metric"], row["unit"] or "", row["settings"] or "")
+            found.setdefault(key, []).append((row["step"], row["value"]))
+    return [
+        _Curve(probe=probe, metric=metric, unit=unit, points=sorted(points))
+        for (probe, metric, unit, _), points in sorted(found.items())
+    ]
+
+
+def _chief_first(curves: Sequence[_Curve]) -> list[_Curve]:
+    """Of each probe its chief metric, which has the shortest name, then of each its second, and so on."""
+    ranks: Counter[str] = Counter()
+    ranked = []
+    for curve in sorted(curves, key=lambda curve: (len(curve.metric), curve.metric)):
+        ranked.append((ranks[curve.probe], curve))
+        ranks[curve.probe] += 1
+    return [curve for _, curve in sorted(ranked, key=lambda item: (item[0], item[1].probe))]
+
+
+def _curves_drawn(curves: Sequence[_Curve]) -> Figure | None:
+    """The chief ones of those that have several checkpoints."""
+    chosen = _chief_first([curve for curve in curves if len(curve.points) > 1])[:MOST_CURVES]
     panels = [
         Panel(
-            title=metric if metric.startswith(probe) else f"{probe} {metric}",
-            y_label=unit,
-            series=[Series(name=metric, x=[step for step, _ in points], y=[value for _, value in points])],
+            title=curve.metric if curve.metric.startswith(curve.probe) else f"{curve.probe} {curve.metric}",
+            y_label=curve.unit,
+            series=[Series(name=curve.metric, x=[s for s, _ in curve.points], y=[v for _, v in curve.points])],
             inches=1.6,
         )
-        for (probe, metric, unit), points in curves.items()
-        if len({step for step, _ in points}) > 1
-    ][:MOST_CURVES]
+        for curve in sorted(chosen, key=lambda curve: (curve.probe, curve.metric))
+    ]
     return Figure(title="metrics over checkpoints", x_label="step", panels=panels) if panels else None
 
 

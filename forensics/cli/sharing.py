@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_index.errors import ForensicsError
 from forensics.cli.options import FormatOption, PlanOption, RunArgument, WorkspaceOption, open_workspace
 from forensics.cli.output import Format, draw, emit_object, emit_rows, printable, say
 
@@ -90,11 +91,18 @@ def open_(
 def _draw(workspace: Workspace, name: str) -> None:
     """The picture of a finding, from its numbers: that of the pack may show anything."""
     from data_index.finding_files import findings_folder
+    from forensics.figure import UNDRAWABLE
     from forensics.finding import read_finding
 
     figure = read_finding(workspace, name).figure
-    if figure is not None:
+    if figure is None:
+        return
+    try:
         draw(lambda: figure, None, findings_folder(workspace) / name)
+    except ForensicsError:
+        raise
+    except UNDRAWABLE as error:
+        say(printable(f"its picture cannot be drawn: {error!r}"))
 
 
 def report(

@@ -219,6 +219,13 @@ def test_manifests_that_are_none_are_refused(manifest: bytes, tmp_path: Path) ->
     refused(forged(tmp_path / "p.zip", {}, manifest=manifest), "is refused")
 
 
+def test_a_file_with_another_hash_is_refused_whatever_its_checksum_says(tmp_path: Path) -> None:
+    """A checksum of 32 bits is made to fit by anyone; everything else of this pack does fit."""
+    path = forged(tmp_path / "p.zip", {"a.json": b"[]"}, rows=rows_of({"a.json": b"{}"}))
+
+    refused(path, "a.json in it is not the file that its manifest names")
+
+
 def test_a_manifest_says_each_thing_once(tmp_path: Path) -> None:
     """Readers differ in which of two equal keys they believe."""
     path = forged(tmp_path / "p.zip", FILES)

@@ -67,6 +67,14 @@ def with_table(kind: str, content: bytes) -> Change:
     return change
 
 
+def misnamed(files: dict[str, bytes]) -> None:
+    """A table under the hash of another content."""
+    named = json.loads(files["tables.json"])
+    (name,) = named["metrics"]
+    files[f"tables/metrics/{'0' * 16}.parquet"] = files.pop(f"tables/metrics/{name}.parquet")
+    files["tables.json"] = json.dumps(named | {"metrics": ["0" * 16]}).encode()
+
+
 def rows(kind: str, **row: object) -> bytes:
     return table_bytes(table_of_rows(kind, [dict(row)], "attack"))
 
@@ -115,6 +123,7 @@ STEP = {"step": 3, "attempt": 1, "input_ids_sha256": None}
         (in_json("tables.json", lambda named: {k: n * 2 for k, n in named.items()}), "not those that its tables.json"),
         (in_json("tables.json", lambda named: named | {"../x": []}), "is no kind of table"),
         (replaced(f"tables/spikes/{'0' * 16}.parquet", other_table()), "not those that its tables.json names"),
+        (misnamed, "is not named by its content"),
         (with_table("metrics", other_table()), "lacks the column"),
         (with_table("consumed", rows("consumed", instances=[0] * 8, **STEP)), "the order is wrong"),
         (

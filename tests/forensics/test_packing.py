@@ -17,29 +17,41 @@ import pytest
 import torch
 
 from data_index.batch_queries import reader_of
-from data_index.errors import FindingExists, InvalidRange, MissingCheckpoint, MissingFile, RunExists, UnknownRun
+from data_index.errors import (
+    FindingExists,
+    InvalidRange,
+    MissingCheckpoint,
+    MissingFile,
+    RunExists,
+    UnknownOrder,
+    UnknownRun,
+)
 from data_index.files import canonical_json, sha256_of_file
 from data_index.pack_reading import read_pack
 from data_index.registration import add
 from data_index.store import run_query
 from data_index.workspace import Workspace, read_current
 from forensics import page_sections
-from forensics.figure import Figure, picture
+from forensics.figure import Figure, Panel, Series, picture
 from forensics.finding import keep_finding, read_finding
 from forensics.forking import fork
 from forensics.imported_metrics import import_metrics
 from forensics.lookup import at, batch
 from forensics.opening import open_pack
-from forensics.pack_budget import bytes_of_budget
+from forensics.pack_budget import Contents, bytes_of_budget
 from forensics.packed_checkpoints import chosen_first
 from forensics.packing import pack
 from forensics.plain_values import to_plain
 from forensics.reproduction import replay
+from forensics.run_page import report
 from forensics.spike_detection import spikes
 from replay.weights import read_optimizer, read_weights
 from tests.conftest import FIXTURES
 from tests.forensics.packs import EVIL, INSTANCES, finding, homes
+from tests.servers.fake_hub import FakeHub
+from tests.servers.tiny_neox import DATA_REPO, LENGTH, REPO, ROWS, SAVED, STEPS
 
+TOLD = {"seq_length": LENGTH, "train_iters": STEPS, "train_batch_size": ROWS}
 EVERYTHING = 10**9
 
 
@@ -264,6 +276,8 @@ def test_checkpoints_of_another_trainer_are_packed_in_the_native_form(workspace:
     opened = Workspace(tmp_path / "other")
     open_pack(tmp_path / "s.zip", workspace=opened)
     there, here = (w.checkpoint(w.run("skip"), 10) for w in (workspace, opened))
+    torch.manual_seed(5)  # what this process has drawn is none of the pack's
+    assert pack("skip", tmp_path / "again.zip", tokens=True, workspace=workspace).sha256 == done.sha256
 
     assert done.left_out == [] and opened.run("skip").config_format == "olmo_core"
     assert here.states == ("weights", "optimizer", "trainer") and here.layout == "native" != there.layout
@@ -275,6 +289,23 @@ def test_checkpoints_of_another_trainer_are_packed_in_the_native_form(workspace:
 
 def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_what_lies_on_servers_stays_there(fake_hub: FakeHub, workspace: Workspace, tmp_path: Path) -> None:
+    """A pack of a published run is small: its token files and checkpoints are named by their addresses."""
+    add(REPO, name="far", data=f"hub:datasets/{DATA_REPO}", settings=TOLD, workspace=workspace)
+    done = pack("far", tmp_path / "f.zip", tokens=True, workspace=workspace)
+    other = Workspace(tmp_path / "other")
+    opened = open_pack(tmp_path / "f.zip", workspace=other)
+
+    assert {row["part"] for row in done.left_out} == {
+        f"{len(SAVED)} checkpoints on servers",
+        f"{len(workspace.run('far').files)} token files on servers",
+    }
+    assert batch("far", 3, tokens=True, workspace=other).equals(batch("far", 3, tokens=True, workspace=workspace))
+    theirs, ours = (w.checkpoints(w.run("far")) for w in (workspace, other))
+    assert [(c.step, str(c.location)) for c in theirs] == [(c.step, str(c.location)) for c in ours] != []
+    assert any("are fetched from 127.0.0.1" in message for message in opened.messages)
 
 
 def test_a_run_that_failed_is_packed_with_where_it_failed(workspace: Workspace, tmp_path: Path) -> None:
@@ -314,6 +345,50 @@ def test_a_plan_says_what_would_go_in(sender: Workspace, tmp_path: Path) -> None
         done = pack("tiny", tmp_path / f"{budget}.zip", budget=budget, tokens=True, workspace=sender)
         assert planned.parts == done.parts and done.num_bytes <= max(budget, planned.num_bytes)
     assert planned.num_bytes * 0.8 < done.num_bytes <= planned.num_bytes
+
+
+def test_the_log_is_in_every_pack(sender: Workspace, workspace: Workspace, tmp_path: Path) -> None:
+    """Also where nothing else fits, not even the order: then what the steps read is not known, and is said so."""
+    pack("tiny", tmp_path / "p.zip", budget=0, workspace=sender)
+    open_pack(tmp_path / "p.zip", workspace=workspace)
+    query = "select step, name, value from metrics where run = 'tiny' order by all"
+
+    assert run_query(workspace, query).equals(run_query(sender, query))
+    assert spikes("tiny", workspace=workspace).rows == spikes("tiny", workspace=sender).rows
+    with pytest.raises(UnknownOrder, match="its order, which is not in the pack"):
+        at("tiny", 3, workspace=workspace)
+
+
+def test_a_pack_does_not_tell_what_happened_to_be_loaded(sender: Workspace, tmp_path: Path) -> None:
+    """Whether torch was imported before must not change its bytes."""
+    pack("blame-tiny-8", tmp_path / "f.zip", workspace=sender)
+    told = read_pack(tmp_path / "f.zip").told
+
+    assert {"python", "torch", "checkpoint-forensics"} <= set(told["environment"])
+    assert not {"at", "gpu", "cpu_capability"} & set(told["environment"]) and told["toolkit"] == "0.1.0"
+
+
+def test_names_that_some_disks_cannot_tell_apart_are_left_out() -> None:
+    contents = Contents(budget=10**6)
+
+    assert contents.offer("one", {"findings/a.json": b"{}"}) and not contents.offer("two", {"findings/A.json": b"{}"})
+    assert list(contents.files) == ["findings/a.json"] and "on some disks" in contents.left_out[0]["why"]
+
+
+def test_a_figure_that_is_no_picture_is_left_out(sender: Workspace, workspace: Workspace, tmp_path: Path) -> None:
+    """It comes from someone else, and neither packing it again nor a report may end with a traceback."""
+    broken = Series(name="$\\frac{", x=(1, 2, 3), y=(1.0,))
+    figure = Figure(title="t", x_label="x", panels=(Panel(title="p", y_label="y", series=(broken,)),))
+    path = keep_finding(sender, finding(name="broken", figure=figure, answer={"rows": [{"a": 1}, 7]}))
+    try:
+        done = pack("broken", tmp_path / "f.zip", workspace=sender)
+        report("tiny", tmp_path / "r.html", workspace=sender)
+    finally:
+        path.unlink()
+
+    assert [row["part"] for row in done.left_out] == ["picture"]
+    assert "its picture cannot be drawn" in (tmp_path / "r.html").read_text()
+    assert open_pack(tmp_path / "f.zip", workspace=workspace).name == "broken"
 
 
 def test_a_budget_is_kept_and_what_it_leaves_out_is_told(sender: Workspace, tmp_path: Path) -> None:

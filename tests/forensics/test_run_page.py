@@ -15,7 +15,7 @@ from data_index.workspace import Workspace
 from forensics.finding import keep_finding
 from forensics.page_sections import MOST_ROWS, Section, page_html
 from forensics.probing import probe
-from forensics.run_page import report
+from forensics.run_page import MOST_CURVES, _curves, _curves_drawn, report
 from forensics.spike_detection import spikes
 from tests.forensics.packs import EVIL, finding
 
@@ -106,3 +106,25 @@ def test_long_tables_are_cut_and_say_so() -> None:
 
     assert page.count("<tr>") == MOST_ROWS + 1 and "501 rows; the first 500 are shown" in page
     parsed(page)
+
+
+def test_each_probe_shows_its_chief_metric_before_any_shows_a_second() -> None:
+    names = [("a", f"x, layer {n}") for n in range(MOST_CURVES)] + [("a", "x"), ("b", "y"), ("b", "y, layer 0")]
+    rows = [
+        {"probe": probe, "metric": metric, "unit": "", "settings": "", "step": step, "value": float(step)}
+        for probe, metric in names
+        for step in (0, 5)
+    ]
+    once = {"probe": "c", "metric": "z", "unit": "", "settings": "", "step": 0, "value": 1.0}
+    figure = _curves_drawn(_curves([*rows, once]))
+
+    assert figure is not None and len(figure.panels) == MOST_CURVES
+    titles = [panel.title for panel in figure.panels]
+    assert {"a x", "b y", "b y, layer 0", "a x, layer 0"} <= set(titles) and "c z" not in titles
+
+
+def test_a_metric_with_two_choices_of_settings_is_two_curves() -> None:
+    row = {"probe": "a", "metric": "x", "unit": "", "step": 0, "value": 1.0}
+    found = _curves([row | {"settings": "1"}, row | {"settings": "2"}, row | {"settings": "2", "step": 5}])
+
+    assert [curve.points for curve in found] == [[(0, 1.0)], [(0, 1.0), (5, 1.0)]]
