@@ -8,7 +8,8 @@ from typing import Any
 
 import streamlit as st
 
-from app.data import Version, version, workspace
+from app.data import Version, shared, version, workspace
+from forensics.background_jobs import Job, jobs, start_job
 
 _computing = threading.Lock()  # torch's threads and kernels are set for the whole process
 
@@ -98,3 +99,13 @@ def compute_losses(run: str, step: int, checkpoint: int, instances: Sequence[int
     with _computing:
         found = token_losses(run, step, checkpoint, instances, workspace=workspace())
         return tuple(found.notes)
+
+
+def start(arguments: Sequence[str]) -> Job:
+    """Start `forensics ARGUMENTS` as a job."""
+    assert not shared()
+    return start_job(arguments, workspace=workspace())
+
+
+def is_running(arguments: Sequence[str]) -> bool:
+    return any(job.state == "running" and job.arguments == tuple(arguments) for job in jobs(workspace=workspace()))

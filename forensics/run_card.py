@@ -17,7 +17,7 @@ from data_index.run import Run, Segment
 from data_index.sources.native import read_table
 from data_index.workspace import Workspace
 from forensics.finding import Finding, read_finding
-from forensics.forking import forks_of
+from forensics.fork_list import forks_of
 
 MOST_NAMED = 100  # steps with a value that is no number
 

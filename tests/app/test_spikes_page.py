@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -174,6 +175,7 @@ def test_a_link_opens_a_spike_with_its_cause(opened: Open, own: Workspace, trace
     assert candidates["instance"].tolist() == [row["instance"] for row in rows]
     assert finding.answer["commands"][0] in texts(page)
     links = linked(page)
+    assert "Compose this fork run=tiny&view=compose&start=5&num_steps=4&edits=drop+instance%3A78+%409" in links
     assert f"Row {rows[0]['row']} of step 9 run=tiny&step=9&row={rows[0]['row']}&under=traced" in links
 
 
@@ -203,6 +205,42 @@ def test_a_spike_that_nobody_looked_into_says_how_to(opened: Open, own: Workspac
     assert not page.exception and stages["stage"].tolist()[:2] == ["scan", "replay"]
 
 
+def test_what_was_not_asked_yet_is_started_by_a_click(
+    opened: Open, own: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forensics import background_jobs
+
+    started: list[list[str]] = []
+    monkeypatch.setattr(background_jobs, "_start", lambda workspace, arguments, fork: started.append(arguments))
+    page = button(opened(own, "spikes", run="tiny", peak="13"), "Start it").click().run()
+    assert not page.exception and started == [["blame", "tiny", "13"]]
+    (own.folder / "findings" / "spikes-tiny.json").unlink()
+    page = button(opened(own, "spikes", run="tiny"), "Start it").click().run()
+    assert not page.exception and started[1:] == [["spikes", "tiny"]]
+
+
+@pytest.mark.parametrize(
+    ("command", "edits"),
+    [
+        ("forensics fork tiny --from 5 --num-steps 4 --edit 'drop instance:7 @9' --edit 'drop instance:8 @9'", 2),
+        ("forensics fork tiny --from 5 --num-steps 4", 0),
+        ("forensics fork tiny --from 5 --num-steps 4 --edit", None),
+        ("forensics fork tiny --from x --num-steps 4", None),
+        ("forensics fork tiny --from 5 --num-steps 4 --set a=b", None),
+        ("rm -r tiny --from 5 --num-steps 4", None),
+        ("forensics fork", None),
+        ("'", None),
+    ],
+)
+def test_a_command_of_a_finding_is_a_fork_or_none(command: str, edits: int | None) -> None:
+    from forensics.spike_answers import fork_of_command
+
+    found = fork_of_command(command)
+    assert (found is None) == (edits is None)
+    if found is not None:
+        assert len(found.edits) == edits and shlex.join(["forensics", *found.arguments()]) == command
+
+
 def test_for_who_looks_from_afar_nothing_is_planned(
     opened: Open, own: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,7 +248,7 @@ def test_for_who_looks_from_afar_nothing_is_planned(
     page = opened(own, "spikes", run="tiny", peak="13")
 
     assert not page.exception and "forensics blame tiny 13" in texts(page) and "No spike was found" in texts(page)
-    assert "What would it take?" not in [button.label for button in page.button]
+    assert not {"What would it take?", "Start it"} & {button.label for button in page.button}
 
 
 def test_a_run_without_spikes_or_without_a_search_says_so(opened: Open, own: Workspace) -> None:
