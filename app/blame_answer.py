@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 
 from app import frame
-from app.charts import show_figure
+from app.figures import show_figure
 from app.marked import show_colours, show_losses, show_marked
 from forensics.figure import Bars, Figure
 from forensics.fork_list import Composition

@@ -13,7 +13,6 @@ from typing import Any
 import streamlit as st
 
 from app import data
-from app.charts import MIME_TYPES
 from data_index.errors import ForensicsError
 from forensics.cli.output import printable
 from forensics.figure import Figure, picture
@@ -30,6 +29,12 @@ CARRIED = (
     "released",
     *("view", "compare", "start", "num_steps", "edits", "set", "fresh"),  # a fork as it is composed
 )  # from page to page; the rest of a selection is its page's own
+MIME_TYPES = {
+    ".csv": "text/csv",
+    ".parquet": "application/vnd.apache.parquet",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+}
 KEPT = "kept_"  # before the names of these in the session
 
 
@@ -57,6 +62,50 @@ def select(**chosen: object) -> None:
                 st.query_params[name] = str(value)
 
 
+def selected_all(name: str, usual: Sequence[str] = ()) -> list[str]:
+    """All that the link says under one name, each once; `usual` where it does not name it."""
+    if name not in st.query_params:
+        return list(usual)
+    return [value for value in dict.fromkeys(st.query_params.get_all(name)) if value]
+
+
+def select_all(name: str, values: Sequence[object]) -> None:
+    """Write several values under one name into the link; of none, that there is none."""
+    wanted = [str(value) for value in values] or [""]
+    if st.query_params.get_all(name) != wanted:
+        st.query_params[name] = wanted
+
+
+def choice(name: str, label: str, options: Sequence[str], usual: str | None = None, **more: Any) -> str:
+    """One of several that stand beside each other; the link says which. `usual`: what a link without it means."""
+    usual = usual or options[0]
+    key = f"{name}_choice"
+    asked = st.query_params.get(name, usual)
+    st.session_state[key] = asked if asked in options else usual
+
+    def take() -> None:
+        value = st.session_state[key]
+        select(**{name: None if value == usual else value})
+
+    st.segmented_control(label, options, key=key, on_change=take, required=True, **more)
+    return str(st.session_state[key])
+
+
+def several(name: str, label: str, options: Sequence[str], usual: Sequence[str] = (), **more: Any) -> list[str]:
+    """Any of several, from a list; the link says which. What it says and is no option is left out.
+
+    `usual`: what a link without it means.
+    """
+    key = f"{name}_choice"
+    st.session_state[key] = [value for value in selected_all(name, usual) if value in options]
+
+    def take() -> None:
+        select_all(name, st.session_state[key])
+
+    st.multiselect(label, options, key=key, on_change=take, **more)
+    return list(st.session_state[key])
+
+
 def choose_run() -> str:
     """The run or fork that is looked at; the page ends here where there is none."""
     names = data.run_names()
@@ -77,7 +126,7 @@ def choose_run() -> str:
 
 def _take_run() -> None:
     if st.session_state["run_choice"] is not None:
-        nothing = dict.fromkeys(("step", "first", "last", "row", "peak", "under"))
+        nothing = dict.fromkeys(("step", "first", "last", "row", "peak", "under", "probes"))
         select(run=st.session_state["run_choice"], **nothing)
         select(start=None, num_steps=None, edits=None, set=None, fresh=None)
 
@@ -181,20 +230,23 @@ def show_table(table: Any, *, key: str, height: int | str = "auto", **columns: A
         st.caption(f"the first {data.MOST_ROWS:,} of {table.num_rows:,} rows; a download has all of them")
 
 
-def choose_row(table: Any, *, key: str, **columns: Any) -> int | None:
+def choose_row(table: Any, *, key: str, height: Any = "auto", **columns: Any) -> int | None:
     """A table of which one row can be chosen; the row's number when that was just done."""
-    shown = shown_columns(table, data.MOST_ROWS)
-    picked = st.dataframe(
+    shown: Any = shown_columns(table, data.MOST_ROWS)
+    event: Any = st.dataframe(
         shown,
         hide_index=True,
         key=key,
-        column_config=columns or None,
+        height=height,
+        column_config={name: head for name, head in columns.items() if name in shown},
         placeholder="",
         on_select="rerun",
         selection_mode="single-row",
     )
-    rows = picked["selection"]["rows"] if picked else []
-    return rows[0] if just_changed(key, rows) and rows else None
+    if table.num_rows > data.MOST_ROWS:
+        st.caption(f"the first {data.MOST_ROWS:,} of {table.num_rows:,} rows; a download has all of them")
+    rows = event["selection"]["rows"] if event else []
+    return int(rows[0]) if just_changed(key, rows) and rows else None
 
 
 def just_changed(key: str, chosen: object) -> bool:

@@ -29,6 +29,10 @@ STEP = st.Page("views/step.py", title="Step", icon=":material/article:", url_pat
 SEARCH = st.Page("views/search.py", title="Search", icon=":material/search:", url_path="search")
 SPIKES = st.Page("views/spikes.py", title="Spikes", icon=":material/bolt:", url_path="spikes")
 FORKS = st.Page("views/forks.py", title="Forks", icon=":material/alt_route:", url_path="forks")
+TOKENS = st.Page("views/tokens.py", title="Tokens", icon=":material/abc:", url_path="tokens")
+TRAJECTORIES = st.Page(
+    "views/trajectories.py", title="Trajectories", icon=":material/timeline:", url_path="trajectories"
+)
 SQL = st.Page("views/query.py", title="SQL", icon=":material/database:", url_path="sql")
 # What of the selection each page's link says.
 PAGES = {
@@ -38,6 +42,8 @@ PAGES = {
     SEARCH: ("run", "kind", "what"),
     SPIKES: ("run", "peak"),
     FORKS: ("run", "view", "compare", "start", "num_steps", "edits", "set", "fresh"),
+    TOKENS: ("run",),
+    TRAJECTORIES: ("run",),
     SQL: ("query",),
     RELEASED: ("released",),
 }

@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 
 from app import frame
-from app.charts import is_dark
+from app.theme import is_dark
 from forensics.marked_text import MarkedText, colours_html, legend_html, shown, told_loss
 
 HEIGHT = 300  # of a long row's box

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_index.kinds import KINDS
 from data_index.run import Run
 from data_index.store import empty_connection, opened_for
@@ -71,30 +73,65 @@ def stretches_of_metric(
         `num_not_finite`, with the first such step (`not_finite_step`).
     """
     connection = opened_for(workspace, run, "metrics")
-    column, num_logs = "name", _count_logs(connection, "name", name)
-    if not num_logs:
-        column, num_logs = "original_name", _count_logs(connection, "original_name", name)
+    column, num_logs = _column_and_logs(connection, name)
     # To choose among several values of each step takes longer than all the rest.
     chosen = f"QUALIFY row_number() OVER (PARTITION BY step ORDER BY {_COUNTS_FIRST}) = 1" if num_logs > 1 else ""
-    found = connection.execute(
-        f"""
-        WITH kept AS (
-            SELECT step, value FROM metrics WHERE {column} = $name AND step > $first AND step <= $last {chosen}),
+    kept = f"SELECT step, value FROM metrics WHERE {column} = $name AND step > $first AND step <= $last {chosen}"
+    asked = {"name": name, "first": first, "last": last, "count": num_stretches}
+    arrays: dict[str, Any] = connection.execute(_in_stretches(kept), asked).fetchnumpy()
+    return arrays
+
+
+def is_of_several_attempts(workspace: Workspace, run: Run) -> bool:
+    """Does its log hold another attempt than one? Nearly none does, and this is soon seen."""
+    found = opened_for(workspace, run, "metrics").execute("SELECT min(attempt) < max(attempt) FROM metrics")
+    ((several,),) = found.fetchall()
+    return bool(several)
+
+
+def given_up_stretches(
+    workspace: Workspace, run: Run, name: str, first: int, last: int, num_stretches: int
+) -> dict[int, dict[str, Any]]:
+    """Attempt -> the same of its values that do not count, because a later attempt took their steps again."""
+    connection = opened_for(workspace, run, "metrics")
+    column, _ = _column_and_logs(connection, name)
+    earlier = (
+        f"SELECT step, attempt, value FROM metrics WHERE {column} = $name AND step > $first AND step <= $last "
+        f"QUALIFY attempt < first_value(attempt) OVER (PARTITION BY step ORDER BY {_COUNTS_FIRST}) "
+        f"AND row_number() OVER (PARTITION BY step, attempt ORDER BY {_COUNTS_FIRST}) = 1"
+    )
+    asked = {"name": name, "first": first, "last": last, "count": num_stretches}
+    found = connection.execute(_in_stretches(earlier, "attempt"), asked).fetchnumpy()
+    attempts = np.asarray(found.pop("attempt"))
+    return {
+        int(attempt): {column: values[attempts == attempt] for column, values in found.items()}
+        for attempt in np.unique(attempts)
+    }
+
+
+def _in_stretches(values: str, *by: str) -> str:
+    """The query of `stretches_of_metric` over rows of step and value, for each value of some more columns."""
+    groups = ", ".join((*by, "stretch"))
+    more = "".join(f"{column}, " for column in by)
+    return f"""
+        WITH kept AS ({values}),
         judged AS (
-            SELECT step, value, coalesce(isfinite(value), false) AS there,
+            SELECT {more}step, value, coalesce(isfinite(value), false) AS there,
                    (step - $first - 1) * $count // ($last - $first) AS stretch FROM kept)
-        SELECT min(step) AS first_step, max(step) AS last_step,
+        SELECT {more}min(step) AS first_step, max(step) AS last_step,
                arg_min(value, step) FILTER (there) AS first_value, arg_max(value, step) FILTER (there) AS last_value,
                min(value) FILTER (there) AS lowest, arg_min(step, value) FILTER (there) AS lowest_step,
                max(value) FILTER (there) AS highest, arg_max(step, value) FILTER (there) AS highest_step,
                min(step) FILTER (there) AS first_finite_step, max(step) FILTER (there) AS last_finite_step,
                count(*) AS num_values, count(*) FILTER (NOT there) AS num_not_finite,
                min(step) FILTER (NOT there) AS not_finite_step
-        FROM judged GROUP BY stretch ORDER BY stretch""",
-        {"name": name, "first": first, "last": last, "count": num_stretches},
-    )
-    arrays: dict[str, Any] = found.fetchnumpy()
-    return arrays
+        FROM judged GROUP BY {groups} ORDER BY {groups}"""
+
+
+def _column_and_logs(connection: Any, name: str) -> tuple[str, int]:
+    """The column in which a metric has this name, and how many logs hold it."""
+    num_logs = _count_logs(connection, "name", name)
+    return ("name", num_logs) if num_logs else ("original_name", _count_logs(connection, "original_name", name))
 
 
 def _count_logs(connection: Any, column: str, name: str) -> int:

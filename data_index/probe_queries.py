@@ -46,3 +46,31 @@ def probe_summaries(workspace: Workspace, run: Run) -> Any:
         )
         .to_arrow_table()
     )
+
+
+@readable
+def probe_metrics(workspace: Workspace, run: Run) -> list[tuple[str, str]]:
+    """(probe, metric) of every number that the run has, published ones among them."""
+    found = opened_for(workspace, run, "probes").execute(
+        "SELECT DISTINCT probe, metric FROM probes WHERE value IS NOT NULL ORDER BY probe, metric"
+    )
+    return [(probe, metric) for probe, metric in found.fetchall()]
+
+
+@readable
+def measured_steps(workspace: Workspace, run: Run) -> list[int]:
+    """Checkpoints of which anything was measured here, rising."""
+    found = opened_for(workspace, run, "measured_probes").execute(
+        "SELECT DISTINCT step FROM measured_probes ORDER BY step"
+    )
+    return [step for (step,) in found.fetchall()]
+
+
+@readable
+def measured_at(workspace: Workspace, run: Run, step: int) -> list[dict[str, Any]]:
+    """What was measured here of one checkpoint, by the names of probes and metrics."""
+    names = tuple(name for name in COLUMNS if name != "source")
+    found = opened_for(workspace, run, "measured_probes").execute(
+        f"SELECT {', '.join(names)} FROM measured_probes WHERE step = $step ORDER BY probe, metric", {"step": step}
+    )
+    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]

@@ -19,6 +19,7 @@ from data_index.files import atomic_file
 from forensics.figure_bars import Bar as Bar
 from forensics.figure_bars import Bars, add_bars, draw_bars
 from forensics.figure_curves import Curves, add_curves, draw_curves
+from forensics.figure_hatching import add_hatches, draw_hatches
 from forensics.figure_matrix import Matrix, add_matrix, draw_matrix
 from forensics.figure_matrix import State as State
 from forensics.thinned import thinned
@@ -27,6 +28,7 @@ NOTE_CHARACTERS = 130  # of a line under a picture; more would be cut off
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442", "#000000")
 BLACK, BLUE, GREY = 8, 0, 6
 BAND = "#F3DCCF"
+FAINT = 0.45
 MANY_POINTS = 100  # are drawn smaller, and lines through twenty times as many thinner
 MARGIN_INCHES = 2.8  # beside the columns of a matrix: its rows' names
 
@@ -36,7 +38,8 @@ class Series:
     """Values over steps; None where there is none (drawn as a gap).
 
     A value of `stairs` and `area` holds until the next x. Areas of a panel are stacked, the first one lowest. `thin`:
-    many lines in one, which may cross; x need not rise, and every point is kept.
+    many lines in one, which may cross; x need not rise, and every point is kept. `faint`: beside what counts.
+    `about`: of each point what it is of, (id, name), for who points at it or clicks it.
     """
 
     name: str
@@ -45,13 +48,16 @@ class Series:
     style: Literal["line", "dashed", "points", "stairs", "area"] = "line"
     colour: int = 0
     thin: bool = False
+    faint: bool = False
+    about: Sequence[tuple[int, str]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
     """One pair of axes. `marks` are labelled vertical lines; `x_label`, `log_x`: where the figure's x is not shared.
 
-    `bands`: stretches of x that are shaded, (first, last, label). `top`: the y axis goes from 0 to it. `inches`: high.
+    `bands`: stretches of x that are shaded, (first, last, label); `hatched`: likewise, where something is missing.
+    `top`: the y axis goes from 0 to it. `inches`: high.
     `y_names`: names of y = 0, 1, 2 …, where y names and does not measure.
     """
 
@@ -62,6 +68,7 @@ class Panel:
     zero_line: bool = False
     marks: Sequence[tuple[float, str]] = ()
     bands: Sequence[tuple[float, float, str]] = ()
+    hatched: Sequence[tuple[float, float, str]] = ()
     x_label: str = ""
     log_x: bool = False
     top: float | None = None
@@ -111,7 +118,7 @@ def _drawing(figure: Figure) -> Any:
     """With matplotlib, and without pyplot: that keeps every picture, and is not for several threads at once."""
     from matplotlib.figure import Figure as Canvas
 
-    heights = [_height(panel) for panel in figure.panels]
+    heights = [panel_inches(panel) for panel in figure.panels]
     width = _width(figure)
     canvas = Canvas(figsize=(width, 1.2 + sum(heights)), layout="constrained")
     axes: Any = canvas.subplots(len(figure.panels), 1, sharex=figure.shared_x, squeeze=False, height_ratios=heights)
@@ -142,11 +149,13 @@ def _counts_along_x(panel: AnyPanel) -> bool:
     """Does x count steps, rows or tokens, so that no tick belongs between two of them?"""
     if not isinstance(panel, Panel):
         return isinstance(panel, Matrix)
-    return all(np.equal(np.mod(np.asarray(series.x, dtype=float), 1), 0).all() for series in panel.series)
+    return not panel.log_x and all(
+        np.equal(np.mod(np.asarray(series.x, dtype=float), 1), 0).all() for series in panel.series
+    )
 
 
-def _height(panel: AnyPanel) -> float:
-    """Inches."""
+def panel_inches(panel: AnyPanel) -> float:
+    """How high it is drawn."""
     if isinstance(panel, Bars):
         return 0.9 + 0.26 * len(panel.bars)
     return 0.6 + 0.24 * len(panel.rows) if isinstance(panel, Matrix) else panel.inches
@@ -170,6 +179,8 @@ def shown_names(figure: Figure, most: int) -> list[int]:
 
 
 def _draw_panel(axis: Any, panel: Panel) -> None:
+    from matplotlib.ticker import ScalarFormatter
+
     floor: list[float] = []
     for series in panel.series:
         steps, y = _drawn(series)
@@ -187,6 +198,8 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
         looks = {"linestyle": line, "marker": marker, "markersize": size, "color": colour, "linewidth": width}
         if series.thin:
             looks |= {"linewidth": 0.8, "alpha": 0.8}
+        if series.faint:
+            looks |= {"linewidth": 0.9, "alpha": FAINT, "zorder": 1.5}
         if series.style == "stairs":
             looks |= {"drawstyle": "steps-post", "marker": None}
         axis.plot(steps, values, label=_as_text(series.name), **looks)
@@ -198,16 +211,17 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     for first, last, label in panel.bands:
         axis.axvspan(first, last, color=BAND, linewidth=0, zorder=0)
         axis.annotate(label, (first, 0.98), xycoords=("data", "axes fraction"), fontsize=8, color="#555555", va="top")
+    draw_hatches(axis, panel.hatched)
     if panel.log_y:
         axis.set_yscale("log")
     if panel.log_x:
         axis.set_xscale("log")
-    else:
+    elif isinstance(axis.xaxis.get_major_formatter(), ScalarFormatter):  # else a panel that shares x has set its own
         axis.ticklabel_format(axis="x", style="plain", useOffset=False)
     if panel.x_label:
-        axis.set_xlabel(panel.x_label, fontsize=9)
+        axis.set_xlabel(_as_text(panel.x_label), fontsize=9)
     axis.set_title(panel.title, loc="left", fontsize=10, pad=14 if panel.marks else 6)
-    axis.set_ylabel(panel.y_label, fontsize=9)
+    axis.set_ylabel(_as_text(panel.y_label), fontsize=9)
     axis.tick_params(which="both", labelsize=8)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
@@ -267,7 +281,7 @@ def interactive(figure: Figure) -> Any:
 
     titles = [html.escape(panel.title) for panel in figure.panels]
     space = 0.25 / len(titles)
-    heights = [_height(panel) for panel in figure.panels]
+    heights = [panel_inches(panel) for panel in figure.panels]
     canvas: Canvas = make_subplots(
         rows=len(titles),
         cols=1,
@@ -290,17 +304,24 @@ def interactive(figure: Figure) -> Any:
             mode = "markers" if series.style == "points" else "lines" if len(series.y) > 2 else "lines+markers"
             colour = COLOURS[series.colour % len(COLOURS)]
             line: dict[str, Any] = {"color": colour, "dash": "dash" if series.style == "dashed" else "solid"}
-            line |= {"width": 0.7} if series.thin else {}
+            line |= {"width": 0.7} if series.thin else {"width": 1} if series.faint else {}
             if series.style in ("stairs", "area"):
                 mode, line = "lines", line | {"shape": "hv"} | ({"width": 0} if series.style == "area" else {})
             steps, values = _drawn(series)
             trace = Scatter(x=list(steps), y=list(values), mode=mode, name=html.escape(series.name), line=line)
+            if series.faint:
+                trace.update(opacity=FAINT)
+            if series.about:
+                trace.update(customdata=[[number, html.escape(name)] for number, name in series.about])
+                trace.update(hovertemplate="%{customdata[0]} %{customdata[1]}<br>%{x}, %{y:.6g}<extra></extra>")
             if series.style == "area":
                 trace.update(stackgroup=f"panel {row}", fillcolor=colour)
             trace.showlegend = (len(panel.series) > 1 or series.style == "area") and not panel.y_names
             canvas.add_trace(trace, row=row, col=1)
-        canvas.update_yaxes(title_text=panel.y_label, type="log" if panel.log_y else "linear", row=row, col=1)
-        canvas.update_xaxes(title_text=panel.x_label, type="log" if panel.log_x else None, row=row, col=1)
+        canvas.update_yaxes(
+            title_text=html.escape(panel.y_label), type="log" if panel.log_y else "linear", row=row, col=1
+        )
+        canvas.update_xaxes(title_text=html.escape(panel.x_label), type="log" if panel.log_x else None, row=row, col=1)
         if panel.top is not None:
             canvas.update_yaxes(range=[0, panel.top], row=row, col=1)
         if panel.y_names:
@@ -309,6 +330,7 @@ def interactive(figure: Figure) -> Any:
             canvas.update_yaxes(**places, zeroline=False, row=row, col=1)
         if panel.zero_line:
             canvas.add_hline(y=0, line_width=1, line_color="#888888", row=row, col=1)
+        add_hatches(canvas, panel.hatched, row)
         for first, last, label in panel.bands:
             canvas.add_vrect(
                 x0=first,

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-BAND_OPACITY = 0.16
+BAND_OPACITY = 0.16  # of few curves
+_FEW = 3  # bands of more lie over each other
 _MARGIN = 0.06  # of the height, above and below
 _ROW = 0.055  # of the height: from one row of marks to the next
 
@@ -17,7 +18,7 @@ _ROW = 0.055  # of the height: from one row of marks to the next
 class IntervalCurve:
     """Values over x, x rising; None breaks the line. `low`, `high`: the ends of their intervals, None where unknown.
 
-    `open`: open points and a dashed line.
+    `open`: open points and a dashed line. `at`: the run and step of each point, for who clicks it; none: no one does.
     """
 
     name: str
@@ -27,6 +28,7 @@ class IntervalCurve:
     high: Sequence[float | None]
     colour: str
     open: bool = False
+    at: Sequence[tuple[str, int]] = ()
 
     def stretches(self) -> Iterator[list[int]]:
         """Places that follow each other and all have an interval."""
@@ -56,6 +58,7 @@ class Curves:
     Attributes:
         x_range: from where to where; the same in all panels of a figure that share x.
         x_ticks: (place, label); none: as the renderer chooses.
+        legend: what the curves are is told beside the panel, where there are several; else elsewhere.
     """
 
     title: str
@@ -67,6 +70,7 @@ class Curves:
     log_x: bool = False
     log_y: bool = False
     inches: float = 2.4
+    legend: bool = True
 
     @property
     def y_range(self) -> tuple[float, float]:
@@ -80,6 +84,14 @@ class Curves:
         size = high - low
         low -= size * (_MARGIN + _ROW * len(self.gaps))
         return self._unscaled(low), self._unscaled(high + size * _MARGIN)
+
+    @property
+    def band_opacity(self) -> float:
+        return BAND_OPACITY if sum(any(True for _ in c.stretches()) for c in self.curves) <= _FEW else BAND_OPACITY / 2
+
+    @property
+    def told_apart(self) -> bool:
+        return self.legend and len(self.curves) + len(self.gaps) > 1
 
     def row_of_gaps(self, number: int) -> float:
         """Where on the y axis a row of marks lies."""
@@ -110,9 +122,11 @@ def draw_curves(axis: Any, panel: Curves) -> None:
             x = [curve.x[place] for place in stretch]
             ends = [[panel.floor(end[place]) for place in stretch] for end in (curve.low, curve.high)]
             if len(stretch) == 1:
-                axis.plot(x * 2, [ends[0][0], ends[1][0]], color=curve.colour, linewidth=3, alpha=2 * BAND_OPACITY)
+                axis.plot(
+                    x * 2, [ends[0][0], ends[1][0]], color=curve.colour, linewidth=3, alpha=2 * panel.band_opacity
+                )
             else:
-                axis.fill_between(x, *ends, color=curve.colour, alpha=BAND_OPACITY, linewidth=0)
+                axis.fill_between(x, *ends, color=curve.colour, alpha=panel.band_opacity, linewidth=0)
         axis.plot(
             curve.x,
             [math.nan if value is None else value for value in curve.y],
@@ -138,11 +152,11 @@ def draw_curves(axis: Any, panel: Curves) -> None:
     else:
         axis.xaxis.set_major_formatter("{x:,g}")
     axis.set_title(panel.title.replace("$", r"\$"), loc="left", fontsize=10, pad=6)
-    axis.set_ylabel(panel.y_label, fontsize=9)
+    axis.set_ylabel(panel.y_label.replace("$", r"\$"), fontsize=9)
     axis.tick_params(which="both", labelsize=8)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
-    if len(panel.curves) + len(panel.gaps) > 1:
+    if panel.told_apart:
         axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
@@ -151,22 +165,26 @@ def add_curves(canvas: Any, panel: Curves, row: int) -> None:
     from plotly.graph_objects import Scatter
 
     legend = "legend" if row == 1 else f"legend{row}"
-    told_apart = len(panel.curves) + len(panel.gaps) > 1
     for number, curve in enumerate(panel.curves):
         group = f"{row} {number}"
         for x, y in _outlines(panel, curve):
             band = Scatter(x=x, y=y, fill="toself", mode="lines", line={"width": 3 if len(x) == 2 else 0})
-            band.update(line_color=curve.colour, fillcolor=curve.colour, opacity=BAND_OPACITY, hoverinfo="skip")
+            band.update(line_color=curve.colour, fillcolor=curve.colour, opacity=panel.band_opacity, hoverinfo="skip")
             canvas.add_trace(band.update(legendgroup=group, showlegend=False), row=row, col=1)
         line = Scatter(x=list(curve.x), y=list(curve.y), mode="lines+markers", name=html.escape(curve.name))
         line.update(line={"color": curve.colour, "width": 1.6, "dash": "dash" if curve.open else "solid"})
         line.update(marker={"symbol": "circle-open" if curve.open else "circle", "size": 1.4 * marker_size(panel)})
-        line.update(legend=legend, legendgroup=group, showlegend=told_apart, customdata=_intervals(curve))
-        line.update(hovertemplate="%{x}: %{y:.6g}%{customdata}<extra>%{fullData.name}</extra>")
+        line.update(legend=legend, legendgroup=group, showlegend=panel.told_apart, customdata=_about_points(curve))
+        line.update(hovertemplate="%{x}: %{y:.6g}%{customdata[0]}<extra>%{fullData.name}</extra>")
         canvas.add_trace(line, row=row, col=1)
     for number, gaps in enumerate(panel.gaps):
         marks = Scatter(x=list(gaps.x), y=[panel.row_of_gaps(number)] * len(gaps.x), mode="markers")
-        marks.update(name=html.escape(gaps.name), marker={"symbol": "x-thin", "size": 5}, legend=legend)
+        marks.update(
+            name=html.escape(gaps.name),
+            marker={"symbol": "x-thin", "size": 5},
+            legend=legend,
+            showlegend=panel.told_apart,
+        )
         marks.update(
             marker_line={"width": 1, "color": gaps.colour}, hovertemplate="%{x}<extra>%{fullData.name}</extra>"
         )
@@ -184,9 +202,12 @@ def _outlines(panel: Curves, curve: IntervalCurve) -> Iterator[tuple[list[float]
         yield x + x[::-1], low + [curve.high[place] for place in stretch[::-1]]
 
 
-def _intervals(curve: IntervalCurve) -> list[str]:
+def _about_points(curve: IntervalCurve) -> list[list[Any]]:
+    """Of each point its interval as text, then its run and step where they are known."""
     ends = zip(curve.low, curve.high, strict=True)
-    return ["" if None in pair else f" ({pair[0]:.6g} to {pair[1]:.6g})" for pair in ends]
+    intervals = ["" if None in pair else f" ({pair[0]:.6g} to {pair[1]:.6g})" for pair in ends]
+    places: Sequence[tuple[Any, ...]] = curve.at or [()] * len(intervals)
+    return [[text, *place] for text, place in zip(intervals, places, strict=True)]
 
 
 def _set_axes(canvas: Any, panel: Curves, row: int) -> None:
@@ -198,4 +219,4 @@ def _set_axes(canvas: Any, panel: Curves, row: int) -> None:
         x_axis |= {"tickvals": [x for x, _ in panel.x_ticks], "ticktext": [label for _, label in panel.x_ticks]}
     canvas.update_xaxes(**x_axis, row=row, col=1)
     y_type = "log" if panel.log_y else "linear"
-    canvas.update_yaxes(title_text=panel.y_label, type=y_type, range=y_range, row=row, col=1)
+    canvas.update_yaxes(title_text=html.escape(panel.y_label), type=y_type, range=y_range, row=row, col=1)

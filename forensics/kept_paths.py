@@ -77,6 +77,10 @@ class PathPoint:
         return None if self.cluster.limit is None else self.values <= np.float32(self.cluster.limit)
 
     @property
+    def limit(self) -> float | None:
+        return self.cluster.limit
+
+    @property
     def distance(self) -> np.ndarray | None:
         """float32: how far each row is above the median of the known-unused ones; None: none is known."""
         return None if self.cluster.centre is None else self.values - np.float32(self.cluster.centre)

@@ -7,7 +7,8 @@ task of lm-evaluation-harness, `module:function` a function of the user's.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -196,4 +197,23 @@ def described_probes() -> list[dict[str, Any]]:
             "measures": "your function(model, token_ids): numbers by name, or one",
             "needs": "the model",
         },
+    ]
+
+
+def unmeasured_probes(run: str, measured: Iterable[str]) -> list[dict[str, Any]]:
+    """Probes that have a name and of which a run has no number yet, each with the command that measures it.
+
+    Args:
+        measured: names of those of which it has one; `loss@my-texts.jsonl` counts as loss.
+    """
+    there = {name.partition("@")[0] for name in measured}
+    return [
+        {
+            "probe": name,
+            "measures": one.what,
+            "needs": one.needs,
+            "command": shlex.join(["forensics", "probe", run, name]),
+        }
+        for name, one in PROBES.items()
+        if name not in there
     ]

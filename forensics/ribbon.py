@@ -6,14 +6,14 @@ no peak is lost however far one looks from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from data_index.errors import ForensicsError, InvalidRange, StepOutOfRange
-from data_index.metric_queries import stretches_of_metric
+from data_index.metric_queries import given_up_stretches, is_of_several_attempts, stretches_of_metric
 from data_index.run import Run, Segment
 from data_index.workspace import Workspace
 
@@ -31,6 +31,7 @@ class RibbonLine:
         not_finite: the first step of each stretch in which a value is no number (NaN, infinity or null).
         gaps: (first, last) steps that were not logged, both included.
         num_values: logged values that the line stands for.
+        attempt: of values that do not count; None: of each step the value that does.
     """
 
     name: str
@@ -40,6 +41,7 @@ class RibbonLine:
     num_not_finite: int = 0
     gaps: tuple[tuple[int, int], ...] = ()
     num_values: int = 0
+    attempt: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,7 @@ class Ribbon:
         searched: whether that was ever asked of this run.
         forks: (id, from step, last step).
         restarts: steps at which a later attempt begins.
+        given_up: lines of attempts that a restart took again.
         marked: steps that a search found, at most one for each pixel.
     """
 
@@ -68,6 +71,7 @@ class Ribbon:
     searched: bool = False
     forks: tuple[tuple[str, int, int], ...] = ()
     restarts: tuple[int, ...] = ()
+    given_up: tuple[RibbonLine, ...] = ()
     marked: tuple[int, ...] = ()
 
     def query(self) -> str:
@@ -114,6 +118,7 @@ def ribbon(
         searched=bool(workspace.learned_files(home, "spikes")),
         forks=tuple(f for f in forks_of_run(workspace, run) if f[1] <= last and f[2] > first),
         restarts=tuple(sorted(_restarts(record, first, last))),
+        given_up=tuple(_given_up(workspace, record, first, last, num_stretches)),
     )
 
 
@@ -146,7 +151,14 @@ def _line(workspace: Workspace, run: Run, name: str, first: int, last: int, num_
     return line_of_stretches(name, stretches) if len(stretches["first_step"]) else None
 
 
-def line_of_stretches(name: str, stretches: Mapping[str, Any]) -> RibbonLine:
+def _given_up(workspace: Workspace, run: Run, first: int, last: int, num_stretches: int) -> Iterator[RibbonLine]:
+    for name in METRICS if is_of_several_attempts(workspace, run) else ():
+        found = given_up_stretches(workspace, run, name, first, last, num_stretches)
+        for attempt, stretches in found.items():
+            yield line_of_stretches(name, stretches, attempt)
+
+
+def line_of_stretches(name: str, stretches: Mapping[str, Any], attempt: int | None = None) -> RibbonLine:
     """The line through what `stretches_of_metric` found: in each stretch first, lowest, highest and last value."""
     gaps = gaps_between(stretches["first_step"], stretches["last_step"], stretches["num_values"])
     points: dict[int, float | None] = {}
@@ -167,6 +179,7 @@ def line_of_stretches(name: str, stretches: Mapping[str, Any]) -> RibbonLine:
         num_not_finite=int(np.sum(stretches["num_not_finite"])),
         gaps=tuple(gaps),
         num_values=int(np.sum(stretches["num_values"])),
+        attempt=attempt,
     )
 
 

@@ -41,7 +41,7 @@ def _panel(probe: str, unit: str, rows: list[Mapping[str, Any]]) -> Bars:
     left_out = f", the {len(drawn)} of {len(rows)} metrics that differ most" if len(drawn) < len(rows) else ""
     return Bars(
         title=f"{probe}{left_out}",
-        x_label=unit,
+        x_label="" if unit == "1" else unit,
         bars=[_bar(row) for row in drawn],
         band_name="95 % interval",
     )

@@ -69,6 +69,10 @@ class TokenPaths:
     def steps(self) -> list[int]:
         return [point.step for point in self.points]
 
+    @property
+    def indicator(self) -> str:
+        return self.choice.indicator
+
     def found(self, *findings: str) -> list[Row]:
         """Rows of some findings: `found(NEVER_READ, HARDLY_READ)` are in the vocabulary and hardly in the data."""
         return [row for row in self.rows if row["finding"] in findings]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from forensics.figure import BLACK, BLUE, GREY, Figure, Panel, Series
 from forensics.marked_text import shown
-from forensics.token_path_answer import TokenPaths
-from forensics.token_path_rows import FELL_BACK, HARDLY_READ, NEVER_READ, READ_UNTRAINED
+from forensics.token_path_rows import FELL_BACK, HARDLY_READ, NEVER_READ, READ_UNTRAINED, Row
 
 MOST_POINTS = 20_000  # of tokens without a path, at the last checkpoint
 MOST_PATHS = 75  # of one kind of tokens
@@ -20,12 +20,52 @@ _COLOURS = {NEVER_READ: 1, HARDLY_READ: 4, READ_UNTRAINED: BLACK, FELL_BACK: 3}
 _ORDINARY = "others"
 
 
-def figure_of(found: TokenPaths) -> Figure:
+class PathsPoint(Protocol):
+    """A checkpoint: the indicator of every row, and where its cluster of untrained rows ends; None: nothing tells."""
+
+    @property
+    def values(self) -> np.ndarray: ...
+
+    @property
+    def inside(self) -> np.ndarray | None: ...
+
+    @property
+    def limit(self) -> float | None: ...
+
+
+class Paths(Protocol):
+    """What is drawn: `TokenPaths`, or what is kept of them."""
+
+    @property
+    def run(self) -> str: ...
+
+    @property
+    def indicator(self) -> str: ...
+
+    @property
+    def steps(self) -> list[int]: ...
+
+    @property
+    def points(self) -> Sequence[PathsPoint]: ...
+
+    @property
+    def rows(self) -> Sequence[Row]: ...
+
+    @property
+    def counted(self) -> str: ...
+
+    @property
+    def often(self) -> int | None: ...
+
+    def exposures_at(self) -> np.ndarray | None: ...
+
+
+def figure_of(found: Paths) -> Figure:
     panels = []
-    if found.exposures is not None:
+    if found.exposures_at() is not None:
         panels = [_at_the_end(found), _paths(found), _leaving(found)]
     panels.append(_inside(found))
-    indicator = f"indicator: {found.choice.indicator}, the main one of checkpoint {found.steps[-1]}, held fixed"
+    indicator = f"indicator: {found.indicator}, the main one of checkpoint {found.steps[-1]}, held fixed"
     cluster = "the cluster holds what cannot be told from rows that are known to be unused"
     return Figure(
         title=f"paths of the tokens of {shown(found.run)}, checkpoints {found.steps[0]} to {found.steps[-1]}",
@@ -36,7 +76,7 @@ def figure_of(found: TokenPaths) -> Figure:
     )
 
 
-def _at_the_end(found: TokenPaths) -> Panel:
+def _at_the_end(found: Paths) -> Panel:
     """Every token with a finding, and of the others as many as can be told apart."""
     counts = found.exposures_at()
     assert counts is not None
@@ -54,7 +94,7 @@ def _at_the_end(found: TokenPaths) -> Panel:
                 colour=_COLOURS.get(name, BLUE),
             )
         )
-    limit = found.points[-1].cluster.limit
+    limit = found.points[-1].limit
     if limit is not None:
         ends = [NO_EXPOSURE, 10.0, float(x.max())]
         series.append(Series(name="limit of the cluster", x=ends, y=[limit] * 3, style="dashed", colour=2))
@@ -72,7 +112,7 @@ def _at_the_end(found: TokenPaths) -> Panel:
     )
 
 
-def _paths(found: TokenPaths) -> Panel:
+def _paths(found: Paths) -> Panel:
     counts = found.exposures_at()
     assert counts is not None
     along = _evenly(len(found.points), _MOST_ALONG)
@@ -95,7 +135,7 @@ def _paths(found: TokenPaths) -> Panel:
     )
 
 
-def _counted(found: TokenPaths) -> str:
+def _counted(found: Paths) -> str:
     return f"exposures so far, {_COUNTED[found.counted]}"
 
 
@@ -104,7 +144,7 @@ def _spans_decades(values: np.ndarray) -> bool:
     return bool(0 < low and high > 20 * low)
 
 
-def _kinds(found: TokenPaths) -> dict[str, np.ndarray]:
+def _kinds(found: Paths) -> dict[str, np.ndarray]:
     """Ids of tokens with a text by what is said of them, ordinary ones first: they are drawn beneath the others."""
     order = (_ORDINARY, HARDLY_READ, NEVER_READ, FELL_BACK, READ_UNTRAINED)
     kinds: dict[str, list[int]] = {name: [] for name in order}
@@ -129,7 +169,7 @@ def _evenly(count: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)) if count else np.arange(0)
 
 
-def _leaving(found: TokenPaths) -> Panel:
+def _leaving(found: Paths) -> Panel:
     """What share of the tokens that left had done so within so many exposures."""
     rows = [row for row in found.rows if row["text"] is not None and row["left_after_max"] is not None]
     series = []
@@ -158,7 +198,7 @@ def _cumulative(ordered: np.ndarray) -> tuple[list[float], list[float]]:
     return places.tolist(), (100 * np.cumsum(counts) / len(ordered)).tolist()
 
 
-def _inside(found: TokenPaths) -> Panel:
+def _inside(found: Paths) -> Panel:
     texts = np.array([row["token_id"] for row in found.rows if row["text"] is not None], dtype=np.int64)
     inside: Sequence[float | None] = [
         None if point.inside is None else int(point.inside[texts].sum()) or None for point in found.points

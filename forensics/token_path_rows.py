@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -48,12 +48,22 @@ class Leaving:
     exposures_before: np.ndarray
 
 
-def leaving(points: Sequence[PathPoint], counts: np.ndarray | None, num_rows: int) -> Leaving:
+class Point(Protocol):
+    """What is asked of a checkpoint: its step, and which rows lie in its cluster; None: nothing tells."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def inside(self) -> np.ndarray | None: ...
+
+
+def leaving(points: Sequence[Point], counts: np.ndarray | None, num_rows: int) -> Leaving:
     """
     Args:
         counts: exposures, int64 of shape [points, rows]; None: not known.
     """
-    from probes.untrained_cluster import departures
+    from probes.departures import departures
 
     known = [number for number, point in enumerate(points) if point.inside is not None]
     never = np.full(num_rows, -1, dtype=np.int64)
@@ -111,7 +121,7 @@ def path_rows(
             "tags": [] if origins is None else [f"{tag} ({times})" for tag, times in origins.tags[token]],
         }
         row |= zip(columns, values, strict=True)
-        row["finding"] = _finding(row, often)
+        row["finding"] = finding_of(row, often)
         rows.append(row)
     return tuple(sorted(rows, key=_order))
 
@@ -140,7 +150,11 @@ def _from(values: np.ndarray, least: int) -> list[int | None]:
     return [value if value >= least else None for value in values.tolist()]
 
 
-def _finding(row: Row, often: int | None) -> str | None:
+def finding_of(row: Row, often: int | None) -> str | None:
+    """
+    Args:
+        row: with text, exposures, untrained and fell_back_step of SUMMARY.
+    """
     if row["text"] is None:
         return None
     if row["exposures"] is not None and row["exposures"] < HARDLY:

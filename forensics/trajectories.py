@@ -66,6 +66,7 @@ class Trajectories:
         curves: of the runs, then the probes, as they were asked for; then by metric, what was measured first.
         shown: (probe, metric) of those that a picture has room for.
         messages: what is not there or not shown, and what to know about the values.
+        left_out: those of them that tell how many metrics are not shown.
     """
 
     runs: tuple[str, ...]
@@ -73,6 +74,7 @@ class Trajectories:
     curves: tuple[Curve, ...]
     shown: frozenset[tuple[str, str]]
     messages: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def rows(self) -> list[Row]:
@@ -147,9 +149,16 @@ def trajectory(
         chosen = chosen_metrics(metrics, [curve.metric for curve in curves], names)
         curves = [curve for curve in curves if curve.metric in chosen]
     by_probe = {name: list(dict.fromkeys(c.metric for c in curves if c.probe == name)) for name in names}
-    shown = shown_metrics(by_probe, MOST_METRICS if metrics is None else None, messages)
-    messages += _missing(asked, curves)
-    return Trajectories(runs=asked, probes=tuple(names), curves=tuple(curves), shown=shown, messages=tuple(messages))
+    left_out: list[str] = []
+    shown = shown_metrics(by_probe, MOST_METRICS if metrics is None else None, left_out)
+    return Trajectories(
+        runs=asked,
+        probes=tuple(names),
+        curves=tuple(curves),
+        shown=shown,
+        messages=(*messages, *left_out, *_missing(asked, curves)),
+        left_out=tuple(left_out),
+    )
 
 
 # --- curves ----------------------------------------------------------------------------------------------------------

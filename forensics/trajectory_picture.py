@@ -149,9 +149,10 @@ def _line(found: Trajectories, places: _Places, curve: Curve, colour: str) -> In
     ]
     if not points:
         return None
-    inside = [x for gap in curve.gaps if (x := places.of(*gap)) is not None and points[0][0] < x < points[-1][0]]
+    gaps = [(x, {"step": gap[0]}) for gap in curve.gaps if (x := places.of(*gap)) is not None]
+    inside = [gap for gap in gaps if points[0][0] < gap[0] < points[-1][0]]
     if len(inside) < len(points):
-        points += [(x, {}) for x in inside]
+        points += inside
     points.sort(key=lambda point: point[0])
     name = _identity(found, curve)
     both = len({other.published for other in found.shown_curves}) > 1
@@ -163,6 +164,7 @@ def _line(found: Trajectories, places: _Places, curve: Curve, colour: str) -> In
         high=[_finite(row.get("high")) for _, row in points],
         colour=colour,
         open=curve.published,
+        at=[(curve.run, row["step"]) for _, row in points],
     )
 
 

@@ -125,34 +125,3 @@ def _spreads(count: int) -> float:
     from scipy.stats import t
 
     return float(t.ppf(1 - FALSELY_OUTSIDE, count - 1)) * (1 + 1 / count) ** 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Departures:
-    """When rows left the cluster: numbers of checkpoints, int64 of shape [rows]; -1: never.
-
-    Attributes:
-        left: the first checkpoint from which on the row was outside, up to the last.
-        fell_back: the last checkpoint at which it was inside again.
-    """
-
-    left: np.ndarray
-    fell_back: np.ndarray
-
-
-def departures(inside: np.ndarray) -> Departures:
-    """
-    Args:
-        inside: bool of shape [checkpoints, rows], in the order of training.
-    """
-    count = len(inside)
-    # Behind the last checkpoint inside; a row that is inside at the last one has not left.
-    behind = count - np.argmax(inside[::-1], axis=0)
-    left = np.where(inside.any(axis=0), behind, 0)
-    again = np.zeros_like(inside)
-    again[1:] = inside[1:] & ~inside[:-1]
-    last = count - 1 - np.argmax(again[::-1], axis=0)
-    return Departures(
-        left=np.where(left < count, left, -1).astype(np.int64),
-        fell_back=np.where(again.any(axis=0), last, -1).astype(np.int64),
-    )

@@ -7,8 +7,8 @@ from typing import Any
 import streamlit as st
 
 from app import data, forks_data, frame
-from app.charts import canvas_of, is_dark
 from app.compose import choose_start, composed, lines_of, problems_of, show_edits, show_settings
+from app.figures import show_figure
 from app.fork_preview import show_preview
 from app.jobs_panel import show_over, show_running
 from data_index.errors import ForensicsError
@@ -112,7 +112,8 @@ def compare_forks() -> None:
             )
     if not found.rows:
         st.text("Nothing can be compared yet: no step of it is saved that its parent's log has too.")
-    show_comparison(found, [row for row in rows if row["id"] in there])
+    if found.figure.panels:
+        show_figure(found.figure, key=f"comparison {there}", note=False)
     for note in found.notes:
         st.text(note)
     if found.rows:
@@ -122,22 +123,6 @@ def compare_forks() -> None:
         f"compare-{'-'.join(there)}"[:100], table=frame.table_of_dicts(found.rows), figure=found.figure, key="compare"
     )
     frame.reproduce([frame.command("compare", *there), frame.command("forks")], "from forks")
-
-
-def show_comparison(found: Any, chosen: list[dict[str, Any]]) -> None:
-    first = min(row["from_step"] for row in chosen)
-    last = max(row["from_step"] + row["num_steps"] for row in chosen)
-    figure = found.figure
-    if figure.panels:
-        st.plotly_chart(
-            canvas_of(
-                figure, dark=is_dark(), marking=False, x_range=(first, last), height=60 + 200 * len(figure.panels)
-            ),
-            key="comparison",
-            config={"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]},
-            theme=None,
-            alt=f"{figure.title}. {figure.note}",
-        )
 
 
 def compose_like(name: str) -> None:

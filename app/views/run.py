@@ -6,9 +6,10 @@ from typing import Any
 
 import streamlit as st
 
-from app import data, frame
+from app import data, frame, trajectory_data
 from app.charts import clicked_step, show_ribbon
 from forensics.ribbon_picture import ribbon_figure
+from forensics.ribbon_probes import label_of, usual_pairs
 
 CHOOSE, CLOSER = "Click chooses a step", "Drag looks closer"
 
@@ -30,10 +31,10 @@ first, last = number("first"), number("last")
 with frame.stated():
     lowest, highest = data.steps_of(run)
     found = data.ribbon(data.version(), run, first, last)
+    pairs = {label_of(pair): pair for pair in trajectory_data.probe_pairs(data.version(), run)}
 whole = first is None and last is None
 if not whole:
     frame.select(first=found.first, last=found.last)
-figure = ribbon_figure(found)
 
 st.session_state["first_choice"], st.session_state["last_choice"] = found.first, found.last
 with st.sidebar.container(horizontal=True):
@@ -43,6 +44,13 @@ with st.sidebar.container(horizontal=True):
         ("to checkpoint", "last_choice", after),
     ):
         st.number_input(label, min_value=low, max_value=high, key=key, on_change=take_stretch)
+with st.sidebar:
+    usual = [label_of(pair) for pair in usual_pairs(list(pairs.values()))]
+    chosen = frame.several("probes", "Probes below it", list(pairs), usual, format_func=frame.as_text) if pairs else []
+with frame.stated():
+    asked = tuple(pairs[label] for label in chosen)
+    probes = trajectory_data.panels(data.version(), run, asked, found.first, found.last)
+figure = ribbon_figure(found, probes)
 
 with st.container(horizontal=True, vertical_alignment="center"):
     st.text(f"Steps {found.first + 1:,} to {found.last:,}")
@@ -102,4 +110,8 @@ frame.downloads(
     table=lambda: data.logged_values(data.version(), run, found.query()),
     figure=figure,
 )
-frame.reproduce([frame.command("sql", found.query()), frame.command("checkpoints", run)], found.query())
+measured = [frame.command("trajectory", run, *dict.fromkeys(pairs[label][0] for label in chosen))] if chosen else []
+frame.reproduce(
+    [frame.command("sql", found.query()), frame.command("checkpoints", run), *measured],
+    found.query(),
+)

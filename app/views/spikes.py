@@ -9,7 +9,8 @@ import streamlit as st
 
 from app import data, frame, spike_data
 from app.blame_answer import show_blame, show_columns
-from app.charts import show_figure, show_ribbon
+from app.charts import show_ribbon
+from app.figures import show_figure
 from app.jobs_panel import show_running
 from data_index.errors import ForensicsError
 from forensics.figure import Figure
@@ -79,14 +80,15 @@ def start(*arguments: str) -> None:
 
 def show_events(figure: Figure | None) -> None:
     """The run's log with its spikes: a click chooses one."""
-    event: Any = None
+    clicked: list[Any] = []
     if figure is not None:
-        event = show_figure(figure, key=f"spikes {run} {found.made_at}", clickable=True)
+        clicked = show_figure(figure, key=f"spikes {run} {found.made_at}", clickable=True)
     elif found.searched:
         ribbon = data.ribbon(data.version(), run, None, None)
         if (drawn := ribbon_figure(ribbon)) is not None:
             event = show_ribbon(drawn, ribbon, key=f"spikes {run}")
-    points = [point["x"] for point in event["selection"]["points"]] if event else []
+            clicked = event["selection"]["points"] if event else []
+    points = [point["x"] for point in clicked]
     if frame.just_changed("points", points) and points and (near := event_at(round(points[0]))) is not None:
         frame.select(peak=near["peak"])
         st.rerun()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,9 @@ from streamlit.testing.v1 import AppTest
 from data_index.files import write_json
 from data_index.kinds import table_of_rows
 from data_index.workspace import Workspace, learn
+from tests.app.conftest import Open
 
-PAGES = {
-    "runs": "views/runs.py",
-    "search": "views/search.py",
-    "run": "views/run.py",
-    "step": "views/step.py",
-    "spikes": "views/spikes.py",
-    "sql": "views/query.py",
-    "released": "views/released.py",
-}
-PAGES |= {"forks": "views/forks.py"}
 HOSTILE = "<script>alert(1)</script> **bold** [link](http://x) $x^2$ :red[no] \x1b[31m\u202egnol"
-
-Open = Callable[..., AppTest]
 
 
 def texts(page: AppTest) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app.charts import themed_figure
+from app.figures import figure_canvas
 from data_index.kinds import table_of_rows
 from data_index.registration import add
 from data_index.workspace import Workspace, learn
@@ -25,7 +25,8 @@ from forensics.finding import Finding, keep_finding
 from forensics.investigation import Search
 from forensics.kept_findings import finding_of_blame
 from forensics.marked_text import MarkedText
-from tests.app.test_pages import HOSTILE, Open, read_as_markdown, spike_row, texts
+from tests.app.conftest import Open
+from tests.app.test_pages import HOSTILE, read_as_markdown, spike_row, texts
 
 SHOWN = HOSTILE.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
 OTHERS = [
@@ -360,11 +361,11 @@ def test_pictures_take_the_colours_of_the_theme(dark: bool, traced: tuple[Worksp
     """Black on a dark page cannot be seen."""
     finding = told(traced[1])
     assert finding.figure is not None
-    canvas = themed_figure(finding.figure, dark=dark)
+    canvas = figure_canvas(finding.figure, dark=dark)
     (_, bars, _, *lines) = canvas.data
 
     assert bars.marker.color == (("#FFFFFF",) if dark else ("#000000",))
-    assert lines and {line.line.color for line in lines} <= {"#999999", "#D55E00", "#56B4E9" if dark else "#0072B2"}
+    assert lines and {line.line.color for line in lines} <= {"#999999", "#D55E00", "#3D86F0" if dark else "#0072B2"}
 
 
 # --- coloured text of a step -----------------------------------------------------------------------------------------

@@ -77,7 +77,9 @@ def test_sql_is_executed_on_connections_of_two_doors() -> None:
         for path in (root / package).rglob("*.py")
         if any(call in path.read_text() for call in (".execute(", ".executemany(", ".sql("))
     }
-    queries = {f"data_index/{of}_queries.py" for of in ("batch", "document", "metric", "origin", "probe", "text")}
+    queries = {
+        f"data_index/{of}_queries.py" for of in ("batch", "document", "metric", "origin", "probe", "text", "token")
+    }
     assert found == {"data_index/store.py", "data_index/index.py"} | queries
 
 

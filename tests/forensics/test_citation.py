@@ -1,4 +1,4 @@
-"""What is cited is what is known: the toolkit, a run's record, a finding's hash; of others' work the catalog's facts."""
+"""What is cited is what is known: the toolkit, a run's record, a finding's hash; the catalog's facts."""
 
 from __future__ import annotations
 

@@ -6,7 +6,9 @@ import hashlib
 import json
 import shutil
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow
@@ -16,11 +18,13 @@ import torch
 
 from data_index.batch_queries import reader_of
 from data_index.errors import FindingExists, InvalidRange, MissingCheckpoint, MissingFile, RunExists, UnknownRun
-from data_index.files import sha256_of_file
+from data_index.files import canonical_json, sha256_of_file
 from data_index.pack_reading import read_pack
 from data_index.registration import add
 from data_index.store import run_query
 from data_index.workspace import Workspace, read_current
+from forensics import page_sections
+from forensics.figure import Figure, picture
 from forensics.finding import keep_finding, read_finding
 from forensics.forking import fork
 from forensics.imported_metrics import import_metrics
@@ -29,6 +33,7 @@ from forensics.opening import open_pack
 from forensics.pack_budget import bytes_of_budget
 from forensics.packed_checkpoints import chosen_first
 from forensics.packing import pack
+from forensics.plain_values import to_plain
 from forensics.reproduction import replay
 from forensics.spike_detection import spikes
 from replay.weights import read_optimizer, read_weights
@@ -36,6 +41,22 @@ from tests.conftest import FIXTURES
 from tests.forensics.packs import EVIL, INSTANCES, finding, homes
 
 EVERYTHING = 10**9
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drawn_once() -> Iterator[None]:
+    """Drawing takes most of the time of a pack; the same picture is drawn once."""
+    pictures: dict[bytes, bytes] = {}
+
+    def kept(figure: Figure, form: Literal["png", "svg"]) -> bytes:
+        key = canonical_json(to_plain(figure))
+        if key not in pictures:
+            pictures[key] = picture(figure, form)
+        return pictures[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_sections, "picture", kept)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +163,10 @@ def test_a_finding_takes_no_place_of_another(sender: Workspace, tiny: Workspace,
     assert read_finding(tiny, "blame-tiny-8").command.endswith("--top 3")
 
 
-def test_the_same_content_gives_the_same_pack(sender: Workspace, whole: Path, tmp_path: Path) -> None:
+def test_the_same_content_gives_the_same_pack(
+    sender: Workspace, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_sections, "picture", picture)
     one = pack("blame-tiny-8", tmp_path / "a.zip", workspace=sender)
     two = pack("blame-tiny-8", tmp_path / "b.zip", workspace=sender)
     run = pack("tiny", tmp_path / "tiny.zip", budget=EVERYTHING, tokens=True, workspace=sender)

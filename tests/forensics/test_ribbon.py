@@ -13,9 +13,10 @@ import pytest
 from data_index.errors import InvalidRange
 from data_index.kinds import table_of_rows
 from data_index.workspace import Workspace, learn
-from forensics.figure import interactive, picture
+from forensics.figure import FAINT, interactive, picture
 from forensics.ribbon import Ribbon, RibbonLine, gaps_between, ribbon, with_marks
 from forensics.ribbon_picture import ribbon_figure
+from forensics.ribbon_probes import probe_panels, usual_pairs
 
 
 def log(workspace: Workspace, values: dict[int, float | None], **more: Any) -> None:
@@ -168,3 +169,85 @@ def test_the_pictures_show_the_same_and_escape_what_comes_from_data() -> None:
     assert not any(trace.showlegend for trace in canvas.data)  # the names stand beside the rows
     words = re.findall(r">([^<]+)</text>", svg)
     assert {"r, steps 1..3", "loss", "spike 2", "forks", "spikes", "checkpoints"} <= set(words)
+
+
+# --- attempts that do not count, gaps, probes ------------------------------------------------------------------------
+
+
+def attempts(workspace: Workspace) -> None:
+    """Steps 1 .. 14, of which 8 .. 10 had been taken before, twice the last of them; and a second log of all."""
+    row = {"name": "loss", "original_name": "loss", "source": None}
+    rows = [row | {"step": step, "value": 5.0, "attempt": 3 if step > 7 else 1} for step in range(1, 15)]
+    rows += [row | {"step": step, "value": 7.0 + step, "attempt": 1} for step in (8, 9, 10)]
+    rows += [row | {"step": 10, "value": 9.0, "attempt": 2}]
+    rows += [one | {"source": "copy.csv", "value": 0.0} for one in rows]
+    learn(workspace.home("tiny"), "metrics", table_of_rows("metrics", rows, "test"))
+
+
+def test_attempts_that_were_given_up_are_lines_of_their_own(tiny: Workspace) -> None:
+    """What another log says of an attempt that counts was not given up."""
+    attempts(tiny)
+    found = ribbon("tiny", workspace=tiny)
+
+    assert drawn(found.lines[0]) == dict.fromkeys(range(1, 15), 5.0)
+    assert [(line.attempt, drawn(line)) for line in found.given_up] == [
+        (1, {8: 15.0, 9: 16.0, 10: 17.0}),
+        (2, {10: 9.0}),
+    ]
+    assert ribbon("tiny", 10, 14, workspace=tiny).given_up == ()
+    figure = ribbon_figure(found)
+    assert figure is not None and "given up" in figure.note
+    faint = {trace.name: trace.opacity for trace in interactive(figure).data if trace.opacity is not None}
+    assert faint == {"attempt 1, given up": FAINT, "attempt 2, given up": FAINT}
+
+
+def test_a_log_of_one_attempt_has_nothing_given_up(noisy: tuple[Workspace, dict[int, float]]) -> None:
+    assert ribbon("tiny", workspace=noisy[0]).given_up == ()
+
+
+def test_gaps_are_hatched_as_high_as_the_panel_in_both_pictures(tiny: Workspace) -> None:
+    log(tiny, {step: 5.0 for step in (1, 2, 3, 4, 11, 12, 13, 14, 15, 16, 19, 20)})
+    figure = ribbon_figure(ribbon("tiny", workspace=tiny))
+    assert figure is not None
+    canvas = interactive(figure)
+    (hatch,) = [trace for trace in canvas.data if trace.fillpattern.shape]
+    axis = canvas.layout[hatch.yaxis.replace("y", "yaxis")]
+
+    assert hatch.x == (4.5, 4.5, 10.5, 10.5, 4.5, None, 16.5, 16.5, 18.5, 18.5, 16.5, None)
+    assert hatch.y == (0, 1, 1, 0, 0, None) * 2 and (axis.range, axis.overlaying) == ((0, 1), "y") and axis.fixedrange
+    assert hatch.xaxis == "x" and hatch.hoverinfo == "skip" and "hatched: not logged" in figure.note
+    words = re.findall(r">([^<]+)</text>", picture(figure, "svg").decode())
+    assert words.count("not logged") == 2
+    without = ribbon_figure(ribbon("tiny", 11, 16, workspace=tiny))
+    assert without is not None and not any(trace.fillpattern.shape for trace in interactive(without).data)
+
+
+def probe(metric: str, values: dict[int, float], name: str = "loss") -> list[dict[str, Any]]:
+    row = {"probe": name, "metric": metric, "unit": "nats", "settings": "{}"}
+    return [row | {"step": s, "value": v, "low": v - 1, "high": v + 1} for s, v in values.items()]
+
+
+def test_probes_lie_under_the_ribbon_over_its_steps(tiny: Workspace) -> None:
+    """A curve goes on to the next value outside, so that its line does not end inside the picture."""
+    rows = probe("loss", {0: 6.0, 5: 5.0, 10: 4.0, 15: 3.0, 20: 2.0}) + probe("norm", {10: 99.0}, "norms")
+    learn(tiny.home("tiny"), "probes", table_of_rows("probes", rows, "test"))
+    pairs = [("loss", "loss"), ("norms", "norm")]
+    loss, norm = probe_panels("tiny", pairs, 6, 12, workspace=tiny)
+
+    assert (loss.title, norm.title) == ("probe loss", "probe norms: norm") and not loss.told_apart
+    assert loss.x_range == norm.x_range == pytest.approx((5.94, 12.06))
+    assert list(loss.curves[0].x) == [5, 10, 15] and loss.curves[0].at[0] == ("tiny", 5)
+    assert [panel.title for panel in probe_panels("tiny", pairs, 16, 20, workspace=tiny)] == ["probe loss"]
+    assert probe_panels("tiny", [], 0, 20, workspace=tiny) == []
+    (whole,) = probe_panels("tiny", pairs[1:], 0, 20, workspace=tiny)
+    assert list(whole.gaps[0].x) == [0, 5, 15, 20] and not whole.told_apart  # the note tells what the marks are
+    figure = ribbon_figure(ribbon("tiny", workspace=tiny), [loss])
+    assert figure is not None and figure.panels[-2] == loss and "95 % intervals" in figure.note
+    assert picture(figure, "png")[:4] == b"\x89PNG"
+
+
+def test_the_usual_probes_are_those_that_are_listed_first() -> None:
+    pairs = [("task:b", "acc"), ("spectra", "rank, layer 1"), ("spectra", "rank"), ("loss", "loss"), ("norms", "norm")]
+
+    assert usual_pairs(pairs) == [("loss", "loss"), ("norms", "norm"), ("spectra", "rank")]
+    assert usual_pairs(pairs[:1]) == [("task:b", "acc")] and usual_pairs([]) == []

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_index.errors import InvalidRange
+from data_index.registration import add
 from data_index.workspace import Workspace
 from forensics.finding import keep_finding
 from forensics.page_sections import MOST_ROWS, Section, page_html
@@ -46,17 +47,24 @@ def parsed(page: str) -> Balanced:
     return parser
 
 
-@pytest.fixture
-def asked(tiny: Workspace) -> Workspace:
-    spikes("tiny", workspace=tiny)
-    probe("tiny", "norms", checkpoints=[0, 10], workspace=tiny)
-    keep_finding(tiny, finding(command=f"forensics blame tiny 8 --note '{EVIL}'"))
-    return tiny
+@pytest.fixture(scope="module")
+def asked(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = Workspace(tmp_path_factory.mktemp("asked"))
+    add(tiny_source, workspace=workspace)
+    spikes("tiny", workspace=workspace)
+    probe("tiny", "norms", checkpoints=[0, 10], workspace=workspace)
+    keep_finding(workspace, finding(command=f"forensics blame tiny 8 --note '{EVIL}'"))
+    return workspace
 
 
-def test_a_report_says_what_is_known_and_how(asked: Workspace, tmp_path: Path) -> None:
-    report("tiny", tmp_path / "r.html", workspace=asked)
-    page = (tmp_path / "r.html").read_text()
+@pytest.fixture(scope="module")
+def page(asked: Workspace, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("report") / "r.html"
+    assert report("tiny", path, workspace=asked) == [path]
+    return path.read_text()
+
+
+def test_a_report_says_what_is_known_and_how(asked: Workspace, page: str) -> None:
     run = asked.run("tiny")
 
     for heading in ("At a glance", "How far it came", "Checkpoints", "Spikes", "Measured at its checkpoints"):
@@ -67,9 +75,7 @@ def test_a_report_says_what_is_known_and_how(asked: Workspace, tmp_path: Path) -
     assert re.search(r"last loss</b>: [\d.]+ at step 20<", page)
 
 
-def test_a_report_runs_nothing_and_asks_no_network(asked: Workspace, tmp_path: Path) -> None:
-    report("tiny", tmp_path / "r.html", workspace=asked)
-    page = (tmp_path / "r.html").read_text()
+def test_a_report_runs_nothing_and_asks_no_network(page: str) -> None:
     found = parsed(page)
 
     assert EVIL not in page and "&lt;script&gt;" in page
@@ -85,7 +91,8 @@ def test_markdown_has_its_pictures_beside_it(asked: Workspace, tmp_path: Path) -
 
     assert [path.name for path in written] == ["r.md", "r-1.png", "r-2.png", "r-3.png"]
     assert all(f"]({path.name})" in text and path.is_file() for path in written[1:])
-    assert not any("<script" in line for line in text.split("\n") if not line.startswith("    "))  # those are code
+    prose = [line for line in text.split("\n") if not line.startswith("    ")]  # the others are code
+    assert EVIL in text and not re.search(r"(?<!\\)<", "\n".join(prose))
 
 
 def test_a_report_is_html_or_markdown(tiny_shared: Workspace, tmp_path: Path) -> None:

@@ -24,7 +24,11 @@ from forensics.counting_plan import count_of
 from forensics.forking import fork
 from forensics.gathered_origins import OTHER, OriginsOfTokens
 from forensics.kept_paths import Choice, PathPoint
+from forensics.kept_token_paths import COLUMNS as KEPT
+from forensics.kept_token_paths import kept_token_paths
 from forensics.path_exposures import PathExposures, path_exposures
+from forensics.token_counts import exposures
+from forensics.token_page import token_page
 from forensics.token_path_answer import TokenPaths, answered, counted_for
 from forensics.token_path_report import path_facts, write_path_report
 from forensics.token_path_rows import FELL_BACK, HARDLY_READ, NEVER_READ, READ_UNTRAINED, SUMMARY
@@ -169,6 +173,12 @@ def test_a_fork_has_what_its_parent_had_read_before(tmp_path: Path, tiny: Worksp
     first = np.where(before["first_step"], before["first_step"], own["first_step"])
     assert np.array_equal(found.exposures.first_step[1], first)
     assert any("of tiny" in message for message in found.messages)
+    kept = kept_token_paths(made.id, workspace=tiny)
+    assert kept is not None and kept.counts is None and "forensics exposures tiny counts it" in kept.messages[-1]
+    exposures("tiny", workspace=tiny)
+    kept = kept_token_paths(made.id, workspace=tiny)
+    assert kept is not None and np.array_equal(kept.exposures_at(), found.exposures_at())  # type: ignore[arg-type]
+    assert "from checkpoint 5 on" in token_page(made.id, 3, workspace=tiny).note
 
 
 # --- paths -----------------------------------------------------------------------------------------------------------
@@ -449,3 +459,26 @@ def test_every_interesting_token_is_drawn(most_points: int, most_paths: int, mon
     }
     assert f"{3 + min(2, most_paths) + min(ordinary, most_paths)} of {len(found.rows)} tokens" in paths.title
     assert ("all" in end.title) == (most_points > ordinary)
+
+
+# --- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_says_the_same_as_the_answer(tracked: tuple[Workspace, TokenPaths]) -> None:
+    """It is read without a lock, and without the weights."""
+    workspace, before = tracked
+    found = token_paths(
+        "tiny", indicator=OUTPUT_COSINE, unused=before.choice.unused.tolist(), workspace=workspace
+    )  # the last one to be asked is kept
+    kept = kept_token_paths("tiny", workspace=workspace)
+    assert kept is not None and kept.steps == found.steps and kept.often == found.often
+    assert kept.counted == found.counted and kept.indicator == found.indicator
+    assert np.array_equal(kept.exposures_at(), found.exposures_at())  # type: ignore[arg-type]
+
+    for mine, theirs in zip(kept.points, found.points, strict=True):
+        assert np.array_equal(mine.values, theirs.values) and mine.limit == theirs.cluster.limit
+        assert np.array_equal(mine.inside, theirs.inside)  # type: ignore[arg-type]
+    answers = {row["token_id"]: row for row in found.rows}
+    for row in kept.rows:
+        expected = answers[row["token_id"]]
+        assert all(row[name] == expected[name] for name in KEPT if name != "text"), row

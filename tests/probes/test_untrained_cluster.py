@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from probes.departures import departures
 from probes.embedding_indicators import INDICATORS, INPUT_NORM, OUTPUT_BIAS, all_indicators
-from probes.untrained_cluster import cluster_of, departures, indicator_of
+from probes.untrained_cluster import cluster_of, indicator_of
 
 UNUSED = torch.arange(40, 60)
 

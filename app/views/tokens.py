@@ -1,0 +1,348 @@
+"""Tokens: how little each was trained, whether the model can repeat it, its path through training, and one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from app import data, frame, token_data
+from app.figures import clicked_values, show_figure
+from data_index.token_queries import FILTERS
+from forensics.step_text import readable_text
+from forensics.token_page import shown_tags, token_figure
+from forensics.token_path_picture import figure_of
+from forensics.token_scatter import AS_TARGET, INDICATOR, RANK, scatter_figure
+
+SCATTER, TABLE, PATHS = "Scatter", "Table", "Paths"
+EVERY = "every token"
+MOST_TAGS, MOST_DOCUMENTS = 12, 30
+HEADS: dict[str, Any] = {
+    "rank": st.column_config.NumberColumn(help="1: trained least; of tokens that encode to themselves", width="small"),
+    "token_id": st.column_config.NumberColumn("token", width="small"),
+    "max_probability": st.column_config.NumberColumn(
+        "probability", help="the highest that a prompt gave it", format="%.3g"
+    ),
+    "verified": st.column_config.CheckboxColumn(help="the model cannot repeat it: below 1 %", width="small"),
+    "indicator": st.column_config.NumberColumn(format="%.5g"),
+    "text": st.column_config.TextColumn(width="medium"),
+    "in_unused_set": st.column_config.CheckboxColumn("known unused", width="small"),
+    "never_updated": st.column_config.CheckboxColumn("never updated", width="small"),
+    "candidate": st.column_config.CheckboxColumn(width="small"),
+    "finding": st.column_config.TextColumn(width="medium"),
+}
+
+frame.begin("Tokens", "Which tokens did it hardly learn, and how did each get there?")
+run = frame.choose_run()
+version = data.version()
+
+
+def choose_checkpoint(kept: list[dict[str, Any]]) -> dict[str, Any]:
+    """One of those whose tokens are kept, the last one by default; the link says which."""
+    steps = [row["step"] for row in kept]
+    asked = st.query_params.get("checkpoint")
+    chosen = next((row for row in kept if str(row["step"]) == asked), kept[-1])
+    if asked is not None and str(chosen["step"]) != asked:
+        wanted = asked[:20] if asked.isascii() and asked.isdigit() else "STEP"
+        frame.failed(
+            f"no tokens of checkpoint {asked[:80]} of {run} are kept, those of {', '.join(map(str, steps))} are; "
+            + frame.command("tokens", run, "--checkpoint", wanted),
+            "No tokens of this checkpoint are kept:",
+        )
+    st.session_state["checkpoint_choice"] = chosen["step"]
+
+    def take() -> None:
+        frame.select(checkpoint=st.session_state["checkpoint_choice"])
+
+    st.sidebar.selectbox("Checkpoint", steps, key="checkpoint_choice", on_change=take)
+    return chosen
+
+
+def open_token(number: object) -> None:
+    frame.select(token=number)
+
+
+# --- one token -------------------------------------------------------------------------------------------------------
+
+
+def one_token(asked: str) -> None:
+    if not (asked.isascii() and asked.isdigit() and len(asked) < 10):
+        frame.failed(f"a token is named by its id, a number, not {asked[:80]!r}", "No such token.")
+        return
+    with frame.stated():
+        found = token_data.one(version, run, int(asked))
+    st.subheader(f"Token {found.token_id:,}", anchor=False, divider="grey")
+    st.code(readable_text(found.text) if found.text else "(no text)", language=None, wrap_lines=True)
+    last = found.found[-1] if found.found else {}
+    read = found.exposures[-1] if found.exposures else {}
+    path = found.path[-1] if found.path else {}
+    frame.facts(
+        {
+            "checkpoint": last.get("step"),
+            "piece": frame.as_text(found.piece) if found.piece not in (None, found.text) else None,
+            "category": last.get("category"),
+            "rank": f"{last['rank']:,}" if last.get("rank") else None,
+            "indicator": number(last.get("indicator")),
+            "candidate": yes(last.get("candidate")),
+            "known unused": yes(last.get("in_unused_set")),
+            "never updated": yes(last.get("never_updated")),
+            "can be repeated": told_verdict(last),
+            "read as input": f"{read['as_input']:,}" if read else None,
+            "read as target": f"{read['as_target']:,}" if read else None,
+            "first read at step": read.get("first_step"),
+            "untrained at the end": yes(path.get("untrained")),
+        }
+    )
+    for evidence in last.get("evidence") or ():
+        st.text(f"Evidence: {frame.as_text(evidence)}")
+    with st.container(horizontal=True):
+        frame.link(
+            "views/search.py", "Which steps read it?", ":material/search:", run=run, kind="token", what=found.token_id
+        )
+        if (step := read.get("first_step")) is not None:
+            frame.link("views/step.py", f"Read step {step:,}", ":material/article:", run=run, step=step)
+    figure = token_figure(found)
+    if figure is not None:
+        show_figure(figure, key=f"token {run} {found.token_id}")
+    lacking(found)
+    read_in(found)
+    rows = numbers_of(found)
+    if rows:
+        st.caption("At each checkpoint")
+        frame.show_table(rows, key="token_numbers")
+    frame.downloads(f"{run}-token-{found.token_id}", table=frame.table_of_dicts(rows) if rows else None, figure=figure)
+    frame.reproduce(
+        [
+            frame.command("tokens", run, "--track", "--format", "json"),
+            frame.command("where", run, "--token", found.token_id),
+        ],
+        f"from tokens where run = '{run}' and token_id = {found.token_id}",
+    )
+
+
+def number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.5g}"
+
+
+def yes(value: bool | None) -> str | None:
+    return None if value is None else "yes" if value else "no"
+
+
+def told_verdict(row: dict[str, Any]) -> str | None:
+    """What prompting found, where it was asked."""
+    if row.get("verified") is None:
+        return None
+    return f"{'no' if row['verified'] else 'yes'}, highest probability {row['max_probability']:.3g}"
+
+
+def lacking(found: Any) -> None:
+    """What is not kept of it, and the command that finds it."""
+    commands = []
+    if not found.found:
+        commands.append(frame.command("tokens", run))
+    elif found.found[-1]["verified"] is None and found.found[-1]["candidate"]:
+        commands.append(frame.command("tokens", run, "--verify"))
+    if not found.exposures:
+        commands.append(frame.command("exposures", run))
+    if not found.path or not found.traced:
+        commands.append(frame.command("tokens", run, "--track"))
+    if commands:
+        st.text("Not everything is known of it yet. This finds the rest:")
+        st.code("\n".join(dict.fromkeys(commands)), language=None)
+
+
+def read_in(found: Any) -> None:
+    if found.tags:
+        st.caption("Read in documents with these tags, times")
+        frame.show_table(list(shown_tags(found, MOST_TAGS)), key="token_tags")
+    if found.documents:
+        more = f" and {len(found.documents) - MOST_DOCUMENTS:,} more" if len(found.documents) > MOST_DOCUMENTS else ""
+        st.text("The first documents it was read in: " + ", ".join(map(str, found.documents[:MOST_DOCUMENTS])) + more)
+        frame.link(
+            "views/search.py",
+            f"Which steps read document {found.documents[0]}?",
+            ":material/search:",
+            run=run,
+            kind="document",
+            what=found.documents[0],
+        )
+
+
+def numbers_of(found: Any) -> list[dict[str, Any]]:
+    """One row for each checkpoint of which anything is kept."""
+    rows: dict[int, dict[str, Any]] = {}
+    names = ("step", "indicator", "distance_to_unused", "untrained", "as_input", "as_target")
+    for kept in (*found.path, *found.exposures):
+        rows.setdefault(kept["step"], {"step": kept["step"]}).update(
+            {name: kept[name] for name in names if name in kept}
+        )
+    return [{name: rows[step].get(name) for name in names} for step in sorted(rows)]
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+
+def show_scatter(about: dict[str, Any]) -> None:
+    step = about["step"]
+    with frame.stated():
+        names = token_data.axes(version, run, step)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        usual = AS_TARGET if AS_TARGET in names else RANK
+        x = axis("x", "Along", names, usual)
+        y = axis("y", "Against", names, INDICATOR)
+        st.text_input("Open a token by its id", key="token_asked", on_change=take_number, width=180)
+    with frame.stated():
+        found = token_data.scatter(version, run, step, x, y)
+    if not found.points:
+        st.text("No token has both numbers.")
+        return
+    figure = scatter_figure(found)
+    if clicked := clicked_values(show_figure(figure, key=f"tokens {run} {step} {x} {y}", clickable=True)):
+        open_token(int(clicked[0]))
+        st.rerun()
+    st.caption("A click on a point opens its token.")
+    rows = [
+        {"kind": kind, "token_id": token, "text": text, x: one, y if y != x else f"{y} again": two}
+        for kind, points in found.points.items()
+        for token, text, one, two in points
+    ]
+    frame.downloads(f"{run}-tokens-{step}", table=frame.table_of_dicts(rows), figure=figure)
+    frame.reproduce(
+        [frame.command("tokens", run, "--checkpoint", step)],
+        f"select token_id, text, category, indicator, rank from tokens where run = '{run}' and step = {step} "
+        "order by rank",
+    )
+
+
+def take_number() -> None:
+    if value := str(st.session_state["token_asked"]).strip():
+        open_token(value)
+
+
+def axis(name: str, label: str, names: list[str], usual: str) -> str:
+    """What tokens are drawn against; the link says it."""
+    asked = st.query_params.get(name, usual)
+    key = f"{name}_axis"
+    st.session_state[key] = asked if asked in names else usual
+    if asked not in names:
+        frame.failed(
+            f"{asked[:80]!r} is not kept of the tokens of {run}; there are {', '.join(names)}", "No such axis:"
+        )
+    st.selectbox(label, names, key=key, on_change=lambda: frame.select(**{name: st.session_state[key]}))
+    return str(st.session_state[key])
+
+
+def show_rows(about: dict[str, Any]) -> None:
+    step = about["step"]
+    with frame.stated():
+        there = token_data.categories(version, run, step)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        chosen = frame.several(
+            "category",
+            "Category",
+            list(there),
+            placeholder="all",
+            format_func=lambda name: f"{frame.as_text(name)} ({there[name]:,})",
+        )
+        st.session_state["only_choice"] = st.query_params.get("only", EVERY)
+        if st.session_state["only_choice"] not in (EVERY, *FILTERS):
+            st.session_state["only_choice"] = EVERY
+        only = st.selectbox("Only", [EVERY, *FILTERS], key="only_choice", on_change=take_only)
+        st.session_state["find_choice"] = st.query_params.get("find", "")
+        text = st.text_input("Find in the text, or an id", key="find_choice", on_change=take_text)
+    with frame.stated():
+        table = token_data.table(version, run, step, tuple(chosen), "" if only == EVERY else only, text)
+    if not table.num_rows:
+        st.text("No token is like that.")
+        return
+    st.caption(f"{table.num_rows:,} tokens; choose a row to open one")
+    picked = frame.choose_row(table, key=f"tokens_table {run} {step}", height=430, **HEADS)
+    if picked is not None:
+        open_token(table.column("token_id")[picked].as_py())
+        st.rerun()
+    if not about["num_prompted"]:
+        st.text("The model was not prompted with its candidates yet. This asks it whether it can repeat them:")
+        st.code(frame.command("tokens", run, "--verify"), language=None)
+    frame.downloads(f"{run}-tokens-{step}", table=table)
+    frame.reproduce(
+        [frame.command("tokens", run, "--checkpoint", step, *(["--verify"] if about["num_prompted"] else []))],
+        f"from tokens where run = '{run}' and step = {step} order by rank",
+    )
+
+
+def take_only() -> None:
+    frame.select(only=None if st.session_state["only_choice"] == EVERY else st.session_state["only_choice"])
+
+
+def take_text() -> None:
+    frame.select(find=st.session_state["find_choice"] or None)
+
+
+def show_paths() -> None:
+    with frame.stated():
+        found = token_data.paths(version, run) if token_data.has_paths(version, run) else None
+    if found is None:
+        st.subheader("No paths are kept yet", anchor=False)
+        st.text("This reads one matrix of each checkpoint, and counts how often each token had been read:")
+        st.code(frame.command("tokens", run, "--track"), language=None)
+        return
+    for message in found.messages:
+        st.text(frame.as_text(message))
+    figure = figure_of(found)
+    show_figure(figure, key=f"paths {run}")
+    rows = [row for row in found.rows if row["finding"]]
+    table = frame.table_of_dicts(rows) if rows else None
+    if table is not None:
+        st.caption(f"{len(rows):,} tokens with a finding; choose a row to open one")
+        picked = frame.choose_row(table, key=f"paths_table {run}", height=360, **HEADS)
+        if picked is not None:
+            open_token(rows[picked]["token_id"])
+            st.rerun()
+    frame.downloads(f"{run}-token-paths", table=table, figure=figure)
+    frame.reproduce(
+        [frame.command("tokens", run, "--track"), frame.command("exposures", run)],
+        f"select step, count(*) from token_paths where run = '{run}' and untrained group by step order by step",
+    )
+
+
+def nothing_yet() -> None:
+    st.subheader("No tokens are kept yet", anchor=False)
+    st.text("This ranks them by how little they were trained, from the embeddings alone, and keeps what it finds:")
+    st.code(frame.command("tokens", run), language=None)
+    st.text("These prompt the model with them, follow each through training, and count how often it was read:")
+    more = [("tokens", run, "--verify"), ("tokens", run, "--track"), ("exposures", run)]
+    st.code("\n".join(frame.command(*words) for words in more), language=None)
+
+
+with frame.stated():
+    kept = token_data.checkpoints(version, run)
+    tracked = token_data.has_paths(version, run)
+asked = st.query_params.get("token")
+if asked is not None:
+    st.button("All tokens", icon=":material/arrow_back:", on_click=open_token, args=(None,))
+    one_token(asked)
+elif not kept and not tracked:
+    nothing_yet()
+else:
+    about = choose_checkpoint(kept) if kept else None
+    view = frame.choice("show", "Show", [SCATTER, TABLE, PATHS], label_visibility="collapsed")
+    if about is not None:
+        frame.facts(
+            {
+                "checkpoint": about["step"],
+                "indicator": about["indicator_name"],
+                "tokens": f"{about['num_texts']:,}",
+                "candidates": f"{about['num_candidates']:,}",
+                "cannot be repeated": f"{about['num_verified']:,} of {about['num_prompted']:,}"
+                if about["num_prompted"]
+                else None,
+            }
+        )
+    if view == PATHS:
+        show_paths()
+    elif about is None:
+        nothing_yet()
+    elif view == TABLE:
+        show_rows(about)
+    else:
+        show_scatter(about)
