@@ -107,5 +107,6 @@ def start(arguments: Sequence[str]) -> Job:
     return start_job(arguments, workspace=workspace())
 
 
-def is_running(arguments: Sequence[str]) -> bool:
-    return any(job.state == "running" and job.arguments == tuple(arguments) for job in jobs(workspace=workspace()))
+def last_job(arguments: Sequence[str]) -> Job | None:
+    """The latest job of this very command."""
+    return next((job for job in jobs(workspace=workspace()) if job.arguments == tuple(arguments)), None)

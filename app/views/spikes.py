@@ -55,9 +55,14 @@ def offer(*arguments: str) -> None:
     st.code(frame.command(*arguments), language=None)
     if data.shared():
         return
-    if spike_data.is_running(arguments):
-        st.text("It runs as a job; see below.")
+    last = spike_data.last_job(arguments)
+    if last is not None and last.state == "running":
+        show_running(data.version())
         return
+    if last is not None and last.state != "done":
+        ended = {"failed": "failed", "cancelled": "was cancelled"}.get(last.state, "vanished without a word")
+        st.text(f"It was started before, and {ended}. What it printed:")
+        st.code(last.log or "nothing", language=None, wrap_lines=True)
     help = "It runs on its own, also when this page or the explorer is closed."
     st.button(
         "Start it",
@@ -68,6 +73,8 @@ def offer(*arguments: str) -> None:
         args=arguments,
         help=help,
     )
+    if problem := st.session_state.get("job_problem"):
+        frame.failed(problem, "This could not be done.")
 
 
 def start(*arguments: str) -> None:
@@ -210,5 +217,4 @@ if asked_of is not None and peak is not None:
 elif found.spikes:
     st.caption("Choose a spike, in the picture or the table, to see which data made it.")
 
-show_running(data.version())
 frame.reproduce(commands, f"from spikes where run = '{run}' order by onset")

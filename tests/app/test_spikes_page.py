@@ -16,6 +16,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from app.figures import figure_canvas
+from data_index.files import write_json
 from data_index.kinds import table_of_rows
 from data_index.registration import add
 from data_index.workspace import Workspace, learn
@@ -218,6 +219,19 @@ def test_what_was_not_asked_yet_is_started_by_a_click(
     (own.folder / "findings" / "spikes-tiny.json").unlink()
     page = button(opened(own, "spikes", run="tiny"), "Start it").click().run()
     assert not page.exception and started[1:] == [["spikes", "tiny"]]
+
+
+def test_a_job_that_failed_says_why(opened: Open, own: Workspace) -> None:
+    folder = own.folder / "jobs" / "20260101-000000-abcd"
+    record = {"arguments": ["blame", "tiny", "13"], "pid": 0, "process": "ended at once", "started": 0.0}
+    write_json(folder / "job.json", record)
+    write_json(folder / "ended.json", {"exit_code": 1, "ended": 1.0})
+    (folder / "output.log").write_text(f"no such checkpoint {HOSTILE}\n")
+    page = opened(own, "spikes", run="tiny", peak="13")
+
+    assert not page.exception and "It was started before, and failed." in texts(page) and button(page, "Start it")
+    assert f"no such checkpoint {SHOWN.split(chr(92))[0]}" in texts(page) and "alert(1)" not in read_as_markdown(page)
+    assert "It was started before" not in texts(opened(own, "spikes", run="tiny", peak="12"))
 
 
 @pytest.mark.parametrize(
