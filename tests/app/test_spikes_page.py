@@ -345,6 +345,8 @@ def test_hostile_findings_stand_as_text(opened: Open, own: Workspace, traced: tu
     (row,) = coloured(page)
 
     assert not page.exception and "alert(1)" not in read_as_markdown_alone(page) and SHOWN in texts(page)
+    (removals,) = [frame.value for frame in page.dataframe if "without" in frame.value]
+    assert removals["value"].isna().all()  # "nan" is a number that is none
     assert row.tokens == [SHOWN, "\u05d0\\u202e", "x" * 100_000, "⏎\n\\r→", pieces[4], pieces[5]]
     assert [attributes["class"] for _, attributes in row.elements[1:]] == [
         *("none", "d6 inside", "d24 inside", "broken", "d0", "d0"),
