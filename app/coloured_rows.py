@@ -33,7 +33,7 @@ def choose_weights(run: str, step: int) -> str | None:
     there = spike_data.checkpoints_with_weights(data.version(), run)
     nearest = max((place for place in there if place < step), default=None)
     ways = [str(place) for place in sorted(there, key=lambda place: (place >= step, abs(place - step)))]
-    if spike_data.traced(spike_data.version_with_findings(), run, step):
+    if spike_data.traced(data.version(), run, step):
         ways.insert(0, TRACED)
     asked = frame.selected("under")
     if asked is not None and asked not in ways:
@@ -71,7 +71,7 @@ def coloured_rows(run: str, step: int, under: str, batch: Any, rows: range) -> C
     if under == TRACED:
         show_colours()
         st.text("Rows that forensics blame looked into are coloured.")
-        return Coloured(by_instance=spike_data.traced(spike_data.version_with_findings(), run, step))
+        return Coloured(by_instance=spike_data.traced(data.version(), run, step))
     kept = spike_data.losses(data.version(), run, step, int(under))
     shown = batch.slice(rows.start, len(rows))
     positions = set(shown.column("position").to_pylist())

@@ -36,6 +36,7 @@ def version() -> Version:
         for name in ("run.toml", "current.json", "checkpoints")
         for path in folder.glob(f"{kind}/*/{name}")
     ]
+    paths += folder.glob("findings/*.json")
     found = []
     for path in sorted(paths):
         try:

@@ -7,8 +7,7 @@ from typing import Any
 import streamlit as st
 
 from app import data, forks_data, frame
-from app.jobs_panel import show_running
-from data_index.errors import ForensicsError
+from app.jobs_panel import running_job, show_running, start_button
 from forensics.fork_list import Composition
 
 SHOWN_ROWS = 8
@@ -80,25 +79,11 @@ def start_it(asked: Composition, fork: str) -> None:
         st.text("The explorer is shared read-only, so that nothing is started here. On its machine this does it:")
         st.code(forks_data.command(asked), language=None, wrap_lines=True)
         return
-    if (job := forks_data.running_job(asked)) is not None:
+    if (job := running_job(asked.arguments())) is not None:
         st.text(f"It runs as job {job.id}; see below.")
         return
-    st.button(
-        "Start" if done is None else "Go on",
-        type="primary",
-        icon=":material/play_arrow:",
-        on_click=start,
-        args=(asked, fork),
-        help="It runs on its own, also when this page or the explorer is closed.",
-    )
-
-
-def start(asked: Composition, fork: str) -> None:
-    st.session_state["job_problem"] = None
-    try:
-        forks_data.start(asked, fork)
-    except ForensicsError as error:
-        st.session_state["job_problem"] = str(error)
+    label = "Start" if done is None else "Go on"
+    start_button(label, asked.arguments(), fork=fork, type="primary")
 
 
 def size(num_bytes: int) -> str:

@@ -1,7 +1,4 @@
-"""What the page of forks shows and starts, asked of forensics.
-
-Jobs are asked anew each time: they are small files, and change while one looks.
-"""
+"""What the page of forks shows, asked of forensics."""
 
 from __future__ import annotations
 
@@ -11,9 +8,8 @@ from typing import Any
 import streamlit as st
 
 from app.data import Version, shared, version, workspace
-from forensics.background_jobs import Job, cancel_job, command_of, jobs, progress_of_job, start_job
+from forensics.background_jobs import command_of
 from forensics.fork_list import Composition, Start, file_of_edit, parsed_edits
-from forensics.job_log import Progress
 
 
 def version_of(run: str) -> Version:
@@ -98,29 +94,6 @@ def is_any_being_written(names: list[str]) -> bool:
     from forensics.fork_list import is_being_written
 
     return any(is_being_written(workspace(), name) for name in names)
-
-
-def all_jobs() -> list[Job]:
-    return jobs(workspace=workspace())
-
-
-def progress(job: Job) -> Progress:
-    return progress_of_job(job, workspace=workspace())
-
-
-def start(asked: Composition, fork: str) -> Job:
-    assert not shared()
-    return start_job(asked.arguments(), fork=fork, workspace=workspace())
-
-
-def cancel(name: str) -> Job:
-    assert not shared()
-    return cancel_job(name, workspace=workspace())
-
-
-def running_job(asked: Composition) -> Job | None:
-    """The job that runs this very command."""
-    return next((j for j in all_jobs() if j.state == "running" and j.arguments == asked.arguments()), None)
 
 
 def command(asked: Composition) -> str:

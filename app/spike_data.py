@@ -8,22 +8,9 @@ from typing import Any
 
 import streamlit as st
 
-from app.data import Version, shared, version, workspace
-from forensics.background_jobs import Job, jobs, start_job
+from app.data import Version, workspace
 
 _computing = threading.Lock()  # torch's threads and kernels are set for the whole process
-
-
-def version_with_findings() -> Version:
-    """Changes when what is known of a run does, or a finding is kept or made again."""
-    found = []
-    for path in sorted((workspace().folder / "findings").glob("*.json")):
-        try:
-            status = path.stat()
-        except FileNotFoundError:  # it was removed while we looked
-            continue
-        found.append((path.name, status.st_size, status.st_mtime_ns))
-    return (*version(), *found)
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
@@ -99,14 +86,3 @@ def compute_losses(run: str, step: int, checkpoint: int, instances: Sequence[int
     with _computing:
         found = token_losses(run, step, checkpoint, instances, workspace=workspace())
         return tuple(found.notes)
-
-
-def start(arguments: Sequence[str]) -> Job:
-    """Start `forensics ARGUMENTS` as a job."""
-    assert not shared()
-    return start_job(arguments, workspace=workspace())
-
-
-def last_job(arguments: Sequence[str]) -> Job | None:
-    """The latest job of this very command."""
-    return next((job for job in jobs(workspace=workspace()) if job.arguments == tuple(arguments)), None)

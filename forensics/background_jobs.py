@@ -29,7 +29,7 @@ from forensics.job_log import Progress, last_words, log_text, progress_of_fork
 from forensics.processes import end_session, identity_of_process, runs_still
 from replay.intervention import shell_word
 
-ALLOWED_VERBS = ("fork", "compare", "blame", "spikes", "probe", "tokens", "replay", "audit")
+ALLOWED_VERBS = ("add", "audit", "blame", "compare", "demo", "fork", "probe", "replay", "spikes", "tokens")
 INTERRUPTED = 130  # what the command line answers to Ctrl-C
 GRACE_SECONDS = 15.0  # for each signal; a step of a large model on a CPU is not interrupted in its middle
 COMMAND_MARK = "$ "  # a log begins with its command

@@ -8,6 +8,7 @@ import streamlit as st
 
 from app import data, frame, trajectory_data
 from app.charts import clicked_step, show_ribbon
+from app.jobs_panel import offer
 from forensics.ribbon_picture import ribbon_figure
 from forensics.ribbon_probes import label_of, usual_pairs
 
@@ -98,7 +99,7 @@ if not found.lines:
     st.code(frame.command("import", run, "LOG"), language=None)
 if found.lines and not found.searched:
     st.text("Spikes were not looked for yet; this finds them, and they appear here:")
-    st.code(frame.command("spikes", run), language=None)
+    offer("spikes", run)
 
 if found.spikes:
     st.subheader("Spikes", anchor=False, divider="grey")

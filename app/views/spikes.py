@@ -11,8 +11,7 @@ from app import data, frame, spike_data
 from app.blame_answer import show_blame, show_columns
 from app.charts import show_ribbon
 from app.figures import show_figure
-from app.jobs_panel import show_running
-from data_index.errors import ForensicsError
+from app.jobs_panel import offer
 from forensics.figure import Figure
 from forensics.ribbon_picture import ribbon_figure
 from forensics.spike_answers import KeptBlame, KeptSpikes
@@ -22,7 +21,7 @@ COLUMNS = ("onset", "peak", "recovery", "kind", "lead_steps", "series", "level",
 frame.begin("Spikes", "Which spikes does the run have, and which data made one?")
 run = frame.choose_run()
 with frame.stated():
-    version = spike_data.version_with_findings()
+    version = data.version()
     found: KeptSpikes = spike_data.spikes(version, run)
     blamed = spike_data.blamed(version, run)
 
@@ -48,41 +47,6 @@ def blamed_of(peak: int, event: Mapping[str, Any] | None) -> int:
     if peak in blamed or event is None:
         return peak
     return next((step for step in blamed if event["onset"] <= step <= last_of(event)), peak)
-
-
-def offer(*arguments: str) -> None:
-    """A command, and a button that starts it as a job."""
-    st.code(frame.command(*arguments), language=None)
-    if data.shared():
-        return
-    last = spike_data.last_job(arguments)
-    if last is not None and last.state == "running":
-        show_running(data.version())
-        return
-    if last is not None and last.state != "done":
-        ended = {"failed": "failed", "cancelled": "was cancelled"}.get(last.state, "vanished without a word")
-        st.text(f"It was started before, and {ended}. What it printed:")
-        st.code(last.log or "nothing", language=None, wrap_lines=True)
-    help = "It runs on its own, also when this page or the explorer is closed."
-    st.button(
-        "Start it",
-        key=f"start {arguments}",
-        type="primary",
-        icon=":material/play_arrow:",
-        on_click=start,
-        args=arguments,
-        help=help,
-    )
-    if problem := st.session_state.get("job_problem"):
-        frame.failed(problem, "This could not be done.")
-
-
-def start(*arguments: str) -> None:
-    st.session_state["job_problem"] = None
-    try:
-        spike_data.start(arguments)
-    except ForensicsError as error:
-        st.session_state["job_problem"] = str(error)
 
 
 def show_events(figure: Figure | None) -> None:
@@ -119,7 +83,7 @@ def show_more() -> None:
             st.caption("`robust` is the toolkit's own; a count means nothing without its definition.")
         else:
             st.text("The counts by published definitions are kept with the finding:")
-            st.code(frame.command("spikes", run), language=None)
+            offer("spikes", run)
         if found.published:
             show_columns(found.published, "definition", "onset", "last", "series", "detail", key="published")
     with remarks_tab:
@@ -208,7 +172,7 @@ if asked_of is not None and peak is not None:
         if spike is None:
             st.text("No spike was found at this step.")
         st.text("This takes the steps up to it again without its rows, one by one, and the answer appears here:")
-        offer("blame", run, str(peak))
+        offer("blame", run, peak)
         if not data.shared():
             show_plan(peak)
     with st.container(horizontal=True):

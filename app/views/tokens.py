@@ -8,6 +8,7 @@ import streamlit as st
 
 from app import data, frame, token_data
 from app.figures import clicked_values, show_figure
+from app.jobs_panel import offer
 from data_index.token_queries import FILTERS
 from forensics.step_text import readable_text
 from forensics.token_page import shown_tags, token_figure
@@ -262,7 +263,7 @@ def show_rows(about: dict[str, Any]) -> None:
         st.rerun()
     if not about["num_prompted"]:
         st.text("The model was not prompted with its candidates yet. This asks it whether it can repeat them:")
-        st.code(frame.command("tokens", run, "--verify"), language=None)
+        offer("tokens", run, "--verify")
     frame.downloads(f"{run}-tokens-{step}", table=table)
     frame.reproduce(
         [frame.command("tokens", run, "--checkpoint", step, *(["--verify"] if about["num_prompted"] else []))],
@@ -284,7 +285,7 @@ def show_paths() -> None:
     if found is None:
         st.subheader("No paths are kept yet", anchor=False)
         st.text("This reads one matrix of each checkpoint, and counts how often each token had been read:")
-        st.code(frame.command("tokens", run, "--track"), language=None)
+        offer("tokens", run, "--track")
         return
     for message in found.messages:
         st.text(frame.as_text(message))
@@ -308,7 +309,7 @@ def show_paths() -> None:
 def nothing_yet() -> None:
     st.subheader("No tokens are kept yet", anchor=False)
     st.text("This ranks them by how little they were trained, from the embeddings alone, and keeps what it finds:")
-    st.code(frame.command("tokens", run), language=None)
+    offer("tokens", run)
     st.text("These prompt the model with them, follow each through training, and count how often it was read:")
     more = [("tokens", run, "--verify"), ("tokens", run, "--track"), ("exposures", run)]
     st.code("\n".join(frame.command(*words) for words in more), language=None)

@@ -8,6 +8,7 @@ import streamlit as st
 
 from app import data, frame, trajectory_data
 from app.figures import clicked_place, show_figure
+from app.jobs_panel import offer
 from data_index.errors import ForensicsError, MissingMetric
 from forensics.side_by_side_picture import figure_of_sides
 from forensics.trajectory_picture import figure_of
@@ -245,6 +246,9 @@ def not_measured() -> None:
             frame.show_table(missing, key=f"missing {run}", command=st.column_config.TextColumn(width="large"))
             told = [row["probe"] for row in missing]
             st.code(frame.command("probe", run, *told, "--plan"), language=None, wrap_lines=True)
+            chosen = st.multiselect("Measure", told, key=f"measure {run}", placeholder="choose probes to measure here")
+            if chosen:
+                offer("probe", run, *chosen)
         else:
             st.text("Every probe that has a name was measured.")
         st.caption("What is kept")

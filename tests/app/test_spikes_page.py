@@ -229,9 +229,9 @@ def test_a_job_that_failed_says_why(opened: Open, own: Workspace) -> None:
     (folder / "output.log").write_text(f"no such checkpoint {HOSTILE}\n")
     page = opened(own, "spikes", run="tiny", peak="13")
 
-    assert not page.exception and "It was started before, and failed." in texts(page) and button(page, "Start it")
+    assert not page.exception and "It failed with exit code 1" in texts(page) and button(page, "Start it")
     assert f"no such checkpoint {SHOWN.split(chr(92))[0]}" in texts(page) and "alert(1)" not in read_as_markdown(page)
-    assert "It was started before" not in texts(opened(own, "spikes", run="tiny", peak="12"))
+    assert "exit code" not in texts(opened(own, "spikes", run="tiny", peak="12"))
 
 
 @pytest.mark.parametrize(
