@@ -8,10 +8,11 @@ from typing import Any
 import streamlit as st
 
 from app.theme import PIXELS_AN_INCH, dress, is_dark, recolour, tell_once
-from forensics.figure import Curves, Figure, interactive, panel_inches
+from forensics.figure import AnyPanel, Bars, Curves, Figure, interactive, panel_inches
 
 MANY = 1_000  # points are drawn smaller
 CLICKABLE = 4  # size of the points of a line that can be clicked
+NAME = 20  # pixels of one beside a panel of curves
 OWN_AXIS = 40  # pixels of the label below a panel whose x is its own
 
 Point = dict[str, Any]
@@ -31,16 +32,25 @@ def figure_canvas(figure: Figure, *, dark: bool, clickable: bool = False) -> Any
             _make_clickable(trace, clickable, small)
     tell_once(canvas)
     dress(canvas, dark=dark)
-    heights = [PIXELS_AN_INCH * panel_inches(panel) + (0 if figure.shared_x else OWN_AXIS) for panel in figure.panels]
+    pixels = max([PIXELS_AN_INCH, *map(_pixels_for_names, figure.panels)])
+    heights = [pixels * panel_inches(panel) + (0 if figure.shared_x else OWN_AXIS) for panel in figure.panels]
     canvas.update_layout(
         dragmode="zoom",
         clickmode="event+select" if clickable else "event",
         height=70 + round(sum(heights)),
         width=None,
     )
-    if not any(isinstance(panel, Curves) for panel in figure.panels) and not _part_legends(canvas):
+    _part_legends(canvas)
+    if all(isinstance(panel, Bars) for panel in figure.panels):  # they need the width
         canvas.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.01, "yanchor": "bottom"})
     return canvas
+
+
+def _pixels_for_names(panel: AnyPanel) -> float:
+    """An inch must be so high that the names beside a panel do not run into those of the next one."""
+    if not isinstance(panel, Curves) or not panel.told_apart:
+        return 0.0
+    return (NAME * (len(panel.curves) + len(panel.gaps)) + NAME) / panel.inches
 
 
 def _make_clickable(trace: Any, clickable: bool, small: bool) -> None:
@@ -54,12 +64,12 @@ def _make_clickable(trace: Any, clickable: bool, small: bool) -> None:
         trace.update(unselected={"marker": {"opacity": trace.marker.opacity or 1}}, selected={"marker": {"size": 11}})
 
 
-def _part_legends(canvas: Any) -> bool:
-    """Where several panels tell lines apart, each does so beside itself; were there any?"""
+def _part_legends(canvas: Any) -> None:
+    """Where several panels tell lines apart, each does so beside itself."""
     told = [trace for trace in canvas.data if trace.showlegend and trace.legend is None and trace.type == "scatter"]
     axes = list(dict.fromkeys(trace.yaxis or "y" for trace in told))
     if len(axes) < 2:
-        return False
+        return
     for axis in axes:
         number = axis.removeprefix("y")
         top = canvas.layout[f"yaxis{number}"].domain[1]
@@ -67,7 +77,6 @@ def _part_legends(canvas: Any) -> bool:
         canvas.update_layout({f"legend{number}": place})
     for trace in told:
         trace.update(legend=(trace.yaxis or "y").replace("y", "legend"))
-    return True
 
 
 def show_figure(figure: Figure, *, key: str, clickable: bool = False, note: bool = True) -> list[Point]:

@@ -39,7 +39,7 @@ def offer(*words: object) -> None:
     start_button("Start it", arguments)
     if problem := st.session_state.get("job_problem"):
         frame.failed(problem, "This could not be done.")
-    if before is not None and before.state != "done":
+    if before is not None:
         st.text(ENDED[before.state].format(code=before.exit_code))
         with st.expander("What it printed"):
             st.code(before.log or "It printed nothing.", language=None, wrap_lines=True, height=220)
@@ -95,12 +95,13 @@ def _look_again(running: list[str], at: data.Version, only: str | None = None) -
     if [job.id for job in found] != running or data.version() != at:
         st.rerun()  # the rest of the page shows what is new
     for job in found:
+        if only is None:
+            st.code(job.command, language=None, wrap_lines=True)
         _running(job)
 
 
 def _running(job: Job) -> None:
     with st.container(border=True):
-        st.code(job.command, language=None, wrap_lines=True)
         progress = progress_of_job(job, workspace=data.workspace())
         share = progress.done / progress.total if progress.done is not None and progress.total else 0.0
         st.progress(min(max(share, 0.0), 1.0))

@@ -191,7 +191,8 @@ def add_curves(canvas: Any, panel: Curves, row: int) -> None:
         canvas.add_trace(marks, row=row, col=1)
     _set_axes(canvas, panel, row)
     top = canvas.get_subplot(row, 1).yaxis.domain[1]
-    canvas.update_layout({legend: {"x": 1.01, "xanchor": "left", "y": top, "yanchor": "top", "font": {"size": 11}}})
+    place = {"x": 1.01, "xanchor": "left", "y": top, "yanchor": "top", "font": {"size": 11}, "tracegroupgap": 0}
+    canvas.update_layout({legend: place})
 
 
 def _outlines(panel: Curves, curve: IntervalCurve) -> Iterator[tuple[list[float], list[float | None]]]:

@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from app import data, frame
+from app.jobs_panel import offer
 
 frame.begin("Runs", "What is here, what is kept of it, and why is its order to be believed?")
 with frame.stated():
@@ -80,6 +81,17 @@ else:
 for row in rows:
     if row["problem"]:
         frame.failed(row["problem"], "A run cannot be read:")
+
+with st.expander("Add a run", icon=":material/add:"):
+    st.text("A run's folder, a repository of the hub (ORG/NAME), or a name of the catalog. Nothing of it is changed.")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        source = st.text_input("Source", key="add_source", placeholder="pythia-160m").strip()
+        name = st.text_input("Name here", key="add_name", placeholder="as its source calls it").strip()
+        tokens = st.text_input("Token files", key="add_data", placeholder="a folder, if they lie elsewhere").strip()
+    if source:
+        given = [word for option, value in (("--name", name), ("--data", tokens)) if value for word in (option, value)]
+        offer("add", source, *given)
+    frame.link("views/released.py", "Released runs that the toolkit knows", ":material/public:")
 
 st.subheader("Known issues", anchor=False, divider="grey")
 if issues:

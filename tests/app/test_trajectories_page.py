@@ -216,3 +216,16 @@ def test_a_run_shows_up_to_three_probes_under_its_ribbon(opened: Open, kept: Wor
 
 def test_a_run_without_probes_has_none_to_choose(opened: Open, tiny_shared: Workspace) -> None:
     assert not opened(tiny_shared, "run", run="tiny").multiselect
+
+
+def test_names_beside_low_panels_do_not_run_into_the_next_ones() -> None:
+    from app.figures import figure_canvas
+    from forensics.figure import Curves, Figure
+    from forensics.figure_curves import IntervalCurve
+
+    none = [None, None]
+    curves = [IntervalCurve(name=f"c{n}", x=[0, 1], y=[0, n], low=none, high=none, colour="#0072B2") for n in range(8)]
+    panel = Curves(title="p", y_label="", curves=curves, x_range=(0, 1), inches=1.9)
+    canvas = figure_canvas(Figure(title="f", x_label="step", panels=[panel] * 3), dark=True)
+
+    assert canvas.layout.height >= 3 * 8 * 20 and canvas.layout.legend.tracegroupgap == 0

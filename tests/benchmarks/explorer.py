@@ -1,7 +1,8 @@
 """The explorer on a log of 1.5 million steps: how long its run page takes to compute, whole and at random zooms.
 
 What a browser adds (drawing some 4,000 points a line) is not in it. The values of the whole run are asked both ways in
-pairs: as the page does, and as points that all leave the database and are thinned then.
+pairs: as the page does, and as points that all leave the database and are thinned then. Besides: the scatter of the
+tokens of a large vocabulary.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from data_index.workspace import Workspace
+from data_index.kinds import arrow_schema
+from data_index.workspace import Workspace, learn
 from forensics.imported_metrics import import_metrics
 from forensics.logged_series import series_of_run
 from forensics.ribbon import METRICS, ribbon
 from forensics.thinned import thinned
+from forensics.token_scatter import AS_TARGET, CANDIDATE, INDICATOR, RANK, REPEATED, scatter
 
 NUM_STEPS, NUM_ZOOMS, PAIRS = 1_500_000, 30, 5
 SPIKE_STEP, SPIKE = 777_777, 9.5
+NUM_TOKENS, NUM_CANDIDATES = 250_000, 4_000
 
 
 def a_log(path: Path) -> None:
@@ -64,6 +68,43 @@ def page_seconds(workspace: Workspace) -> tuple[float, float, list[float]]:
     return first, again, zooms
 
 
+def tokens_of_a_large_vocabulary(workspace: Workspace) -> None:
+    """Indicators that grow with exposures; the 4,000 lowest are candidates, and were prompted."""
+    import pyarrow
+
+    random = np.random.default_rng(2)
+    counts = np.floor(np.exp(random.normal(7, 3, NUM_TOKENS))).astype(np.int64)
+    values = np.abs(np.log1p(counts) / 20 + 0.03 * random.normal(size=NUM_TOKENS))
+    rank = np.empty(NUM_TOKENS, dtype=np.int64)
+    rank[np.argsort(values)] = np.arange(1, NUM_TOKENS + 1)
+    candidate, ids = rank <= NUM_CANDIDATES, np.arange(NUM_TOKENS)
+    step = np.full(NUM_TOKENS, NUM_STEPS)
+    known = {
+        "tokens": {
+            **{"step": step, "token_id": ids, "text": [f" token {n}" for n in ids], "category": ["ok"] * NUM_TOKENS},
+            **{"indicator_name": ["input_norm"] * NUM_TOKENS, "indicator": values, "rank": rank},
+            **{"candidate": candidate, "verified": pyarrow.array(values < 0.02, mask=~candidate)},
+        },
+        "exposures": {"step": step, "token_id": ids, "as_input": counts, "as_target": counts},
+    }
+    for kind, columns in known.items():
+        schema = arrow_schema(kind)
+        arrays = [pyarrow.array(columns[f.name]) if f.name in columns else pyarrow.nulls(NUM_TOKENS) for f in schema]
+        learn(workspace.home("long"), kind, pyarrow.table(arrays, names=schema.names).cast(schema))
+
+
+def scatter_seconds(workspace: Workspace) -> None:
+    for x, y in ((AS_TARGET, INDICATOR), (RANK, INDICATOR)):
+        found = scatter("long", NUM_STEPS, x, y, workspace=workspace)
+        drawn = {token for points in found.points.values() for token, *_ in points}
+        lost = NUM_CANDIDATES - sum(len(found.points.get(kind, ())) for kind in (CANDIDATE, REPEATED))
+        times = [seconds(lambda x=x, y=y: scatter("long", NUM_STEPS, x, y, workspace=workspace)) for _ in range(PAIRS)]
+        print(
+            f"{y} of {NUM_TOKENS:,} tokens along {x}: median {statistics.median(times):.2f} s, {len(drawn):,} points, "
+            f"{lost} of {NUM_CANDIDATES:,} candidates lost"
+        )
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         workspace = Workspace(Path(name) / "workspace")
@@ -86,6 +127,8 @@ def main() -> None:
             stretches = seconds(lambda: ribbon("long", workspace=workspace))
             ratios.append(seconds(all_points) / stretches)
             print(f"whole run in stretches {stretches:.2f} s; all points, then thinned: {ratios[-1]:.1f} times as long")
+        tokens_of_a_large_vocabulary(workspace)
+        scatter_seconds(workspace)
         first, again, zooms = page_seconds(workspace)
         print(f"median of {PAIRS} ratios: {statistics.median(ratios):.1f}")
         print(f"page of the whole run: {first:.2f} s at first, {again:.2f} s again")

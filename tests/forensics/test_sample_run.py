@@ -1,6 +1,7 @@
 """What the sample run is made of, and the accidents in it."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,10 @@ from forensics.token_path_report import path_facts
 from forensics.token_path_rows import NEVER_READ
 from forensics.token_paths import token_paths
 from forensics.walkthrough import demo
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # tests is not installed
+
+from tests.app.browser import chromium, served, visiting
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +246,41 @@ def test_the_run_says_what_it_was_made_with(tiny_source: Path) -> None:
     environment = read_run(tiny_source).environment
 
     assert {"python", "torch", "transformers", "num_threads", "fingerprint", "corpus_sha256"} <= set(environment)
+
+
+# Of each page that is not on the way to the spike: a word of what it shows.
+PAGES_WALKED = {
+    "Search": "A text is found however it was split",
+    "Forks": "Compare with their parent",
+    "Tokens": "A click on a point opens its token",
+    "Trajectories": "95 % intervals",
+    "SQL": "Views and macros",
+    "Released runs": "Family",
+    "Runs": "Known issues",
+    "Run": "Steps 1 to 240",
+}
+
+
+@pytest.mark.slow
+def test_a_visitor_finds_the_planted_spike_by_clicking_only(demo_workspace: Workspace) -> None:
+    """From the first page to the rows that made it; then every other page, and a link to come back by."""
+    step = truth(demo_workspace)["binary"]["step"]
+    chromium()
+    with served(demo_workspace) as url, visiting(url) as visitor:
+        visitor.open()
+        visitor.choose_row(0)
+        visitor.click("Look at its loss")
+        assert visitor.largest("gradient norm") == max(series(demo_workspace, "grad_norm").values())
+        visitor.click_point("loss", int(str(step)))
+        visitor.click(f"Read step {step}")
+        assert visitor.link() == f"/step?run=demo&step={step}" and "tkinter/constants.pyc.z" in visitor.text()
+        visitor.click("Spikes", "link")
+        visitor.choose_row(1)
+        assert f"Step {step}: the data made it" in visitor.text() and "without 4 rows" in visitor.text()
+        visitor.click("Text", "tab")
+        cause = visitor.link()
+        for page, shown in PAGES_WALKED.items():
+            visitor.click(page, "link")
+            assert visitor.page.locator("h1").inner_text() == page and shown in visitor.text()
+        visitor.open(cause)
+        assert f"Step {step}: the data made it" in visitor.text()
