@@ -6,6 +6,7 @@ Findings may come from others, so that nothing is believed of them but their for
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from data_index.finding_files import finding_names
 from data_index.workspace import Workspace
 from forensics.figure import Figure
 from forensics.finding import Finding, finding_name, read_finding
+from forensics.fork_list import Composition
 from forensics.marked_text import MarkedText
 
 Row = Mapping[str, Any]
@@ -154,6 +156,20 @@ def blamed_steps(run: str, *, workspace: Workspace | None = None) -> list[int]:
     prefix = finding_name("blame", run, "")
     names = [name.removeprefix(prefix) for name in finding_names(workspace or Workspace()) if name.startswith(prefix)]
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def fork_of_command(command: str) -> Composition | None:
+    """The fork that a finding's command makes; None where the command is another."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return None
+    options, edits = words[3::2], tuple(words[8::2])
+    wanted = ["--from", "--num-steps", *("--edit" for _ in edits)]
+    numbers = words[4:7:2]
+    if words[:2] != ["forensics", "fork"] or options != wanted or not all(map(str.isdecimal, numbers)):
+        return None
+    return Composition(run=words[2], from_step=int(numbers[0]), num_steps=int(numbers[1]), edits=edits)
 
 
 def _finding(workspace: Workspace, name: str, verb: str, run: str) -> tuple[Finding | None, str | None]:

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
 
 from app import data, frame, spike_data
+from app.blame_answer import show_blame, show_columns
 from app.charts import show_ribbon
 from app.figures import show_figure
 from app.jobs_panel import offer
-from app.marked import show_colours, show_losses, show_marked
-from forensics.figure import Bars, Figure
+from forensics.figure import Figure
 from forensics.ribbon_picture import ribbon_figure
-from forensics.spike_answers import OTHER_KINDS, KeptBlame, KeptSpikes, number
+from forensics.spike_answers import KeptBlame, KeptSpikes
 from forensics.tables import table_of_any_rows
 
 COLUMNS = ("onset", "peak", "recovery", "kind", "lead_steps", "series", "level", "peak_value", "peak_z", "detail")
-CANDIDATE = ("rank", "step", "row", "instance", "loss", "loss_z", "share", "grad_norm_share", "grad_norm_z")
-MEASURES = {"loss": "loss", "grad_norm": "gradient norm"}
-FACTS = {"onset": "onset", "peak": "peak", "from checkpoint": "checkpoint"}
-VERDICTS = {"instance": "One row did", "group": "A group of rows did", "batch": "A batch as a whole did"}
-
-ODDS = ("signal", "suspects_with", "suspects", "base_with", "base", "ratio", "low", "high", "p_value", "description")
-UPDATES = ("step", "loss", "grad_norm", "learning_rate", "peak_loss_before", "moved", "suspect")
-PERCENT = st.column_config.NumberColumn("excess gone", format="percent", help="share of what is above the usual")
-
 frame.begin("Spikes", "Which spikes does the run have, and which data made one?")
 run = frame.choose_run()
 with frame.stated():
@@ -57,14 +47,6 @@ def blamed_of(peak: int, event: Mapping[str, Any] | None) -> int:
     if peak in blamed or event is None:
         return peak
     return next((step for step in blamed if event["onset"] <= step <= last_of(event)), peak)
-
-
-def show_columns(rows: Sequence[Mapping[str, Any]], *names: str, key: str, **columns: Any) -> None:
-    told = [{name: row.get(name) for name in names} for row in rows]
-    for row in told:
-        if isinstance(kind := row.get("kind"), str):
-            row["kind"] = OTHER_KINDS.get(kind, kind)
-    frame.show_table(told, key=key, **columns)
 
 
 def show_events(figure: Figure | None) -> None:
@@ -148,107 +130,6 @@ if found.searched:
 # --- one of them -----------------------------------------------------------------------------------------------------
 
 
-def show_verdict(answer: KeptBlame) -> None:
-    made = "the data made it" if answer.verdict == "data" else "unexplained"
-    st.subheader(f"Step {answer.peak:,}: {made}", anchor=False)
-    st.text(frame.as_text(f"{VERDICTS.get(answer.cause or '', 'No data explain it')}: {answer.reason}."))
-    if answer.changed:
-        st.text(frame.as_text(f"Ask again: {answer.changed}."))
-    name, told = MEASURES[answer.measure], dict[str, Any]()
-    for label, end in (("usual", "_usual"), ("logged", "_logged"), ("replayed", "")):
-        value = number(answer.facts.get(answer.measure + end))
-        told[f"{name}, {label}"] = f"{value:.4g}" if value is not None else None
-    told |= {label: answer.facts.get(key) for label, key in FACTS.items()}
-    frame.facts(told | {"asked at": answer.finding.made.get("at")})
-
-
-def panels_of(figure: Figure | None, bars: bool) -> Figure | None:
-    """The waterfall, or what else the finding's picture holds."""
-    if figure is None:
-        return None
-    panels = [panel for panel in figure.panels if isinstance(panel, Bars) == bars]
-    return replace(figure, panels=panels, shared_x=False) if panels else None
-
-
-def show_candidates(answer: KeptBlame) -> None:
-    if answer.removals:
-        frame.show_table(list(answer.removals), key="removals", restored=PERCENT)
-        st.caption(
-            f"What the {MEASURES[answer.measure]} of the peak comes to without it; null_low to null_high: without as "
-            "many random rows."
-        )
-    if answer.candidates:
-        rows = [{name: row.get(name) for name in (*CANDIDATE, "documents", "signals")} for row in answer.candidates]
-        frame.show_table(rows, key="candidates")
-    with st.container(horizontal=True):
-        for place, row in enumerate(answer.candidates):
-            if isinstance(row.get("step"), int) and isinstance(row.get("row"), int):
-                where = {"run": run, "step": row["step"], "row": row["row"]}
-                where |= {"under": "traced"} if place < len(answer.finding.texts) else {}
-                frame.link("views/step.py", f"Row {row['row']} of step {row['step']:,}", ":material/article:", **where)
-
-
-def show_texts(answer: KeptBlame) -> None:
-    texts = answer.finding.texts
-    if not texts:
-        st.text("The finding holds no text.")
-        return
-    st.text("Each token is coloured by its loss under the weights just before its step. Point at one to read it.")
-    show_colours()
-    for text in texts:
-        with st.container(gap=None):
-            st.text(frame.as_text(text.title))
-            show_marked(text)
-    show_losses({str(place): text for place, text in enumerate(texts, 1)}, key="losses")
-
-
-def show_fork(answer: KeptBlame) -> None:
-    if not answer.commands:
-        st.text("Nothing that a fork could take away was called the cause.")
-    for command in answer.commands:
-        st.text("The same removal as a fork, to look at what follows it:")
-        st.code(command, language=None, wrap_lines=True)
-    for note in answer.notes:
-        st.text(frame.as_text(note))
-
-
-def show_blame(answer: KeptBlame) -> None:
-    show_verdict(answer)
-    if (waterfall := panels_of(answer.finding.figure, bars=True)) is not None:
-        show_figure(waterfall, key=f"waterfall {run} {answer.peak}", note=False)
-    names = ["Removals", "Text", "Rows and tokens", "Documents", "Content", "Updates", "Fork"]
-    removals, text, pictures, documents, content, updates, fork = st.tabs(names)
-    with removals:
-        show_candidates(answer)
-    with text:
-        show_texts(answer)
-    with pictures:
-        if (rest := panels_of(answer.finding.figure, bars=False)) is not None:
-            show_figure(rest, key=f"rest {run} {answer.peak}", note=False)
-    with documents:
-        if answer.documents:
-            hidden = f"{answer.measure}_if_hidden"
-            columns = ("document_id", "source", "num_tokens", hidden, "null_low", "null_high", "restored")
-            show_columns(answer.documents, *columns, key="documents", restored=PERCENT)
-            st.caption("What the suspect steps read of each document, hidden from the loss.")
-        else:
-            st.text("No document was hidden: none is known of these rows, or no row was called the cause.")
-    with content:
-        if answer.odds:
-            show_columns(answer.odds, *ODDS, key="odds", p_value=st.column_config.NumberColumn(format="%.2g"))
-            st.caption("What the rows in question hold beside the run's other rows, as odds ratios.")
-        else:
-            st.text("Nothing sets the rows in question apart from the run's other rows, or they were not compared.")
-    with updates:
-        if answer.steps:
-            show_columns(answer.steps, *UPDATES, key="steps")
-            st.caption("moved: by how much the update of a step changed the loss of the peak's batch.")
-    with fork:
-        show_fork(answer)
-    tables = [dict(row) for row in answer.candidates] or [dict(row) for row in answer.steps]
-    frame.downloads(answer.finding.name, table=table_of_any_rows(tables), figure=answer.finding.figure)
-
-
 def show_plan(peak: int) -> None:
     """What it would take, once that is asked."""
     asked = st.session_state.setdefault("planned", set())
@@ -283,7 +164,7 @@ if asked_of is not None and peak is not None:
     if not lowest <= peak <= highest:
         frame.failed(f"{run} took steps {lowest}..{highest}, not {peak}", "No such step: choose a spike above.")
     elif isinstance(answer, KeptBlame):
-        show_blame(answer)
+        show_blame(run, answer)
     else:
         st.subheader(f"Step {peak:,}: which data made it was not asked", anchor=False)
         if answer is not None:

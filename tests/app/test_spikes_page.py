@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from app.figures import figure_canvas
+from data_index.files import write_json
 from data_index.kinds import table_of_rows
 from data_index.registration import add
 from data_index.workspace import Workspace, learn
@@ -175,6 +177,7 @@ def test_a_link_opens_a_spike_with_its_cause(opened: Open, own: Workspace, trace
     assert candidates["instance"].tolist() == [row["instance"] for row in rows]
     assert finding.answer["commands"][0] in texts(page)
     links = linked(page)
+    assert "Compose this fork run=tiny&view=compose&start=5&num_steps=4&edits=drop+instance%3A78+%409" in links
     assert f"Row {rows[0]['row']} of step 9 run=tiny&step=9&row={rows[0]['row']}&under=traced" in links
 
 
@@ -204,6 +207,55 @@ def test_a_spike_that_nobody_looked_into_says_how_to(opened: Open, own: Workspac
     assert not page.exception and stages["stage"].tolist()[:2] == ["scan", "replay"]
 
 
+def test_what_was_not_asked_yet_is_started_by_a_click(
+    opened: Open, own: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forensics import background_jobs
+
+    started: list[list[str]] = []
+    monkeypatch.setattr(background_jobs, "_start", lambda workspace, arguments, fork: started.append(arguments))
+    page = button(opened(own, "spikes", run="tiny", peak="13"), "Start it").click().run()
+    assert not page.exception and started == [["blame", "tiny", "13"]]
+    (own.folder / "findings" / "spikes-tiny.json").unlink()
+    page = button(opened(own, "spikes", run="tiny"), "Start it").click().run()
+    assert not page.exception and started[1:] == [["spikes", "tiny"]]
+
+
+def test_a_job_that_failed_says_why(opened: Open, own: Workspace) -> None:
+    folder = own.folder / "jobs" / "20260101-000000-abcd"
+    record = {"arguments": ["blame", "tiny", "13"], "pid": 0, "process": "ended at once", "started": 0.0}
+    write_json(folder / "job.json", record)
+    write_json(folder / "ended.json", {"exit_code": 1, "ended": 1.0})
+    (folder / "output.log").write_text(f"no such checkpoint {HOSTILE}\n")
+    page = opened(own, "spikes", run="tiny", peak="13")
+
+    assert not page.exception and "It failed with exit code 1" in texts(page) and button(page, "Start it")
+    assert f"no such checkpoint {SHOWN.split(chr(92))[0]}" in texts(page) and "alert(1)" not in read_as_markdown(page)
+    assert "exit code" not in texts(opened(own, "spikes", run="tiny", peak="12"))
+
+
+@pytest.mark.parametrize(
+    ("command", "edits"),
+    [
+        ("forensics fork tiny --from 5 --num-steps 4 --edit 'drop instance:7 @9' --edit 'drop instance:8 @9'", 2),
+        ("forensics fork tiny --from 5 --num-steps 4", 0),
+        ("forensics fork tiny --from 5 --num-steps 4 --edit", None),
+        ("forensics fork tiny --from x --num-steps 4", None),
+        ("forensics fork tiny --from 5 --num-steps 4 --set a=b", None),
+        ("rm -r tiny --from 5 --num-steps 4", None),
+        ("forensics fork", None),
+        ("'", None),
+    ],
+)
+def test_a_command_of_a_finding_is_a_fork_or_none(command: str, edits: int | None) -> None:
+    from forensics.spike_answers import fork_of_command
+
+    found = fork_of_command(command)
+    assert (found is None) == (edits is None)
+    if found is not None:
+        assert len(found.edits) == edits and shlex.join(["forensics", *found.arguments()]) == command
+
+
 def test_for_who_looks_from_afar_nothing_is_planned(
     opened: Open, own: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +263,7 @@ def test_for_who_looks_from_afar_nothing_is_planned(
     page = opened(own, "spikes", run="tiny", peak="13")
 
     assert not page.exception and "forensics blame tiny 13" in texts(page) and "No spike was found" in texts(page)
-    assert "What would it take?" not in [button.label for button in page.button]
+    assert not {"What would it take?", "Start it"} & {button.label for button in page.button}
 
 
 def test_a_run_without_spikes_or_without_a_search_says_so(opened: Open, own: Workspace) -> None:
@@ -293,6 +345,8 @@ def test_hostile_findings_stand_as_text(opened: Open, own: Workspace, traced: tu
     (row,) = coloured(page)
 
     assert not page.exception and "alert(1)" not in read_as_markdown_alone(page) and SHOWN in texts(page)
+    (removals,) = [frame.value for frame in page.dataframe if "without" in frame.value]
+    assert removals["value"].isna().all()  # "nan" is a number that is none
     assert row.tokens == [SHOWN, "\u05d0\\u202e", "x" * 100_000, "⏎\n\\r→", pieces[4], pieces[5]]
     assert [attributes["class"] for _, attributes in row.elements[1:]] == [
         *("none", "d6 inside", "d24 inside", "broken", "d0", "d0"),
