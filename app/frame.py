@@ -35,6 +35,10 @@ MIME_TYPES = {
     ".svg": "image/svg+xml",
     ".png": "image/png",
 }
+OF_ONE_RUN = (
+    *("step", "first", "last", "row", "peak", "under", "probes"),
+    *("start", "num_steps", "edits", "set", "fresh"),
+)
 KEPT = "kept_"  # before the names of these in the session
 
 
@@ -126,9 +130,14 @@ def choose_run() -> str:
 
 def _take_run() -> None:
     if st.session_state["run_choice"] is not None:
-        nothing = dict.fromkeys(("step", "first", "last", "row", "peak", "under", "probes"))
-        select(run=st.session_state["run_choice"], **nothing)
-        select(start=None, num_steps=None, edits=None, set=None, fresh=None)
+        look_at(st.session_state["run_choice"])
+
+
+def look_at(run: str) -> None:
+    """Choose a run; what was chosen of another one means nothing of it."""
+    if run != selected("run"):
+        select(**dict.fromkeys(OF_ONE_RUN))
+    select(run=run)
 
 
 def choose_step(run: str) -> int:

@@ -180,3 +180,14 @@ def _both(found: TokenPage) -> Panel | None:
 
 def shown_tags(found: TokenPage, most: int) -> Sequence[dict[str, Any]]:
     return [{"tag": tag, "readings": readings} for tag, readings in found.tags[:most]]
+
+
+def numbers_at_checkpoints(found: TokenPage) -> list[dict[str, Any]]:
+    """One row for each checkpoint of which anything is kept."""
+    rows: dict[int, dict[str, Any]] = {}
+    names = ("step", "indicator", "distance_to_unused", "untrained", "as_input", "as_target")
+    for kept in (*found.path, *found.exposures):
+        rows.setdefault(kept["step"], {"step": kept["step"]}).update(
+            {name: kept[name] for name in names if name in kept}
+        )
+    return [{name: rows[step].get(name) for name in names} for step in sorted(rows)]

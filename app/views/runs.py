@@ -59,7 +59,7 @@ chosen = st.dataframe(
 )
 picked = chosen["selection"]["rows"] if chosen else []
 if picked:
-    frame.select(run=sound[picked[0]]["run"])
+    frame.look_at(sound[picked[0]]["run"])
 row = next((row for row in sound if row["run"] == frame.selected("run")), None)
 if row is None:
     st.caption("Choose a row to see more of a run.")

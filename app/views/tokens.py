@@ -9,15 +9,13 @@ import streamlit as st
 from app import data, frame, token_data
 from app.figures import clicked_values, show_figure
 from app.jobs_panel import offer
+from app.one_token import show_token
 from data_index.token_queries import FILTERS
-from forensics.step_text import readable_text
-from forensics.token_page import shown_tags, token_figure
 from forensics.token_path_picture import figure_of
 from forensics.token_scatter import AS_TARGET, INDICATOR, RANK, scatter_figure
 
 SCATTER, TABLE, PATHS = "Scatter", "Table", "Paths"
 EVERY = "every token"
-MOST_TAGS, MOST_DOCUMENTS = 12, 30
 HEADS: dict[str, Any] = {
     "rank": st.column_config.NumberColumn(help="1: trained least; of tokens that encode to themselves", width="small"),
     "token_id": st.column_config.NumberColumn("token", width="small"),
@@ -61,123 +59,6 @@ def choose_checkpoint(kept: list[dict[str, Any]]) -> dict[str, Any]:
 
 def open_token(number: object) -> None:
     frame.select(token=number)
-
-
-# --- one token -------------------------------------------------------------------------------------------------------
-
-
-def one_token(asked: str) -> None:
-    if not (asked.isascii() and asked.isdigit() and len(asked) < 10):
-        frame.failed(f"a token is named by its id, a number, not {asked[:80]!r}", "No such token.")
-        return
-    with frame.stated():
-        found = token_data.one(version, run, int(asked))
-    st.subheader(f"Token {found.token_id:,}", anchor=False, divider="grey")
-    st.code(readable_text(found.text) if found.text else "(no text)", language=None, wrap_lines=True)
-    last = found.found[-1] if found.found else {}
-    read = found.exposures[-1] if found.exposures else {}
-    path = found.path[-1] if found.path else {}
-    frame.facts(
-        {
-            "checkpoint": last.get("step"),
-            "piece": frame.as_text(found.piece) if found.piece not in (None, found.text) else None,
-            "category": last.get("category"),
-            "rank": f"{last['rank']:,}" if last.get("rank") else None,
-            "indicator": number(last.get("indicator")),
-            "candidate": yes(last.get("candidate")),
-            "known unused": yes(last.get("in_unused_set")),
-            "never updated": yes(last.get("never_updated")),
-            "can be repeated": told_verdict(last),
-            "read as input": f"{read['as_input']:,}" if read else None,
-            "read as target": f"{read['as_target']:,}" if read else None,
-            "first read at step": read.get("first_step"),
-            "untrained at the end": yes(path.get("untrained")),
-        }
-    )
-    for evidence in last.get("evidence") or ():
-        st.text(f"Evidence: {frame.as_text(evidence)}")
-    with st.container(horizontal=True):
-        frame.link(
-            "views/search.py", "Which steps read it?", ":material/search:", run=run, kind="token", what=found.token_id
-        )
-        if (step := read.get("first_step")) is not None:
-            frame.link("views/step.py", f"Read step {step:,}", ":material/article:", run=run, step=step)
-    figure = token_figure(found)
-    if figure is not None:
-        show_figure(figure, key=f"token {run} {found.token_id}")
-    lacking(found)
-    read_in(found)
-    rows = numbers_of(found)
-    if rows:
-        st.caption("At each checkpoint")
-        frame.show_table(rows, key="token_numbers")
-    frame.downloads(f"{run}-token-{found.token_id}", table=frame.table_of_dicts(rows) if rows else None, figure=figure)
-    frame.reproduce(
-        [
-            frame.command("tokens", run, "--track", "--format", "json"),
-            frame.command("where", run, "--token", found.token_id),
-        ],
-        f"from tokens where run = '{run}' and token_id = {found.token_id}",
-    )
-
-
-def number(value: float | None) -> str | None:
-    return None if value is None else f"{value:.5g}"
-
-
-def yes(value: bool | None) -> str | None:
-    return None if value is None else "yes" if value else "no"
-
-
-def told_verdict(row: dict[str, Any]) -> str | None:
-    """What prompting found, where it was asked."""
-    if row.get("verified") is None:
-        return None
-    return f"{'no' if row['verified'] else 'yes'}, highest probability {row['max_probability']:.3g}"
-
-
-def lacking(found: Any) -> None:
-    """What is not kept of it, and the command that finds it."""
-    commands = []
-    if not found.found:
-        commands.append(frame.command("tokens", run))
-    elif found.found[-1]["verified"] is None and found.found[-1]["candidate"]:
-        commands.append(frame.command("tokens", run, "--verify"))
-    if not found.exposures:
-        commands.append(frame.command("exposures", run))
-    if not found.path or not found.traced:
-        commands.append(frame.command("tokens", run, "--track"))
-    if commands:
-        st.text("Not everything is known of it yet. This finds the rest:")
-        st.code("\n".join(dict.fromkeys(commands)), language=None)
-
-
-def read_in(found: Any) -> None:
-    if found.tags:
-        st.caption("Read in documents with these tags, times")
-        frame.show_table(list(shown_tags(found, MOST_TAGS)), key="token_tags")
-    if found.documents:
-        more = f" and {len(found.documents) - MOST_DOCUMENTS:,} more" if len(found.documents) > MOST_DOCUMENTS else ""
-        st.text("The first documents it was read in: " + ", ".join(map(str, found.documents[:MOST_DOCUMENTS])) + more)
-        frame.link(
-            "views/search.py",
-            f"Which steps read document {found.documents[0]}?",
-            ":material/search:",
-            run=run,
-            kind="document",
-            what=found.documents[0],
-        )
-
-
-def numbers_of(found: Any) -> list[dict[str, Any]]:
-    """One row for each checkpoint of which anything is kept."""
-    rows: dict[int, dict[str, Any]] = {}
-    names = ("step", "indicator", "distance_to_unused", "untrained", "as_input", "as_target")
-    for kept in (*found.path, *found.exposures):
-        rows.setdefault(kept["step"], {"step": kept["step"]}).update(
-            {name: kept[name] for name in names if name in kept}
-        )
-    return [{name: rows[step].get(name) for name in names} for step in sorted(rows)]
 
 
 # --- all of them -----------------------------------------------------------------------------------------------------
@@ -321,7 +202,7 @@ with frame.stated():
 asked = st.query_params.get("token")
 if asked is not None:
     st.button("All tokens", icon=":material/arrow_back:", on_click=open_token, args=(None,))
-    one_token(asked)
+    show_token(run, asked)
 elif not kept and not tracked:
     nothing_yet()
 else:
