@@ -9,9 +9,11 @@ import streamlit as st
 from app.theme import PIXELS_AN_INCH, colours_for, dress, is_dark, recolour, tell_once
 from forensics.figure import Figure, interactive, panel_inches
 from forensics.ribbon import Ribbon
+from forensics.thinned import thinned
 
 CLICKABLE = 4  # size of points that can be clicked; plotly selects no point of a bare line
-MANY_POINTS = 400  # are there to be clicked, and not seen
+MANY_POINTS = 400  # of a line
+MOST_CLICKABLE = 800  # of a longer one; they are not seen
 
 
 def ribbon_canvas(figure: Figure, *, dark: bool, x_range: tuple[float, float], marking: bool) -> Any:
@@ -23,7 +25,8 @@ def ribbon_canvas(figure: Figure, *, dark: bool, x_range: tuple[float, float], m
     for trace in canvas.data:
         recolour(trace, dark=dark)
         if trace.hoverinfo != "skip":  # bands and hatches are no lines
-            _make_clickable(trace, colours_for(dark=dark).get(trace.line.color, trace.line.color))
+            colour = colours_for(dark=dark).get(trace.line.color, trace.line.color)
+            _make_clickable(canvas, trace, colour)
     tell_once(canvas)
     dress(canvas, dark=dark)
     canvas.update_layout(
@@ -38,17 +41,29 @@ def ribbon_canvas(figure: Figure, *, dark: bool, x_range: tuple[float, float], m
     return canvas
 
 
-def _make_clickable(trace: Any, colour: str) -> None:
+def _make_clickable(canvas: Any, trace: Any, colour: str) -> None:
+    """Points to click: those of the line; of a long one some that are not seen, its peaks among them.
+
+    A browser takes a second for thousands of points, and a hundredth of that for a line through them.
+    """
     if trace.customdata is not None:  # a curve of a probe: it says its intervals itself
         trace.update(selected={"marker": {"size": 11}}, unselected={"marker": {"opacity": 1}})
         return
-    many = trace.x is not None and len(trace.x) > MANY_POINTS
-    trace.update(line={"width": 1 if many else 1.6}, marker={"color": colour})
-    if trace.mode == "lines":
-        shown = 0 if many or trace.opacity is not None else 1
-        trace.update(mode="lines+markers", marker={"size": CLICKABLE, "opacity": shown})
-        trace.update(selected={"marker": {"opacity": 1, "size": 9}}, unselected={"marker": {"opacity": shown}})
-    trace.update(hovertemplate="step %{x}<br>%{y}<extra>%{fullData.name}</extra>")
+    trace.update(marker={"color": colour}, hovertemplate="step %{x}<br>%{y}<extra>%{fullData.name}</extra>")
+    if trace.mode != "lines":
+        return
+    points, shown = trace, 0 if trace.opacity is not None else 1
+    if trace.x is not None and len(trace.x) > MANY_POINTS:
+        x, y = thinned(trace.x, trace.y, most=MOST_CLICKABLE)
+        trace.update(line={"width": 1}, hoverinfo="skip", hovertemplate=None)
+        canvas.add_trace(trace)
+        points, shown = canvas.data[-1], 0
+        points.update(x=list(x), y=list(y), showlegend=False, hoverinfo=None, mode="markers")
+        points.update(hovertemplate="step %{x}<br>%{y}<extra>%{fullData.name}</extra>")
+    else:
+        points.update(mode="lines+markers", line={"width": 1.6})
+    points.update(marker={"size": CLICKABLE, "opacity": shown})
+    points.update(selected={"marker": {"opacity": 1, "size": 9}}, unselected={"marker": {"opacity": shown}})
 
 
 def show_ribbon(figure: Figure, found: Ribbon, *, key: str, marking: bool = False) -> Any:

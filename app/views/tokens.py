@@ -207,7 +207,8 @@ elif not kept and not tracked:
     nothing_yet()
 else:
     about = choose_checkpoint(kept) if kept else None
-    view = frame.choice("show", "Show", [SCATTER, TABLE, PATHS], label_visibility="collapsed")
+    views = [SCATTER, TABLE, PATHS] if kept else [PATHS, SCATTER, TABLE]  # the first is shown at first
+    view = frame.choice("show", "Show", views, label_visibility="collapsed")
     if about is not None:
         frame.facts(
             {

@@ -63,6 +63,7 @@ def served(workspace: Workspace, *options: str) -> Iterator[str]:
         assert "Traceback" not in err, err
     finally:
         process.kill()
+        process.communicate()
 
 
 def _wait_for(url: str, process: subprocess.Popen[str]) -> None:

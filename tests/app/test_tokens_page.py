@@ -138,8 +138,8 @@ def test_paths_alone_are_shown_without_the_rest(opened: Open, tiny: Workspace) -
     """`tokens --track` was asked, `tokens` was not."""
     rows = [path_row(step, n, 1.0 + n, None) for step in (5, 10) for n in range(3)]
     learn(tiny.home("tiny"), "token_paths", table_of_rows("token_paths", rows, "test"))
-    page = opened(tiny, "tokens", run="tiny", show="Paths")
-    scatter = opened(tiny, "tokens", run="tiny")
+    page = opened(tiny, "tokens", run="tiny")
+    scatter = opened(tiny, "tokens", run="tiny", show="Scatter")
 
     assert not page.exception and "ids stand for them" in texts(page) and drawn(page)
     assert not scatter.exception and scatter.subheader[0].value == "No tokens are kept yet"

@@ -478,7 +478,8 @@ def test_hashes_and_rows_can_be_asked_in_sql(tiny: Workspace) -> None:
 def test_the_verb_draws_and_exits_by_what_failed(tiny: Workspace, tiny_copy: Path, tmp_path: Path) -> None:
     done = forensics(tiny, "audit", "tiny")
     assert done.returncode == 0 and "checkpoint 10 (3 of 5)" in done.stderr
-    assert sorted(p.name for p in (tiny.folder / "findings").iterdir()) == ["audit-tiny.html", "audit-tiny.png"]
+    kept = sorted(path.name for path in (tiny.folder / "findings").iterdir())
+    assert kept == ["audit-tiny.html", "audit-tiny.json", "audit-tiny.png"]
     flip(weights_file(tiny_copy, 10))
     done = forensics(tiny, "audit", "tiny", "--format", "json", "-o", str(tmp_path / "picture.png"))
 

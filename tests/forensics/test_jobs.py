@@ -148,7 +148,7 @@ def test_a_job_that_ended_is_believed_whoever_has_its_number(workspace: Workspac
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["remove", "tiny", "--yes"], "'remove' does not run as a job; these do: fork,"),
+        (["remove", "tiny", "--yes"], "'remove' does not run as a job; these do: add,"),
         (["sql", "select 1"], "'sql' does not run"),
         ([], "'nothing' does not run"),
         (["audit", "a\0b"], "zero byte"),

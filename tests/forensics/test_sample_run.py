@@ -252,7 +252,7 @@ def test_the_run_says_what_it_was_made_with(tiny_source: Path) -> None:
 PAGES_WALKED = {
     "Search": "A text is found however it was split",
     "Forks": "Compare with their parent",
-    "Tokens": "A click on a point opens its token",
+    "Tokens": "tokens with a finding",
     "Trajectories": "95 % intervals",
     "SQL": "Views and macros",
     "Released runs": "Family",
