@@ -34,6 +34,19 @@ for package in (app, data_index, forensics, probes, replay):
 demo(workspace=Workspace(sys.argv[2]), spec=SampleSpec(**{asdict(TINY)!r}))
 """
 
+PAGES = """
+import sys
+from streamlit.testing.v1 import AppTest
+from forensics.explorer_server import main_script
+
+assert str(main_script()).startswith(sys.argv[1]), main_script()
+page = AppTest.from_file(str(main_script()), default_timeout=60).run()
+for name in ("run", "step", "spikes", "forks", "trajectories"):
+    page = page.switch_page(f"views/{name}.py").run()
+    assert not page.exception, (name, page.exception)
+    print(page.title[0].value)
+"""
+
 
 def python(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -104,6 +117,10 @@ def test_the_demo_runs_from_the_wheel(installed, elsewhere):
     assert done.returncode == 0, done.stderr
     assert "grade R0" in done.stdout
     assert list((elsewhere / "workspace" / "findings").glob("compare-*.png"))
+    places = {"PYTHONPATH": str(installed), "FORENSICS_WORKSPACE": "workspace", "HOME": str(elsewhere / "home")}
+    pages = python("-P", "-c", PAGES, installed, cwd=elsewhere, **places)
+    assert pages.returncode == 0, pages.stderr
+    assert pages.stdout.split() == ["Run", "Step", "Spikes", "Forks", "Trajectories"]
 
 
 @pytest.mark.parametrize("intruder", ["replay.py", "app/__init__.py"])

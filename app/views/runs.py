@@ -35,7 +35,8 @@ shown = [
         "optimizer": row["optimizer"],
         "issues": row["issues"],
         "layout": row["layout"],
-        "source": row["source"],
+        # Others need not know where on this machine things lie.
+        **({"source": row["source"]} if not data.shared() else {}),
     }
     for row in sound
 ]
@@ -82,7 +83,9 @@ for row in rows:
     if row["problem"]:
         frame.failed(row["problem"], "A run cannot be read:")
 
-with st.expander("Add a run", icon=":material/add:"):
+
+def add_one() -> None:
+    """A form that makes the command, and starts it."""
     st.text("A run's folder, a repository of the hub (ORG/NAME), or a name of the catalog. Nothing of it is changed.")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         source = st.text_input("Source", key="add_source", placeholder="pythia-160m").strip()
@@ -92,6 +95,11 @@ with st.expander("Add a run", icon=":material/add:"):
         given = [word for option, value in (("--name", name), ("--data", tokens)) if value for word in (option, value)]
         offer("add", source, *given)
     frame.link("views/released.py", "Released runs that the toolkit knows", ":material/public:")
+
+
+if not data.shared():
+    with st.expander("Add a run", icon=":material/add:"):
+        add_one()
 
 st.subheader("Known issues", anchor=False, divider="grey")
 if issues:

@@ -50,6 +50,25 @@ def test_runs_lists_what_is_here(opened: Open, tiny_shared: Workspace) -> None:
     assert table["available"].tolist() == [5] and table["order"].tolist() == ["exact"]
 
 
+def test_a_run_is_added_by_a_form(opened: Open, tiny_shared: Workspace) -> None:
+    page = opened(tiny_shared, "runs")
+    assert "Start it" not in [button.label for button in page.button]
+    page.text_input(key="add_source").set_value("ORG/a run")
+    page = page.text_input(key="add_name").set_value("mine").run()
+
+    assert "forensics add 'ORG/a run' --name mine" in texts(page)
+    assert "Start it" in [button.label for button in page.button]
+
+
+def test_who_looks_from_afar_adds_nothing_and_sees_no_folder(
+    opened: Open, tiny_shared: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORENSICS_SHARED", "1")
+    page = opened(tiny_shared, "runs")
+
+    assert not page.text_input and "source" not in page.dataframe[0].value.columns
+
+
 def test_run_draws_every_metric_and_what_happened(opened: Open, tiny: Workspace) -> None:
     learn(tiny.home("tiny"), "spikes", table_of_rows("spikes", [spike_row()], "test"))
     page = opened(tiny, "run", run="tiny")
