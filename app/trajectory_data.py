@@ -58,6 +58,14 @@ def sides(at: Version, one: tuple[str, int], other: tuple[str, int], probes: tup
     return kept_sides(*one, *other, probes=probes, workspace=workspace())
 
 
+@st.cache_data(max_entries=16, show_spinner=False)
+def comparisons(at: Version, run: str) -> list[str]:
+    """Findings of `probe --against` about a run, the newest first."""
+    from data_index.finding_files import finding_rows
+
+    return [name for name, verb, about, _, _ in finding_rows(workspace()) if verb == "probe" and run in about]
+
+
 @st.cache_data(max_entries=64, show_spinner=False)
 def summaries(at: Version, run: str) -> Any:
     """Probes of which a run has numbers, as `forensics probes RUN` lists them."""

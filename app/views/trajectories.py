@@ -9,6 +9,7 @@ import streamlit as st
 from app import data, frame, trajectory_data
 from app.figures import clicked_place, show_figure
 from app.jobs_panel import offer
+from app.kept_comparisons import show_comparisons
 from data_index.errors import ForensicsError, MissingMetric
 from forensics.side_by_side_picture import figure_of_sides
 from forensics.trajectory_picture import figure_of
@@ -176,6 +177,10 @@ def table(rows: list[dict[str, Any]], key: str, empty: str) -> None:
 
 
 def side_by_side() -> None:
+    show_comparisons(runs[0])
+    if not known:
+        nothing_yet(runs)
+        return
     places = [f"{run}@{step}" for run in names for step in steps_of(run)]
     mine = [place for place in places if place.rpartition("@")[0] == runs[0]]
     others = [place for place in places if len(runs) > 1 and place.rpartition("@")[0] == runs[1]]
@@ -263,9 +268,9 @@ def not_measured() -> None:
 
 if view == MISSING:
     not_measured()
-elif not known:
-    nothing_yet(runs)
 elif view == SIDES:
     side_by_side()
+elif not known:
+    nothing_yet(runs)
 else:
     over_checkpoints()

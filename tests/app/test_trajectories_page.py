@@ -229,3 +229,23 @@ def test_names_beside_low_panels_do_not_run_into_the_next_ones() -> None:
     canvas = figure_canvas(Figure(title="f", x_label="step", panels=[panel] * 3), dark=True)
 
     assert canvas.layout.height >= 3 * 8 * 20 and canvas.layout.legend.tracegroupgap == 0
+
+
+def test_what_was_measured_beside_another_model_is_shown_again(opened: Open, tiny: Workspace) -> None:
+    """As `probe --against` keeps it: the other model is no run, and both texts may hold anything."""
+    from forensics.finding import Finding, keep_finding
+
+    rows = [{"probe": "loss", "metric": "loss", "value": 2.5, "other": 2.0, "difference": -0.5}]
+    rows += [{"probe": "generations", "metric": "1", "text": HOSTILE, "other_text": "b"}]
+    answer = {"one": "tiny@20", "other": HOSTILE, "rows": rows}
+    command = "forensics probe tiny loss --against FOLDER"
+    found = Finding(name="sides-tiny_20-other", verb="probe", command=command, runs=("tiny",), answer=answer)
+    keep_finding(tiny, found)
+    page = opened(tiny, "trajectories", run="tiny", show="Two side by side", kept="sides-tiny_20-other")
+    (table,) = [frame.value for frame in page.dataframe]
+    wrong = opened(tiny, "trajectories", run="tiny", show="Two side by side", kept="<b>")
+
+    assert not page.exception and page.selectbox(key="kept_choice").options == ["sides-tiny_20-other"]
+    assert table["difference"].tolist()[0] == -0.5 and command in texts(page)
+    assert "alert(1)" in texts(page) and "alert(1)" not in read_as_markdown(page)
+    assert not wrong.exception and "no comparison of tiny is kept as '<b>'" in texts(wrong)
