@@ -229,26 +229,6 @@ def test_of_a_run_without_checkpoints_nothing_is_composed(visit: Visit, workspac
 # --- jobs ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_fork_is_started_followed_and_compared(visit: Visit, tiny: Workspace) -> None:
-    page = visit(tiny, run="tiny", view="compose", start="5", num_steps="2", edits="shuffle seed=1")
-    assert not jobs(workspace=tiny)
-    page = press(page, "Preview and cost")
-    assert not jobs(workspace=tiny)
-    page = press(page, "Start")
-    (job,) = jobs(workspace=tiny)
-    assert job.arguments[:2] == ("fork", "tiny") and f"It runs as job {job.id}" in texts(page)
-    assert "Cancel" in labels(page) and "Start" not in labels(page)
-    until = time.monotonic() + 60
-    while jobs(workspace=tiny)[0].state == "running" and time.monotonic() < until:
-        time.sleep(0.1)
-    page = page.run()
-
-    assert not page.exception and jobs(workspace=tiny)[0].state == "done", jobs(workspace=tiny)[0].log
-    assert "This fork is there already." in texts(page) and "Cancel" not in labels(page)
-    assert page.dataframe[-1].value["state"].tolist() == ["done"]
-    assert tiny.fork_ids() == [job.fork]
-
-
 def test_a_running_job_is_cancelled_and_hostile_words_of_it_stand_as_text(
     visit: Visit, tiny: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
