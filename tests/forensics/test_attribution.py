@@ -14,6 +14,7 @@ from data_index.registration import add
 from data_index.workspace import Workspace
 from forensics.attribution import Blame, blame
 from forensics.forking import fork
+from forensics.investigation import Search
 from forensics.lookup import batch
 from forensics.spike_window import window_of
 from forensics.window_replay import WindowReplay
@@ -23,6 +24,7 @@ from tests.spiked.runs import SMALL, Planted, Sizes, make_spiked_run
 from tests.spiked.text import Text
 
 CLEAR_Z = 7.5
+FEW = Search(top=4, nulls=4)  # where what is asked does not depend on how many rows are taken away
 MODELS = {
     "grouped-query": {"model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True},
     "sliding window": {
@@ -177,7 +179,7 @@ def test_a_span_is_found_inside_an_ordinary_row(text: Text, tmp_path: Path) -> N
 )
 def test_a_spike_that_the_data_did_not_make_is_unexplained(cause: Cause, text: Text, tmp_path: Path) -> None:
     workspace, planted = spiked(tmp_path, text, cause, replace(SMALL, learning_rate=3e-3), after=1)
-    answer = blame("spiked", planted.step + 1, workspace=workspace)
+    answer = blame("spiked", planted.step + 1, search=FEW, workspace=workspace)
 
     assert answer.verdict == "unexplained" and answer.cause is None
     if cause.recorded:
@@ -200,7 +202,7 @@ def test_where_nothing_spikes_nothing_is_blamed(ngram_run: tuple[Workspace, Plan
 def test_every_architecture(name: str, text: Text, tmp_path: Path) -> None:
     sizes = replace(SMALL, model=MODELS[name])
     workspace, planted = spiked(tmp_path, text, Cause(rows=3, spoil=repeated_ngram), sizes=sizes)
-    answer = blame("spiked", planted.step, workspace=workspace)
+    answer = blame("spiked", planted.step, search=FEW, workspace=workspace)
 
     assert answer.verdict == "data"
     assert {row["instance"] for row in answer.candidates[:3]} == set(planted.instances)
@@ -223,7 +225,7 @@ def test_runs_of_the_real_trainers(name: str, tmp_path: Path) -> None:
         path.write_text(json.dumps({"token_ids": np.resize(ngram, run.sequence_length).tolist()}))
         edits.append(f"replace instance:{instance} with={path} @22")
     made = fork(name, from_step=10, num_steps=14, edits=edits, workspace=workspace)
-    answer = blame(made.id, 22, workspace=workspace)
+    answer = blame(made.id, 22, search=FEW, workspace=workspace)
     added = range(run.num_instances, run.num_instances + 3)
 
     assert (answer.verdict, answer.cause) == ("data", "group")
