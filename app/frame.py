@@ -95,6 +95,15 @@ def choice(name: str, label: str, options: Sequence[str], usual: str | None = No
     return str(st.session_state[key])
 
 
+def one_of(name: str, label: str, options: Sequence[str], **more: Any) -> str:
+    """One of a list, the first by default; the link says which. What it says and is no option is passed over."""
+    key = f"{name}_choice"
+    asked = st.query_params.get(name)
+    st.session_state[key] = asked if asked in options else options[0]
+    st.selectbox(label, options, key=key, on_change=lambda: select(**{name: st.session_state[key]}), **more)
+    return str(st.session_state[key])
+
+
 def several(name: str, label: str, options: Sequence[str], usual: Sequence[str] = (), **more: Any) -> list[str]:
     """Any of several, from a list; the link says which. What it says and is no option is left out.
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from app import data, frame
+from app.figures import show_figure
+from forensics.figure import Figure
+from forensics.quick_chart import chart_of, number_columns, x_columns
 
 SECONDS = 60.0
 EXAMPLE = "select run, count(*) as checkpoints, max(step) as last from checkpoints group by run order by run"
@@ -21,6 +26,25 @@ def use(query: str) -> None:
 
 def take() -> None:
     frame.select(query=st.session_state["query_text"])
+
+
+def chart(table: Any) -> Figure | None:
+    """Columns of numbers, drawn once some are chosen."""
+    numbers = number_columns(table)
+    if table.num_rows < 2 or not numbers:
+        return None
+    draw, along, style = st.columns([3, 2, 2], vertical_alignment="bottom")
+    with draw:
+        ys = frame.several("y", "Draw", numbers, placeholder="choose columns", format_func=frame.as_text)
+    if not ys:
+        return None
+    with along:
+        x = frame.one_of("x", "Along", x_columns(table), format_func=frame.as_text)
+    with style:
+        drawn: Any = frame.choice("style", "As", ["line", "points"])
+    figure = chart_of(table, x, ys, drawn)
+    show_figure(figure, key="answer_chart")
+    return figure
 
 
 ask, look = st.columns([2, 1], gap="medium")
@@ -55,5 +79,5 @@ with ask:
         frame.show_table(table, key="answer_table")
     else:
         st.text("No rows.")
-    frame.downloads("query", table=table)
+    frame.downloads("query", table=table, figure=chart(table))
     frame.reproduce([frame.command("sql", asked), frame.command("sql", asked, "-o", "query.parquet")], asked)

@@ -10,6 +10,7 @@ from app import data, frame
 from app.coloured_rows import Coloured, choose_weights, coloured_rows
 from app.marked import show_losses, show_marked
 
+MOST_DOCUMENTS = 24  # that lead on to what else read them
 ROWS_A_PAGE = 8
 LONG_TEXT = 3_000  # characters; more are shown in a box that scrolls
 
@@ -61,6 +62,15 @@ with again_tab:
         frame.show_table(again, key="again_table")
     else:
         st.text("No other step read a row of this one.")
+    documents = [number for ids in batch.column("document_ids").to_pylist() for number in ids or ()]
+    if documents := list(dict.fromkeys(documents)):
+        st.text(f"{len(documents):,} documents are in its rows; which steps read any part of one of them:")
+        with st.container(horizontal=True):
+            for number in documents[:MOST_DOCUMENTS]:
+                looks = ("views/search.py", f"Document {number}", ":material/search:")
+                frame.link(*looks, run=run, kind="document", what=number)
+        if len(documents) > MOST_DOCUMENTS:
+            st.caption(f"the first {MOST_DOCUMENTS} of {len(documents):,}; the table of rows names all")
 with stretch_tab:
     before, after = found["checkpoint_before"], found["checkpoint_after"]
     if before is None or after is None:

@@ -114,6 +114,7 @@ def test_step_tells_who_else_read_its_rows_and_what_its_stretch_read(opened: Ope
     page = opened(tiny_shared, "step", run="tiny", step="11")
     (again,) = [frame.value for frame in page.dataframe if "step" in frame.value and "num_tokens" not in frame.value]
     assert 3 in again["step"].tolist() and 11 not in again["step"].tolist()
+    assert "documents are in its rows" in texts(page)
     assert len([frame for frame in page.dataframe if "tag" in frame.value]) == 1
     (count,) = [button for button in page.button if button.label == "Count it by tag"]
     page = count.click().run()
@@ -143,6 +144,17 @@ def test_sql_answers_and_gives_its_command(opened: Open, tiny_shared: Workspace)
 def _submit(page: AppTest) -> AppTest:
     (run,) = [button for button in page.button if button.label == "Run"]
     return run.click().run()
+
+
+def test_an_answer_is_drawn_as_its_link_says(opened: Open, tiny_shared: Workspace) -> None:
+    query = "select step, value from metrics where name = 'loss' order by value"
+    page = opened(tiny_shared, "sql", query=query, x="step", y="value")
+    (chart,) = page.get("plotly_chart")
+    (line,) = json.loads(chart.proto.spec)["data"]
+    plain = opened(tiny_shared, "sql", query=query)
+
+    assert not page.exception and line["name"] == "value"
+    assert not plain.exception and not plain.get("plotly_chart")
 
 
 def test_an_example_is_taken_by_one_click(opened: Open, tiny_shared: Workspace) -> None:
