@@ -6,6 +6,7 @@ import contextlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -50,7 +51,11 @@ def chromium() -> str:
 def served(workspace: Workspace, *options: str) -> Iterator[str]:
     """`forensics app` on a workspace; its address."""
     program = Path(sys.executable).with_name("forensics")
-    command = [str(program), "app", "--workspace", str(workspace.folder), "--no-browser", *options]
+    with socket.socket() as probe:  # two tests at once would choose the same first free one
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    where = ["--workspace", str(workspace.folder), "--port", str(port)]
+    command = [str(program), "app", *where, "--no-browser", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
