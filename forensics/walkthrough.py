@@ -58,6 +58,7 @@ def prepare_sample(workspace: Workspace, spec: SampleSpec, say: Say, progress: C
 def next_commands(spec: SampleSpec) -> list[str]:
     name, (first, last) = spec.name, spec.stretch
     return [
+        "forensics app",
         f"forensics at {name} {spec.look_at_step}",
         f"forensics sql \"from exposures('{name}', {spec.look_at_step}) order by as_target limit 5\"",
         f"forensics sql \"from batch('{name}', {spec.look_at_step})\"",
