@@ -12,6 +12,7 @@ from forensics.ribbon import Ribbon
 from forensics.thinned import thinned
 
 CLICKABLE = 4  # size of points that can be clicked; plotly selects no point of a bare line
+HOVER = "step %{x}<br>%{y}<extra>%{fullData.name}</extra>"
 MANY_POINTS = 400  # of a line
 MOST_CLICKABLE = 800  # of a longer one; they are not seen
 
@@ -44,12 +45,12 @@ def ribbon_canvas(figure: Figure, *, dark: bool, x_range: tuple[float, float], m
 def _make_clickable(canvas: Any, trace: Any, colour: str) -> None:
     """Points to click: those of the line; of a long one some that are not seen, its peaks among them.
 
-    A browser takes a second for thousands of points, and a hundredth of that for a line through them.
+    Thousands of points take a browser longer than the line through them (tests/benchmarks/RESULTS.md).
     """
     if trace.customdata is not None:  # a curve of a probe: it says its intervals itself
         trace.update(selected={"marker": {"size": 11}}, unselected={"marker": {"opacity": 1}})
         return
-    trace.update(marker={"color": colour}, hovertemplate="step %{x}<br>%{y}<extra>%{fullData.name}</extra>")
+    trace.update(marker={"color": colour}, hovertemplate=HOVER)
     if trace.mode != "lines":
         return
     points, shown = trace, 0 if trace.opacity is not None else 1
@@ -58,8 +59,7 @@ def _make_clickable(canvas: Any, trace: Any, colour: str) -> None:
         trace.update(line={"width": 1}, hoverinfo="skip", hovertemplate=None)
         canvas.add_trace(trace)
         points, shown = canvas.data[-1], 0
-        points.update(x=list(x), y=list(y), showlegend=False, hoverinfo=None, mode="markers")
-        points.update(hovertemplate="step %{x}<br>%{y}<extra>%{fullData.name}</extra>")
+        points.update(x=list(x), y=list(y), showlegend=False, hoverinfo=None, hovertemplate=HOVER, mode="markers")
     else:
         points.update(mode="lines+markers", line={"width": 1.6})
     points.update(marker={"size": CLICKABLE, "opacity": shown})

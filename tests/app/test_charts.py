@@ -19,7 +19,7 @@ def canvas(num_points: int, *, dark: bool = False) -> tuple:
 
 
 def test_a_long_line_is_a_line_whose_peaks_can_be_clicked() -> None:
-    """A browser takes a second for thousands of points; a peak that could not be clicked would be lost."""
+    """Thousands of points to click make a browser slow; a peak that could not be clicked would be lost."""
     line, points = canvas(5000)
 
     assert (line.mode, len(line.x), max(line.y)) == ("lines", 5000, 9.0)
